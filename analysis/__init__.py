@@ -1,0 +1,1 @@
+"""Arithmetic on saved arrays and tables, and the records of a workspace; never runs a model."""

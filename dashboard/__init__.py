@@ -1,0 +1,1 @@
+"""Streamlit pages and Plotly figures; never runs a model."""
