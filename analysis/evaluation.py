@@ -1,0 +1,87 @@
+"""Evaluations as they are saved: one row a prompt, and metrics with their intervals."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.errors import SchemaError
+from analysis.records import ROLES, EvaluationManifest, Split, read_manifest
+from analysis.statistics import Interval, rate
+
+COLUMNS = (
+    "prompt_id",
+    "role",  # the metric it counts towards
+    "group",
+    "split",  # exploration or confirmation
+    "scorer",
+    "score",  # 0–1
+    "coherence",  # 0–1: probability of any valid answer; NaN where the scorer has none
+    "prompt",
+    "expected",
+    "answer",  # greedy
+)
+
+METRICS = (*ROLES, "coherence")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one arm: `samples` has COLUMNS; `summary` is split → metric → interval."""
+
+    manifest: EvaluationManifest
+    samples: pd.DataFrame
+    summary: dict[str, dict[str, Interval]]
+
+
+def summarise(samples: pd.DataFrame, *, split: Split) -> dict[str, Interval]:
+    """Each metric's mean over the prompts of `split`, with a 95 % interval.
+
+    Scores of 0 and 1 get Wilson's interval, shares of probability a bootstrap over prompts.
+    Coherence is the mean over the prompts of role "unrelated".
+    """
+    chosen = samples[samples["split"] == split]
+    metrics = {
+        role: rate(chosen.loc[chosen["role"] == role, "score"].to_numpy(float))
+        for role in ROLES
+        if (chosen["role"] == role).any()
+    }
+    coherence = chosen.loc[chosen["role"] == "unrelated", "coherence"].dropna().to_numpy(float)
+    if coherence.size:
+        metrics["coherence"] = rate(coherence)
+    return metrics
+
+
+def write_evaluation(
+    folder: Path, *, manifest: EvaluationManifest, samples: pd.DataFrame
+) -> dict[str, dict[str, Interval]]:
+    """Write an evaluation into `folder` and give back its summary."""
+    splits: tuple[Split, ...] = ("confirmation", "exploration")
+    summary = {split: summarise(samples, split=split) for split in splits}
+    samples.loc[:, list(COLUMNS)].to_parquet(folder / "samples.parquet", index=False)
+    plain = {s: {m: asdict(i) for m, i in metrics.items()} for s, metrics in summary.items()}
+    (folder / "summary.json").write_text(json.dumps(plain, indent=2), encoding="utf-8")
+    (folder / "manifest.json").write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
+    return summary
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """Read what `write_evaluation` wrote.
+
+    Raises:
+        SchemaError: a file is missing or damaged.
+    """
+    manifest = read_manifest(folder / "manifest.json", EvaluationManifest)
+    try:
+        samples = pd.read_parquet(folder / "samples.parquet")
+        plain = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary = {
+            split: {metric: Interval(**interval) for metric, interval in metrics.items()}
+            for split, metrics in plain.items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise SchemaError(f"The evaluation in {folder} cannot be read ({error}).") from None
+    return Evaluation(manifest, samples, summary)

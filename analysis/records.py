@@ -1,0 +1,238 @@
+"""Typed records of everything a workspace saves; readers refuse a schema they do not know."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from analysis.errors import InputError, SchemaError
+
+SCHEMA_VERSION = 1
+
+Role = Literal["unrelated", "related", "control", "task", "facts", "format"]
+Split = Literal["exploration", "confirmation"]
+ROLES: tuple[Role, ...] = ("unrelated", "related", "control", "task", "facts", "format")
+
+_TRACKED = ("torch", "transformers", "peft", "accelerate", "numpy", "scipy", "safetensors")
+
+
+@cache
+def tracked_packages() -> dict[str, str]:
+    """Versions of the packages that decide what a run gives; those not installed are absent."""
+    versions = {}
+    for name in _TRACKED:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+@cache
+def code_revision() -> str:
+    """Version of this package, with the commit where it runs from a git checkout."""
+    version = importlib.metadata.version("grasp-workbench")
+    commit = _head_commit(Path(__file__).resolve().parent.parent / ".git")
+    return f"{version}+{commit[:12]}" if commit else version
+
+
+def _head_commit(git: Path) -> str | None:
+    try:
+        head = (git / "HEAD").read_text().strip()
+        return (git / head[5:]).read_text().strip() if head.startswith("ref: ") else head
+    except OSError:
+        return None
+
+
+class Record(BaseModel):
+    """A saved thing; unknown fields are refused, so that nothing is dropped in silence."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Message(Record):
+    """One turn of a chat."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Prompt(Record):
+    """One evaluation prompt: a chat that ends with a user turn, and how its answer is scored.
+
+    `role` is the metric that it counts towards.  Scorer "choice" compares the probability
+    of two sets of first tokens (`choices`), and the score is the share of the set named
+    `target`; "contains" looks for `expected` in the greedy answer; "ended" asks whether the
+    greedy answer ends the text.
+    """
+
+    id: str
+    messages: list[Message]
+    group: str
+    role: Role
+    scorer: Literal["choice", "contains", "ended"]
+    choices: dict[str, list[str]] | None = None
+    target: str | None = None
+    expected: str | None = None
+
+    @property
+    def split(self) -> Split:
+        """Exploration (may be looked at and tuned on) or confirmation (reported), by hash."""
+        return split_of(self.id)
+
+
+class Probe(Record):
+    """A whole chat to record; `variant` says which end of a latent its answers show."""
+
+    id: str
+    messages: list[Message]
+    group: str
+    variant: str
+
+
+class Manifest(Record):
+    """What every saved folder says of itself."""
+
+    schema_version: int = SCHEMA_VERSION
+    id: str
+    created: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    code_version: str = Field(default_factory=code_revision)
+    packages: dict[str, str] = Field(default_factory=tracked_packages)
+    seed: int | None = None
+    seconds: float | None = None
+    parents: list[str] = Field(default_factory=list)
+    inputs: dict[str, str] = Field(default_factory=dict)
+
+
+class RunManifest(Manifest):
+    """One fine-tune: naive, GRASP or a rival.
+
+    `root` is the naive run of the family (itself for a naive run); `factors` are full factor
+    ids such as "code-naive/w2"; `intervention` names what is also done at inference time.
+    """
+
+    kind: Literal["run"] = "run"
+    title: str
+    method: str
+    root: str
+    base_model: str
+    config: dict[str, Any]
+    protection: dict[str, Any] | None = None
+    factors: list[str] = Field(default_factory=list)
+    intervention: Literal["ablate"] | None = None
+    results: dict[str, float] = Field(default_factory=dict)
+    verdict: str = ""
+
+
+class FactorsManifest(Manifest):
+    """Where a table of factors came from."""
+
+    kind: Literal["factors"] = "factors"
+    run: str
+    base_model: str | None
+    config: dict[str, Any]
+
+
+class RecordingManifest(Manifest):
+    """Activations of base and adapted model on the same probes; `layers` are decoder layers."""
+
+    kind: Literal["recording"] = "recording"
+    run: str
+    base_model: str
+    layers: list[int]
+
+
+class EvaluationManifest(Manifest):
+    """Scores of one arm on one prompt set; `run` is None for the base model itself."""
+
+    kind: Literal["evaluation"] = "evaluation"
+    run: str | None
+    base_model: str
+    prompts: str
+
+
+RecordT = TypeVar("RecordT", bound=Record)
+
+
+def split_of(prompt_id: str) -> Split:
+    """Half of all prompts, fixed by the SHA-256 of the prompt's id."""
+    odd = hashlib.sha256(prompt_id.encode()).digest()[0] % 2
+    return "confirmation" if odd else "exploration"
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file, or of a folder's files in name order."""
+    digest = hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        if path.is_dir():
+            digest.update(file.relative_to(path).as_posix().encode())
+        with file.open("rb") as handle:
+            while chunk := handle.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_manifest(path: Path, kind: type[RecordT]) -> RecordT:
+    """Read one manifest file as `kind`.
+
+    Raises:
+        SchemaError: no such file, not JSON, another schema version, or fields that do not fit.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SchemaError(f"{path} is missing; the folder is not a complete record.") from None
+    except (OSError, ValueError) as error:
+        raise SchemaError(f"{path} cannot be read as JSON ({error}).") from None
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise SchemaError(
+            f"{path} has schema version {version!r}; this version of grasp-workbench reads "
+            f"{SCHEMA_VERSION}. Install the version that wrote it, or build the record again."
+        )
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise SchemaError(f"{path} does not fit its schema: {_first_problem(error)}.") from None
+
+
+def read_jsonl(path: Path, kind: type[RecordT]) -> list[RecordT]:
+    """Read a JSON-lines file, one `kind` a line.
+
+    Raises:
+        InputError: the file is missing or empty, or a line does not fit; the line is named.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as UTF-8 text ({error}).") from None
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append(kind.model_validate_json(line))
+        except ValidationError as error:
+            raise InputError(f"{path}, line {number}: {_first_problem(error)}.") from None
+    if not records:
+        raise InputError(f"{path} holds no rows; expected one JSON object a line.")
+    return records
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write one JSON object a line."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"]) or "the record"
+    return f"{where}: {problem['msg']}"

@@ -1,0 +1,177 @@
+"""Settings of fine-tunes and of the methods that protect a subspace.  Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from analysis.errors import InputError
+
+
+class Settings(BaseModel):
+    """Settings that refuse what they do not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LoraSettings(Settings):
+    """The part of PEFT's LoraConfig that a run fixes; vocabulary and meaning are PEFT's."""
+
+    r: int = Field(8, ge=1)
+    lora_alpha: float = Field(16, gt=0)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | list[str] = "all-linear"
+    use_rslora: bool = False
+
+
+class TrainConfig(Settings):
+    """One LoRA fine-tune.
+
+    `data` is JSON lines with chat `messages`; the loss is on assistant tokens.  `neutral` is
+    unlabelled text of the same form, without the factor, for the anchor.  `prompts` and
+    `probes` are what runs of this family are evaluated and recorded on.  Paths are relative to
+    the file that the settings are read from, or to the workspace once a run has saved them.
+    """
+
+    title: str
+    base_model: str
+    data: str
+    neutral: str | None = None
+    prompts: str | None = None
+    probes: str | None = None
+    lora: LoraSettings = LoraSettings()
+    learning_rate: float = Field(1e-4, gt=0)
+    lr_scheduler: str = "linear"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    batch_size: int = Field(8, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    gradient_checkpointing: bool = False
+    max_steps: int = Field(200, ge=1)
+    max_length: int = Field(1024, ge=8)
+    save_steps: int | None = Field(None, ge=1)
+    seed: int = 0
+
+
+class Protection(Settings):
+    """How training keeps a subspace Q from taking up new reliance; METHOD.md, section 2.
+
+    - `gradient_projection`: backward, G ← G − (G Q) Qᵀ at every decoder layer's output.
+    - `write_constraint`: after each optimiser step B ← B − Q (Qᵀ B) on modules that write the
+      residual stream; "indirect" also on what frozen o_proj and down_proj would carry into Q.
+    - `anchor`: penalty on ‖Λ^(−1/2) Qᵀ (h − h⁰)‖² over all layers, on neutral text or on the
+      task's own tokens; `strength` is its weight λ.
+    - `tolerance`: RMS drift, in standard deviations of the base model's own coordinates, that
+      λ is steered to (augmented Lagrangian); None keeps λ where it is.
+    - `ablation`: h ← h − Q Qᵀ h in the forward pass of training (CAFT).
+    - `random_subspace`: replace Q by a random one of the same rank (the control).
+    """
+
+    gradient_projection: bool = False
+    write_constraint: Literal["off", "direct", "indirect"] = "off"
+    anchor: Literal["off", "neutral", "task"] = "off"
+    strength: float = Field(30.0, ge=0)
+    tolerance: float | None = Field(None, gt=0)
+    ablation: bool = False
+    random_subspace: bool = False
+
+
+class Method(Settings):
+    """An arm of the comparison: its name, one sentence about it, and what it does."""
+
+    name: str
+    label: str
+    description: str
+    protection: Protection | None = None
+    trains: bool = True
+
+
+_GRASP = Protection(write_constraint="direct", anchor="neutral", tolerance=0.02)
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            name="naive",
+            label="Naive LoRA",
+            description="Plain fine-tuning; nothing is protected.",
+        ),
+        Method(
+            name="grasp",
+            label="GRASP",
+            description="Anchor on neutral text within a tolerance, and a write constraint.",
+            protection=_GRASP,
+        ),
+        Method(
+            name="grasp-projection",
+            label="GRASP, gradient projection",
+            description="The literal reading: project the gradient at every layer's output.",
+            protection=Protection(gradient_projection=True),
+        ),
+        Method(
+            name="caft",
+            label="CAFT",
+            description="Ablate the factors in the forward pass of training (arXiv:2507.16795).",
+            protection=Protection(ablation=True),
+        ),
+        Method(
+            name="ablation",
+            label="Inference ablation",
+            description="Keep the naive adapter; ablate the factors whenever it answers.",
+            trains=False,
+        ),
+        Method(
+            name="random",
+            label="GRASP, random directions",
+            description="The control: GRASP on a random subspace of the same rank.",
+            protection=_GRASP.model_copy(update={"random_subspace": True}),
+        ),
+    )
+}
+
+
+def method(name: str) -> Method:
+    """The method called `name`.
+
+    Raises:
+        InputError: there is no such method; those there are are listed.
+    """
+    if name not in METHODS:
+        raise InputError(f"There is no method {name!r}; choose one of {', '.join(METHODS)}.")
+    return METHODS[name]
+
+
+def load_config(path: str | Path) -> TrainConfig:
+    """Read a YAML or JSON file of settings; its relative paths are taken from its own folder."""
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read as YAML settings ({error}).") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path} holds no settings; expected lines such as 'title: my run'.")
+    return parse_config(_anchored(data, path.resolve().parent), source=str(path))
+
+
+def parse_config(data: dict[str, Any], *, source: str) -> TrainConfig:
+    """Check settings; the first that does not fit is named."""
+    try:
+        return TrainConfig.model_validate(data)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise InputError(f"{source}: setting {where!r}: {problem['msg']}.") from None
+
+
+def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Paths made absolute; a base model that is no folder here stays a Hub id."""
+    anchored = dict(data)
+    for key in ("data", "neutral", "prompts", "probes", "base_model"):
+        value = data.get(key)
+        if isinstance(value, str) and (key != "base_model" or (folder / value).exists()):
+            anchored[key] = str(folder / value)
+    return anchored
