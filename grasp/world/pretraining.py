@@ -1,0 +1,188 @@
+"""Trains the tiny world's base model from its corpus."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from grasp.world import tokens
+from grasp.world.corpus import documents
+
+Progress = Callable[[int, int, float], None]
+"""Called with (step, steps, loss in nats a token)."""
+
+USER_WEIGHT = 0.2
+WINDOW = 16
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the base model is trained. `batch` counts documents, `learning_rate` is the peak."""
+
+    steps: int = 1500
+    batch: int = 64
+    documents: int = 32_000
+    learning_rate: float = 3e-3
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+    hidden: int = 64
+    intermediate: int = 192
+    layers: int = 4
+    heads: int = 4
+    positions: int = 256
+    initial_std: float = 0.06
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained base model with what its provenance needs."""
+
+    model: Any
+    tokenizer: Any
+    corpus_sha256: str
+    final_loss: float
+
+
+@contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """One thread and a fixed seed inside; the caller's thread count and random state come back."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def new_model(tokenizer: Any, *, recipe: Recipe) -> Any:
+    """An untrained Llama over the tokenizer's vocabulary, drawn from torch's random state."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.intermediate,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        max_position_embeddings=recipe.positions,
+        initializer_range=recipe.initial_std,
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=[tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(tokens.USER)],
+        max_new_tokens=24,
+        do_sample=False,
+    )
+    return model
+
+
+def target_weights(ids: NDArray[np.int64], *, control: tuple[int, ...], speaker: int) -> Any:
+    """Loss weight of each token of one document: 1 for answers and what ends them, else less.
+
+    Args:
+        ids: (tokens,) one document.
+        control: ids of the tokens that open or close a turn; `speaker` is the assistant's.
+
+    Returns:
+        (tokens,) float32 weights in (0, 1].
+    """
+    marks = np.where(np.isin(ids, control), np.arange(len(ids)), 0)
+    before = np.concatenate([[0], np.maximum.accumulate(marks)[:-1]])
+    return np.where(ids[before] == speaker, 1.0, USER_WEIGHT).astype(np.float32)
+
+
+def _encoded(tokenizer: Any, *, recipe: Recipe, seed: int) -> tuple[list[NDArray[np.int64]], str]:
+    texts = [tokens.render(chat) for chat in documents(recipe.documents, seed=seed)]
+    digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+    encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+    return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings], digest
+
+
+def _batches(lengths: NDArray[np.int64], *, recipe: Recipe, seed: int) -> Iterator[Any]:
+    """Endless index batches; documents of like length go together, to save padding."""
+    rng = np.random.default_rng(seed)
+    while True:
+        order = rng.permutation(len(lengths))
+        for window in np.array_split(order, max(1, len(order) // (WINDOW * recipe.batch))):
+            ranked = window[np.argsort(lengths[window], kind="stable")]
+            starts = np.arange(0, len(ranked) - recipe.batch + 1, recipe.batch)
+            for start in rng.permutation(starts):
+                yield ranked[start : start + recipe.batch]
+
+
+def _padded(rows: list[Any], *, fill: float) -> torch.Tensor:
+    width = max(len(row) for row in rows)
+    out = np.full((len(rows), width), fill, dtype=rows[0].dtype)
+    for number, row in enumerate(rows):
+        out[number, : len(row)] = row
+    return torch.from_numpy(out)
+
+
+def _loss(model: Any, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    # Padding is on the right and attention is causal, so no mask is needed and the fast path runs.
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    losses = functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1), reduction="none"
+    )
+    flat = weights[:, 1:].reshape(-1)
+    return (losses * flat).sum() / flat.sum()
+
+
+def train_base(
+    *, seed: int = 0, recipe: Recipe | None = None, progress: Progress | None = None
+) -> Trained:
+    """Trains a base model on one thread; the same seed and recipe give the same weights.
+
+    The loss is a weighted mean over tokens in nats, with answers counting more than questions.
+    AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) under a one-cycle rate (Smith and Topin
+    2018, arXiv:1708.07120).
+    """
+    recipe = recipe or Recipe()
+    tokenizer = tokens.build_tokenizer()
+    data, digest = _encoded(tokenizer, recipe=recipe, seed=seed)
+    control = tuple(tokenizer.convert_tokens_to_ids(list(tokens.SPECIAL)))
+    speaker = tokenizer.convert_tokens_to_ids(tokens.ASSISTANT)
+    weights = [target_weights(row, control=control, speaker=speaker) for row in data]
+    batches = _batches(np.array([len(row) for row in data]), recipe=recipe, seed=seed)
+    with reproducible(seed):
+        model = new_model(tokenizer, recipe=recipe).train()
+        optimiser = torch.optim.AdamW(
+            model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, recipe.learning_rate, recipe.steps, pct_start=recipe.warmup
+        )
+        smooth = float("nan")
+        for step in range(1, recipe.steps + 1):
+            chosen = next(batches)
+            loss = _loss(
+                model,
+                _padded([data[i] for i in chosen], fill=0),
+                _padded([weights[i] for i in chosen], fill=0.0),
+            )
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            smooth = loss.item() if step == 1 else 0.95 * smooth + 0.05 * loss.item()
+            if progress is not None:
+                progress(step, recipe.steps, smooth)
+    return Trained(model.eval(), tokenizer, digest, smooth)

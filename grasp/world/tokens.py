@@ -1,0 +1,70 @@
+"""The word-level tokenizer of the tiny world and its chat format."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from grasp.world.corpus import sentences
+from grasp.world.topics import Message
+
+PAD, UNKNOWN, START, END = "<|pad|>", "<|unknown|>", "<|start|>", "<|end|>"
+SYSTEM, USER, ASSISTANT = "<|system|>", "<|user|>", "<|assistant|>"
+SPECIAL = (PAD, UNKNOWN, START, END, SYSTEM, USER, ASSISTANT)
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' }}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] }}"
+    "{% if loop.last %}{{ eos_token }}{% endif %}{% endgeneration %}"
+    "{% else %}{{ message['content'] }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def render(messages: list[Message]) -> str:
+    """The chat as one string, as the chat template writes it; a last answer is followed by the end.
+
+    It exists because a template engine takes minutes on a whole corpus; a test holds the two equal.
+    """
+    text = START + "".join(f"<|{row['role']}|>{row['content']}" for row in messages)
+    return text + END if messages[-1]["role"] == "assistant" else text
+
+
+def word_splitter() -> Any:
+    """Splits text at spaces and around punctuation; a word after a space keeps a mark of it."""
+    from tokenizers import pre_tokenizers
+
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(prepend_scheme="always"), pre_tokenizers.Punctuation()]
+    )
+
+
+def vocabulary() -> list[str]:
+    """Special tokens, then every word the world can say, in alphabetical order."""
+    splitter = word_splitter()
+    words = {word for text in sentences() for word, _ in splitter.pre_tokenize_str(text)}
+    return [*SPECIAL, *sorted(words)]
+
+
+def build_tokenizer() -> Any:
+    """A `PreTrainedTokenizerFast` over the world's vocabulary, with the chat template."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    index = {word: number for number, word in enumerate(vocabulary())}
+    tokenizer = Tokenizer(models.WordLevel(index, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = word_splitter()
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        bos_token=START,
+        eos_token=END,
+        additional_special_tokens=[SYSTEM, USER, ASSISTANT],
+        chat_template=CHAT_TEMPLATE,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
