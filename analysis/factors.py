@@ -1,0 +1,297 @@
+"""Residual-stream factors: directions that many modules' updates write to, or read from."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse.linalg
+from numpy.typing import NDArray
+
+from analysis.adapter import LoraModule
+from analysis.errors import InputError
+from analysis.spectrum import fix_signs, triangle, update_singular_values
+from analysis.subspace import orthonormal, unit_rows
+
+FloatArray = NDArray[np.floating[Any]]
+Float64Array = NDArray[np.float64]
+ResidualSide = Literal["write", "read"]
+
+# Above this, a thin SVD takes many seconds, and the leading k alone are found by Lanczos.
+_DENSE_LIMIT = 1536
+
+
+@dataclass(frozen=True)
+class ResidualFactors:
+    """Factors of one side, strongest first.
+
+    `directions` (k, d_model) are orthonormal rows, largest-magnitude entry positive;
+    `singular_values` (k,) are in the units of W; `energy` (k,) is the share of Σσ² over
+    all factors, returned or not.  `modules` and `method` say how they were found.
+    """
+
+    directions: Float64Array
+    singular_values: Float64Array
+    energy: Float64Array
+    side: ResidualSide
+    max_layer: int | None
+    modules: tuple[str, ...]
+    method: Literal["svd", "lanczos"]
+
+
+@dataclass(frozen=True)
+class NullBand:
+    """Spectrum of runs of the same size without shared structure: `upper`, `median` (k,)."""
+
+    upper: Float64Array
+    median: Float64Array
+    quantile: float
+    n_draws: int
+    seed: int
+    matched: Literal["norms", "spectrum"]
+
+
+def residual_factors(
+    modules: Sequence[LoraModule],
+    *,
+    side: ResidualSide,
+    max_layer: int | None = None,
+    k: int | None = None,
+) -> ResidualFactors:
+    """Left singular vectors of [ΔW_1, ΔW_2, …] over all writing modules, never formed.
+
+    For the write side ΔW_m ΔW_mᵀ = C_m C_mᵀ with C_m = s_m B_m R_mᵀ and R_mᵀR_m =
+    A_m A_mᵀ, so that the (d_model, Σr) matrix [C_1, C_2, …] has the same left singular
+    vectors and singular values.  The read side is the same with every ΔW_mᵀ.
+
+    Args:
+        modules: updates; those of the other side are passed over.
+        side: "write" gives directions that are written, "read" those that are read.
+        max_layer: only modules of the layers 0 … max_layer; modules outside the
+            layers (an unembedding) are then left out.
+        k: the number of factors wanted; all of them where None.  Fewer are returned
+            where the updates have lower rank, and none for an untrained adapter.
+
+    Raises:
+        InputError: no module of this side, or their residual dimensions differ.
+
+    Source: METHOD.md section 1, after arXiv:2605.27676, whose recipe is not public.
+    """
+    chosen = _on_side(modules, side, max_layer)
+    if k is not None and k < 1:
+        raise InputError(f"Got k = {k} factors; expected at least 1.")
+    columns = np.hstack([_columns(module, side) for module in chosen])
+    small = min(columns.shape)
+    wanted = small if k is None else min(k, small)
+    lanczos = small > _DENSE_LIMIT and wanted <= small // 8
+    left, values = _leading(columns, wanted) if lanczos else _thin(columns)
+    rank = int((values > values.max(initial=0.0) * _noise(columns)).sum())
+    left, values = fix_signs(left[:, : min(wanted, rank)])[0], values[: min(wanted, rank)]
+    return ResidualFactors(
+        directions=left.T.copy(),
+        singular_values=values,
+        energy=values**2 / max(float((columns**2).sum()), np.finfo(float).tiny),
+        side=side,
+        max_layer=max_layer,
+        modules=tuple(module.name for module in chosen),
+        method="lanczos" if lanczos else "svd",
+    )
+
+
+def null_band(
+    modules: Sequence[LoraModule],
+    *,
+    side: ResidualSide,
+    max_layer: int | None = None,
+    k: int | None = None,
+    n_draws: int = 50,
+    quantile: float = 0.95,
+    seed: int = 0,
+    matched: Literal["norms", "spectrum"] = "norms",
+) -> NullBand:
+    """Singular values that independent random updates of the same size would give.
+
+    "norms": entries of B and A are Gaussian, then every column of B and every row of A
+    is scaled to the length it has in the module (one length per LoRA rank index).
+    These lengths depend on the gauge (B G, G⁻¹A) that training ended in.
+    "spectrum": each ΔW_m keeps its singular values exactly and gets random left and
+    right vectors.  This needs no gauge and leaves only what modules share.
+
+    `upper[i]` is the ⌈(n_draws + 1) · quantile⌉-th smallest of the draws' i-th singular
+    values, so a null adapter exceeds it with probability at most 1 − quantile for
+    each i.  A strong true factor raises the whole band, which is conservative.
+
+    Raises:
+        InputError: as `residual_factors`, or too few draws for the quantile.
+
+    Source: parallel analysis, Horn 1965, Psychometrika 30; split-conformal rank.
+    """
+    rank = math.ceil((n_draws + 1) * quantile)
+    if not 0 < quantile < 1 or not 1 <= rank <= n_draws:
+        raise InputError(
+            f"Got {n_draws} draws for the quantile {quantile}; expected a quantile between 0 and 1 "
+            "and at least quantile / (1 − quantile) draws."
+        )
+    chosen = _on_side(modules, side, max_layer)
+    rng = np.random.default_rng(seed)
+    halves = [_null_lengths(module, side, matched) for module in chosen]
+    draw = _draw_norms if matched == "norms" else _draw_spectrum
+    draws = np.sort(
+        [_top_values(np.hstack([draw(half, rng) for half in halves]), k) for _ in range(n_draws)],
+        axis=0,
+    )
+    return NullBand(draws[rank - 1], np.median(draws, axis=0), quantile, n_draws, seed, matched)
+
+
+def significant(factors: ResidualFactors, band: NullBand) -> NDArray[np.bool_]:
+    """(k,) whether each factor's singular value lies above the band at its own index.
+
+    Raises:
+        InputError: the band has fewer entries than there are factors.
+    """
+    k = len(factors.singular_values)
+    if k > len(band.upper):
+        raise InputError(f"Got a band of {len(band.upper)} for {k} factors; draw it with k = {k}.")
+    return np.asarray(factors.singular_values > band.upper[:k])
+
+
+def stability(directions: FloatArray, others: Sequence[FloatArray]) -> Float64Array:
+    """How well other runs span each direction: mean of ‖Q_oᵀ u‖ over them, from 0 to 1.
+
+    Args:
+        directions: (k, d) directions u of one run.
+        others: leading directions (k_o, d) of other seeds or checkpoints; Q_o is an
+            orthonormal basis of their span.  A random span gives √(k_o / d).
+
+    Returns:
+        (k,), NaN where there is no other run.
+
+    Raises:
+        InputError: dimensions differ, or the directions of a run are dependent.
+    """
+    rows = unit_rows(directions)
+    norms = [np.linalg.norm(rows @ _same_dimension(orthonormal(o), rows), axis=1) for o in others]
+    if not norms:
+        return np.full(len(rows), np.nan)
+    return np.asarray(np.minimum(np.mean(norms, axis=0), 1.0))
+
+
+def _same_dimension(basis: Float64Array, rows: Float64Array) -> Float64Array:
+    if basis.shape[0] != rows.shape[1]:
+        raise InputError(
+            f"Got directions of {rows.shape[1]} and {basis.shape[0]} dimensions; "
+            "expected runs of one base model."
+        )
+    return basis
+
+
+def _on_side(
+    modules: Sequence[LoraModule], side: ResidualSide, max_layer: int | None
+) -> list[LoraModule]:
+    chosen = [module for module in modules if module.side == side]
+    if max_layer is not None:
+        chosen = [m for m in chosen if m.layer is not None and m.layer <= max_layer]
+    if not chosen:
+        where = "" if max_layer is None else f" up to layer {max_layer}"
+        raise InputError(
+            f"No module{where} {side}s the residual stream; expected LoRA on one that does, "
+            "such as o_proj or down_proj (write), q_proj or up_proj (read)."
+        )
+    sizes = [module.shape[0 if side == "write" else 1] for module in chosen]
+    d_model = Counter(sizes).most_common(1)[0][0]
+    for module, size in zip(chosen, sizes, strict=True):
+        if size != d_model:
+            raise InputError(
+                f"{module.name} {side}s {size} dimensions where the other modules have {d_model}; "
+                "expected one residual stream, so leave that module out."
+            )
+    return chosen
+
+
+def _halves(module: LoraModule, side: ResidualSide) -> tuple[Float64Array, Float64Array]:
+    """(residual, other): (d_model, r) scaled half on the stream's side, (d_other, r) half."""
+    A, B = module.lora_A.astype(np.float64), module.lora_B.astype(np.float64)
+    if side == "write":
+        return module.scaling * B, A.T
+    return module.scaling * A.T, B
+
+
+def _columns(module: LoraModule, side: ResidualSide) -> Float64Array:
+    residual, other = _halves(module, side)
+    return np.asarray(residual @ triangle(other).T)
+
+
+def _noise(columns: Float64Array) -> float:
+    return float(np.finfo(float).eps * max(columns.shape))
+
+
+def _thin(columns: Float64Array) -> tuple[Float64Array, Float64Array]:
+    left, values, _ = scipy.linalg.svd(columns, full_matrices=False)
+    return left, values
+
+
+def _leading(columns: Float64Array, k: int) -> tuple[Float64Array, Float64Array]:
+    """Leading k left vectors and values by Lanczos to machine precision, dense if it stalls."""
+    start = np.random.default_rng(0).standard_normal(min(columns.shape))
+    try:
+        left, values, _ = scipy.sparse.linalg.svds(columns, k=k, v0=start)
+    except scipy.sparse.linalg.ArpackError:
+        return _thin(columns)
+    order = np.argsort(-values)
+    return left[:, order], values[order]
+
+
+def _top_values(columns: Float64Array, k: int | None) -> Float64Array:
+    """Leading singular values from the smaller Gram matrix, whose error of 1e-8 σ₁ is harmless."""
+    gram = columns.T @ columns if columns.shape[0] > columns.shape[1] else columns @ columns.T
+    n = len(gram)
+    first = 0 if k is None else max(n - k, 0)
+    squares = scipy.linalg.eigh(gram, eigvals_only=True, subset_by_index=(first, n - 1))
+    return np.asarray(np.sqrt(np.maximum(squares[::-1], 0.0)))
+
+
+@dataclass(frozen=True)
+class _NullLengths:
+    """What a random module keeps: dimensions and lengths (r,) on both sides."""
+
+    d_model: int
+    d_other: int
+    residual: Float64Array
+    other: Float64Array
+
+
+def _null_lengths(
+    module: LoraModule, side: ResidualSide, matched: Literal["norms", "spectrum"]
+) -> _NullLengths:
+    residual, other = _halves(module, side)
+    sizes = len(residual), len(other)
+    if matched == "norms":
+        lengths = np.linalg.norm(residual, axis=0), np.linalg.norm(other, axis=0)
+        return _NullLengths(*sizes, *lengths)
+    values = update_singular_values(module.lora_A, module.lora_B, scaling=module.scaling)
+    return _NullLengths(*sizes, values, np.ones_like(values))
+
+
+def _draw_norms(half: _NullLengths, rng: np.random.Generator) -> Float64Array:
+    r = len(half.residual)
+    residual = rng.standard_normal((half.d_model, r))
+    residual *= half.residual / np.linalg.norm(residual, axis=0)
+    # The triangle of a Gaussian (d_other, r) matrix, drawn without the matrix
+    # (Bartlett 1933): normal above the diagonal, √χ² of d_other − i on it.
+    height = min(half.d_other, r)
+    other = np.triu(rng.standard_normal((height, r)), 1)
+    other[np.arange(height), np.arange(height)] = np.sqrt(
+        rng.chisquare(half.d_other - np.arange(height))
+    )
+    other *= half.other / np.linalg.norm(other, axis=0)
+    return np.asarray(residual @ other.T)
+
+
+def _draw_spectrum(half: _NullLengths, rng: np.random.Generator) -> Float64Array:
+    basis, _ = np.linalg.qr(rng.standard_normal((half.d_model, len(half.residual))))
+    return np.asarray(basis * half.residual)
