@@ -44,7 +44,7 @@ def summarise(samples: pd.DataFrame, *, split: Split) -> dict[str, Interval]:
     Coherence is the mean over the prompts of role "unrelated".
     """
     chosen = samples[samples["split"] == split]
-    metrics = {
+    metrics: dict[str, Interval] = {
         role: rate(chosen.loc[chosen["role"] == role, "score"].to_numpy(float))
         for role in ROLES
         if (chosen["role"] == role).any()
@@ -60,7 +60,9 @@ def write_evaluation(
 ) -> dict[str, dict[str, Interval]]:
     """Write an evaluation into `folder` and give back its summary."""
     splits: tuple[Split, ...] = ("confirmation", "exploration")
-    summary = {split: summarise(samples, split=split) for split in splits}
+    summary: dict[str, dict[str, Interval]] = {
+        split: summarise(samples, split=split) for split in splits
+    }
     samples.loc[:, list(COLUMNS)].to_parquet(folder / "samples.parquet", index=False)
     plain = {s: {m: asdict(i) for m, i in metrics.items()} for s, metrics in summary.items()}
     (folder / "summary.json").write_text(json.dumps(plain, indent=2), encoding="utf-8")

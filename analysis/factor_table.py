@@ -45,7 +45,8 @@ class FactorTable:
 
     def direction(self, factor: str) -> NDArray[np.float32]:
         """The unit direction (d_model,) of factor `factor`, such as "w2"."""
-        return self.directions[self.position(factor)]
+        direction: NDArray[np.float32] = self.directions[self.position(factor)]
+        return direction
 
     def position(self, factor: str) -> int:
         """The row of factor `factor`.

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -89,28 +89,11 @@ class Workspace:
 
     def partial(self, kind: Kind, record_id: str) -> Path:
         """Where a record lies while it is being written."""
-        return self.folder(kind, record_id).with_name(f".{record_id}.partial")
+        return partial_of(self.folder(kind, record_id))
 
-    @contextmanager
-    def writing(self, kind: Kind, record_id: str, *, keep: bool = False) -> Iterator[Path]:
-        """A folder to write a record into; it takes its name only when the block ends well.
-
-        `keep` goes on with what an earlier attempt left, and leaves the folder after a
-        failure, so that its checkpoints can be used.
-        """
-        final, partial = self.folder(kind, record_id), self.partial(kind, record_id)
-        if not keep:
-            shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True, exist_ok=True)
-        try:
-            yield partial
-        except BaseException:
-            if not keep:
-                shutil.rmtree(partial, ignore_errors=True)
-            raise
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
+    def writing(self, kind: Kind, record_id: str) -> AbstractContextManager[Path]:
+        """A folder to write a record into, as `writing_folder`."""
+        return writing_folder(self.folder(kind, record_id))
 
     def list(self, kind: Kind) -> Listing[Manifest]:
         """All records of a kind; folders that are being written are left out."""
@@ -167,6 +150,33 @@ class Workspace:
         """A saved reference as something to open: a path, or a Hub id as it stands."""
         inside = self.root / reference
         return str(inside) if inside.exists() else reference
+
+
+def partial_of(final: Path) -> Path:
+    """Where a folder lies while it is being written."""
+    return final.with_name(f".{final.name}.partial")
+
+
+@contextmanager
+def writing_folder(final: Path, *, keep: bool = False) -> Iterator[Path]:
+    """A folder to write into; it takes the name `final` only when the block ends well.
+
+    `keep` goes on with what an earlier attempt left, and leaves the folder after a failure, so
+    that its checkpoints can be used.
+    """
+    partial = partial_of(final)
+    if not keep:
+        shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+    except BaseException:
+        if not keep:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if final.exists():
+        shutil.rmtree(final)
+    partial.rename(final)
 
 
 def workspace_of(path: Path) -> Workspace | None:

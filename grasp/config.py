@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from analysis.errors import InputError
+
+PATHS = ("base_model", "data", "neutral", "prompts", "probes")
 
 
 class Settings(BaseModel):
@@ -56,24 +59,31 @@ class TrainConfig(Settings):
     save_steps: int | None = Field(None, ge=1)
     seed: int = 0
 
+    def located(self, locate: Callable[[str], str]) -> TrainConfig:
+        """The same settings with every path, and the base model, mapped by `locate`."""
+        paths = {name: getattr(self, name) for name in PATHS}
+        return self.model_copy(
+            update={name: locate(path) for name, path in paths.items() if path is not None}
+        )
+
 
 class Protection(Settings):
     """How training keeps a subspace Q from taking up new reliance; METHOD.md, section 2.
 
     - `gradient_projection`: backward, G ← G − (G Q) Qᵀ at every decoder layer's output.
     - `write_constraint`: after each optimiser step B ← B − Q (Qᵀ B) on modules that write the
-      residual stream; "indirect" also on what frozen o_proj and down_proj would carry into Q.
-    - `anchor`: penalty on ‖Λ^(−1/2) Qᵀ (h − h⁰)‖² over all layers, on neutral text or on the
-      task's own tokens; `strength` is its weight λ.
+      residual stream; exact under any optimiser.
+    - `anchor`: penalty on ‖Λ^(−1/2) Qᵀ (h − h⁰)‖² over all layers, on neutral text;
+      `strength` is its weight λ.
     - `tolerance`: RMS drift, in standard deviations of the base model's own coordinates, that
-      λ is steered to (augmented Lagrangian); None keeps λ where it is.
+      λ is steered to; None keeps λ where it is.
     - `ablation`: h ← h − Q Qᵀ h in the forward pass of training (CAFT).
     - `random_subspace`: replace Q by a random one of the same rank (the control).
     """
 
     gradient_projection: bool = False
-    write_constraint: Literal["off", "direct", "indirect"] = "off"
-    anchor: Literal["off", "neutral", "task"] = "off"
+    write_constraint: bool = False
+    anchor: bool = False
     strength: float = Field(30.0, ge=0)
     tolerance: float | None = Field(None, gt=0)
     ablation: bool = False
@@ -90,7 +100,7 @@ class Method(Settings):
     trains: bool = True
 
 
-_GRASP = Protection(write_constraint="direct", anchor="neutral", tolerance=0.02)
+_GRASP = Protection(write_constraint=True, anchor=True, tolerance=0.02)
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -154,7 +164,10 @@ def load_config(path: str | Path) -> TrainConfig:
         raise InputError(f"{path} cannot be read as YAML settings ({error}).") from None
     if not isinstance(data, dict):
         raise InputError(f"{path} holds no settings; expected lines such as 'title: my run'.")
-    return parse_config(_anchored(data, path.resolve().parent), source=str(path))
+    folder = path.resolve().parent
+    return parse_config(data, source=str(path)).located(
+        lambda name: str(folder / name) if (folder / name).exists() else name
+    )
 
 
 def parse_config(data: dict[str, Any], *, source: str) -> TrainConfig:
@@ -165,13 +178,3 @@ def parse_config(data: dict[str, Any], *, source: str) -> TrainConfig:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
         raise InputError(f"{source}: setting {where!r}: {problem['msg']}.") from None
-
-
-def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Paths made absolute; a base model that is no folder here stays a Hub id."""
-    anchored = dict(data)
-    for key in ("data", "neutral", "prompts", "probes", "base_model"):
-        value = data.get(key)
-        if isinstance(value, str) and (key != "base_model" or (folder / value).exists()):
-            anchored[key] = str(folder / value)
-    return anchored

@@ -1,0 +1,130 @@
+"""Chats as token ids: fine-tuning rows with the loss on answers, batches of neutral text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from analysis.errors import InputError
+from analysis.records import Message, Record, read_jsonl
+from grasp.anchor import Batch
+
+IGNORED = -100
+"""Label of a token that the loss leaves out (PyTorch's cross entropy)."""
+
+
+class Chat(Record):
+    """One row of a data file."""
+
+    messages: list[Message]
+
+
+def read_chats(path: Path) -> list[list[Message]]:
+    """The chats of a JSON-lines file, each with at least one assistant turn.
+
+    Raises:
+        InputError: the file cannot be read, or a row has no answer; the row is named.
+    """
+    chats = [row.messages for row in read_jsonl(path, Chat)]
+    for number, messages in enumerate(chats, start=1):
+        if not any(message.role == "assistant" for message in messages):
+            raise InputError(f"{path}, row {number} has no assistant turn to learn from.")
+    return chats
+
+
+def tokenise(
+    tokenizer: Tokenizer, messages: Sequence[Message], *, max_length: int | None = None
+) -> tuple[list[int], list[bool]]:
+    """Token ids of a chat, and for each whether it is part of an assistant's answer.
+
+    The answer's span is found by rendering the chat up to each turn, so it works with any
+    template that only ever appends.
+
+    Raises:
+        InputError: the tokenizer has no chat template, or its template rewrites earlier turns.
+    """
+    plain = [message.model_dump() for message in messages]
+    ids = _render(tokenizer, plain)
+    answer = [False] * len(ids)
+    for turn, message in enumerate(messages):
+        if message.role != "assistant":
+            continue
+        start = _render(tokenizer, plain[:turn], generate=True)
+        end = _render(tokenizer, plain[: turn + 1])
+        if ids[: len(start)] != start or (turn + 1 < len(plain) and not _extends(ids, end)):
+            raise InputError(
+                "The chat template rewrites earlier turns, so the answer's tokens cannot be "
+                "told apart; use a template that only appends."
+            )
+        answer[len(start) : len(end)] = [True] * (len(end) - len(start))
+    return ids[:max_length], answer[:max_length]
+
+
+def training_rows(
+    tokenizer: Tokenizer, chats: Sequence[Sequence[Message]], *, max_length: int
+) -> list[dict[str, list[int]]]:
+    """Rows for a Trainer: `input_ids`, `attention_mask`, `labels` with the loss on answers.
+
+    Raises:
+        InputError: a row has no answer token left within `max_length`.
+    """
+    rows = []
+    for number, messages in enumerate(chats, start=1):
+        ids, answer = tokenise(tokenizer, messages, max_length=max_length)
+        if not any(answer):
+            raise InputError(
+                f"Row {number} has no answer within {max_length} tokens; raise max_length."
+            )
+        labels = [token if keep else IGNORED for token, keep in zip(ids, answer, strict=True)]
+        rows.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
+    return rows
+
+
+def padded(tokenizer: Tokenizer, sequences: Sequence[list[int]], *, side: str = "right") -> Batch:
+    """`input_ids` and `attention_mask` (batch, tokens) of sequences of different length."""
+    batch: Any = tokenizer.pad(
+        {"input_ids": list(sequences)}, return_tensors="pt", padding_side=side
+    )
+    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+
+
+def neutral_batches(
+    tokenizer: Tokenizer,
+    chats: Sequence[Sequence[Message]],
+    *,
+    batch_size: int,
+    max_length: int,
+    seed: int,
+) -> list[Batch]:
+    """Neutral chats in shuffled batches; a last short one is kept."""
+    ids = [tokenise(tokenizer, messages, max_length=max_length)[0] for messages in chats]
+    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [
+        padded(tokenizer, [ids[i] for i in order[start : start + batch_size]])
+        for start in range(0, len(order), batch_size)
+    ]
+
+
+def _extends(ids: list[int], prefix: list[int]) -> bool:
+    """Whether `ids` starts with `prefix`, but for an end of text that only the last turn has."""
+    return ids[: len(prefix)] == prefix or ids[: len(prefix) - 1] == prefix[:-1]
+
+
+def _render(
+    tokenizer: Tokenizer, messages: list[dict[str, Any]], *, generate: bool = False
+) -> list[int]:
+    if tokenizer.chat_template is None:
+        raise InputError(
+            "The base model's tokenizer has no chat template; choose an instruction-tuned base "
+            "model, or save a chat_template with its tokenizer."
+        )
+    if not messages:
+        return []
+    ids: list[int] = tokenizer.apply_chat_template(
+        messages, tokenize=True, return_dict=False, add_generation_prompt=generate
+    )
+    return ids

@@ -1,0 +1,175 @@
+"""Evaluation of an arm: answers to a prompt set, their scores, and the saved record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from analysis.statistics import Interval
+from safetensors.numpy import load_file
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from analysis.errors import InputError
+from analysis.evaluation import write_evaluation
+from analysis.records import EvaluationManifest, Prompt, RunManifest, read_jsonl, sha256
+from analysis.subspace import orthonormal
+from analysis.workspace import Workspace
+from grasp.data import padded
+from grasp.hooks import ablate, edited_outputs
+from grasp.models import device_of, load_adapted
+from grasp.progress import Progress, silent
+from grasp.scorers import SCORERS, Answer, log_probabilities
+
+BATCH = 64
+MAX_NEW_TOKENS = 64
+
+Summary = dict[str, dict[str, Interval]]
+
+
+@torch.inference_mode()
+def answers(
+    model: Any,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    *,
+    progress: Progress = silent,
+) -> list[Answer]:
+    """Greedy answers, with log-probabilities (vocabulary,) at the first answer token."""
+    found: list[Answer] = []
+    for start in range(0, len(prompts), BATCH):
+        progress(start, len(prompts), "answering")
+        found += _answer_batch(model, tokenizer, prompts[start : start + BATCH])
+    progress(len(prompts), len(prompts), "answering")
+    return found
+
+
+def score(tokenizer: Tokenizer, prompts: Sequence[Prompt], found: Sequence[Answer]) -> pd.DataFrame:
+    """One row a prompt, with the columns of `analysis.evaluation.COLUMNS`."""
+    rows = []
+    for prompt, answer in zip(prompts, found, strict=True):
+        result = SCORERS[prompt.scorer](tokenizer, prompt, answer)
+        rows.append(
+            {
+                "prompt_id": prompt.id,
+                "role": prompt.role,
+                "group": prompt.group,
+                "split": prompt.split,
+                "scorer": prompt.scorer,
+                "score": result.value,
+                "coherence": result.coherence,
+                "prompt": prompt.messages[-1].content,
+                "expected": prompt.expected or "",
+                "answer": answer.text,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def evaluate_run(
+    workspace: Workspace,
+    folder: Path,
+    run: RunManifest,
+    *,
+    prompts: Path | None = None,
+    progress: Progress = silent,
+) -> Summary:
+    """Evaluate a run on its prompt set, and its base model too where that was not done yet.
+
+    Writes `evaluations/<run>` and `evaluations/<root>.base`.
+
+    Raises:
+        InputError: neither the run nor the caller names a prompt set.
+    """
+    path = prompts or _prompt_set(workspace, run)
+    prompt_set = read_jsonl(path, Prompt)
+    reference = workspace.resolve(run.base_model)
+    model, tokenizer = load_adapted(reference, folder / "adapter")
+
+    def save(arm: str, run_id: str | None, inside: AbstractContextManager[Any]) -> Summary:
+        started = time.monotonic()
+        with inside:
+            found = answers(model, tokenizer, prompt_set, progress=progress)
+        manifest = EvaluationManifest(
+            id=arm,
+            run=run_id,
+            base_model=run.base_model,
+            prompts=workspace.reference(path),
+            parents=[f"runs/{run_id}"] if run_id else [],
+            inputs={"prompts": sha256(path)},
+            seconds=time.monotonic() - started,
+        )
+        with workspace.writing("evaluations", arm) as target:
+            samples = score(tokenizer, prompt_set, found)
+            return write_evaluation(target, manifest=manifest, samples=samples)
+
+    base = f"{run.root}.base"
+    if not _up_to_date(workspace, base, path):
+        save(base, None, model.disable_adapter())
+    return save(folder.name, folder.name, _intervention(model, folder, run))
+
+
+def _answer_batch(model: Any, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[Answer]:
+    rendered: list[list[int]] = [
+        tokenizer.apply_chat_template(
+            [message.model_dump() for message in prompt.messages],
+            tokenize=True,
+            return_dict=False,
+            add_generation_prompt=True,
+        )
+        for prompt in prompts
+    ]
+    batch = padded(tokenizer, rendered, side="left")
+    batch = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
+    output = model.generate(
+        **batch,
+        max_new_tokens=MAX_NEW_TOKENS,
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    first = log_probabilities(output.logits[0])
+    new = output.sequences[:, batch["input_ids"].shape[1] :].tolist()
+    return [
+        Answer(
+            first=first[row],
+            text=tokenizer.decode(ids, skip_special_tokens=True).strip(),
+            ended=_ends(ids, tokenizer, model.generation_config.eos_token_id),
+        )
+        for row, ids in enumerate(new)
+    ]
+
+
+def _ends(ids: list[int], tokenizer: Tokenizer, stops: int | list[int]) -> bool:
+    """Whether the first stop token of the answer is the end of the text."""
+    stopping = set(stops if isinstance(stops, list) else [stops])
+    first = next((token for token in ids if token in stopping), None)
+    return first is not None and first == tokenizer.eos_token_id
+
+
+def _intervention(model: Any, folder: Path, run: RunManifest) -> AbstractContextManager[Any]:
+    """What the run also does at inference time."""
+    if run.intervention is None:
+        return nullcontext()
+    directions = load_file(folder / "subspace.safetensors")["directions"]
+    basis = torch.as_tensor(orthonormal(directions.astype(np.float64)))
+    return edited_outputs(model, ablate(basis.to(device_of(model))))
+
+
+def _up_to_date(workspace: Workspace, evaluation_id: str, prompts: Path) -> bool:
+    if not workspace.folder("evaluations", evaluation_id).is_dir():
+        return False
+    return workspace.evaluation(evaluation_id).inputs.get("prompts") == sha256(prompts)
+
+
+def _prompt_set(workspace: Workspace, run: RunManifest) -> Path:
+    named = run.config.get("prompts")
+    if not named:
+        raise InputError(f"Run {run.id!r} names no prompt set; give one with --prompts FILE.")
+    return Path(workspace.resolve(named))

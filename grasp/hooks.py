@@ -1,0 +1,80 @@
+"""Hooks on the residual stream, each a context manager that leaves nothing behind.
+
+Decoder layer ℓ's output is h_ℓ (batch, tokens, d_model).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from grasp.models import decoder_layers
+
+Edit = Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def layer_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect h_ℓ of every decoder layer; a forward pass replaces what the last one left."""
+    layers = decoder_layers(model)
+    outputs: list[Tensor] = [torch.empty(0)] * len(layers)
+
+    def keep(index: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            outputs[index] = _hidden(output)
+
+        return hook
+
+    handles = [layer.register_forward_hook(keep(i)) for i, layer in enumerate(layers)]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def edited_outputs(model: nn.Module, edit: Edit) -> Iterator[None]:
+    """Replace h_ℓ by edit(h_ℓ) at every decoder layer's output."""
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        edited = edit(_hidden(output))
+        return (edited, *output[1:]) if isinstance(output, tuple) else edited
+
+    handles = [layer.register_forward_hook(hook) for layer in decoder_layers(model)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def ablate(basis: Tensor) -> Edit:
+    """h ← h − Q Qᵀ h, for orthonormal `basis` Q (d_model, k)."""
+
+    def edit(hidden: Tensor) -> Tensor:
+        q = basis.to(hidden)
+        return hidden - (hidden @ q) @ q.T
+
+    return edit
+
+
+def project_gradient(basis: Tensor) -> Edit:
+    """Leave h as it is, but in the backward pass G ← G − (G Q) Qᵀ; Q is (d_model, k)."""
+
+    def edit(hidden: Tensor) -> Tensor:
+        if hidden.requires_grad:
+            hidden.register_hook(ablate(basis))  # type: ignore[no-untyped-call]
+        return hidden
+
+    return edit
+
+
+def _hidden(output: Any) -> Tensor:
+    hidden = output[0] if isinstance(output, tuple) else output
+    assert isinstance(hidden, Tensor)
+    return hidden

@@ -1,0 +1,54 @@
+"""The model card that lies beside an adapter and says how it was made."""
+
+from __future__ import annotations
+
+import yaml
+
+from analysis.records import RunManifest
+from grasp.config import METHODS
+
+
+def model_card(run: RunManifest) -> str:
+    """README.md for an adapter folder, with the Hub's front matter."""
+    header = yaml.safe_dump(
+        {
+            "base_model": run.base_model,
+            "library_name": "peft",
+            "pipeline_tag": "text-generation",
+            "tags": ["lora", "grasp-workbench", run.method],
+        },
+        sort_keys=True,
+    )
+    method = METHODS[run.method]
+    lora = run.config["lora"]
+    facts = [
+        ("Method", f"{method.label}: {method.description}"),
+        ("Base model", run.base_model),
+        ("Fine-tuned on", run.config["data"]),
+        ("LoRA", f"r = {lora['r']}, lora_alpha = {lora['lora_alpha']:g}"),
+        ("Steps", str(run.config["max_steps"])),
+        ("Seed", str(run.seed)),
+        ("Protected factors", ", ".join(run.factors) or "none"),
+        ("Protection", _settings(run.protection)),
+        ("Outcome", run.verdict),
+        ("Made by", f"grasp-workbench {run.code_version}"),
+        ("Packages", ", ".join(f"{name} {v}" for name, v in run.packages.items())),
+    ]
+    rows = "\n".join(f"- **{name}:** {value}" for name, value in facts)
+    inference = (
+        "\n\nThis arm is the naive adapter; its effect depends on ablating the protected "
+        "factors at every decoder layer's output while it answers, which plain PEFT does not do."
+        if run.intervention
+        else ""
+    )
+    return (
+        f"---\n{header}---\n\n# {run.title}\n\n{rows}{inference}\n\n"
+        "GRASP keeps a fine-tune from new reliance on a factor (Gilligan-Lee et al. 2026, "
+        "arXiv:2605.27676); the recipe is grasp-workbench's own reading of its abstract.\n"
+    )
+
+
+def _settings(protection: dict[str, object] | None) -> str:
+    if protection is None:
+        return "none"
+    return ", ".join(f"{name} = {value}" for name, value in protection.items() if value) or "none"

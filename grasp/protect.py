@@ -1,0 +1,157 @@
+"""GRASP as a context manager: keep a fine-tune from new reliance on a subspace.
+
+The aim is Qᵀ h_ℓ = Qᵀ h⁰_ℓ at every decoder layer's output, while everything orthogonal to Q is
+free; the parts are those of METHOD.md, section 2.  The recipe is this project's reading of
+Gilligan-Lee et al. 2026, arXiv:2605.27676, of which only the abstract could be had.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from analysis.architectures import module_side
+from analysis.errors import InputError
+from analysis.subspace import orthonormal, random_subspace
+from grasp.anchor import Anchor, Batch, Drift
+from grasp.config import Protection
+from grasp.hooks import ablate, edited_outputs, project_gradient
+
+_PACE = 0.1
+"""Largest change of log λ in one step when a tolerance steers it."""
+
+
+class Guard:
+    """What protects a model inside `protect`; a training loop calls `penalty` at each step."""
+
+    def __init__(
+        self, model: PeftModel, basis: Tensor, protection: Protection, anchor: Anchor | None
+    ) -> None:
+        self.basis = basis
+        self.protection = protection
+        self.anchor = anchor
+        self.strength = protection.strength
+        self.last_penalty = math.nan
+        self._writers = _writing_weights(model)
+        self._step = 0
+
+    def penalty(self) -> Tensor | None:
+        """λ · mean whitened squared drift on the next neutral batch, to add to the loss.
+
+        None where the protection has no anchor.  With a tolerance τ, λ is then steered by
+        exponentiated dual ascent on the constraint drift ≤ τ.
+        """
+        if self.anchor is None or not self.protection.anchor:
+            return None
+        squared = self.anchor.drift_squared(self._step).mean()
+        self._step += 1
+        penalty = self.strength * squared
+        self.last_penalty = float(penalty.detach())
+        if self.protection.tolerance is not None:
+            excess = math.sqrt(float(squared.detach())) / self.protection.tolerance - 1
+            self.strength *= math.exp(_PACE * max(-1.0, min(1.0, excess)))
+        return penalty
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """B ← B − Q (Qᵀ B) on every module that writes the residual stream."""
+        for weight in self._writers:
+            q = self.basis.to(weight)
+            weight.sub_(q @ (q.T @ weight))
+
+    @torch.no_grad()
+    def leakage(self) -> float:
+        """‖Qᵀ B‖ / ‖B‖ over writing modules: the share of the applied update that lies in Q."""
+        inside = sum(float((self.basis.to(w).T @ w).float().square().sum()) for w in self._writers)
+        whole = sum(float(w.float().square().sum()) for w in self._writers)
+        return math.sqrt(inside / whole) if whole else math.nan
+
+    def drift(self, batches: int | None = None) -> Drift | None:
+        """Drift on the neutral text, or None where none was given."""
+        return self.anchor.drift(batches) if self.anchor is not None else None
+
+
+@contextmanager
+def protect(
+    model: PeftModel,
+    directions: NDArray[np.floating],
+    *,
+    protection: Protection,
+    neutral: Sequence[Batch] = (),
+    optimizer: torch.optim.Optimizer | None = None,
+    seed: int = 0,
+) -> Iterator[Guard]:
+    """Protect the span of `directions` (k, d_model) while the block trains `model`.
+
+    Args:
+        model: base model with one LoRA adapter, B = 0 or trained under the same protection.
+        directions: factors; they need not be orthogonal.
+        protection: which parts are on.
+        neutral: tokenised batches of text without the factor, for anchor and drift monitor.
+        optimizer: after each of its steps the write constraint is applied; without one, the
+            training loop calls `Guard.constrain` itself.
+        seed: of the random subspace, where the protection asks for one.
+
+    Raises:
+        InputError: the anchor is on and there is no neutral text, or the width is not the
+            model's.
+    """
+    basis = _basis(model, directions, random=protection.random_subspace, seed=seed)
+    if protection.anchor and not neutral:
+        raise InputError("The anchor is on but there is no neutral text; name a file of it.")
+    anchor = Anchor(model, basis, neutral) if neutral else None
+    guard = Guard(model, basis, protection, anchor)
+    with ExitStack() as stack:
+        if protection.gradient_projection:
+            stack.enter_context(edited_outputs(model, project_gradient(basis)))
+        if protection.ablation:
+            stack.enter_context(edited_outputs(model, ablate(basis)))
+        if optimizer is not None:
+            stack.enter_context(constrained(optimizer, guard))
+        yield guard
+
+
+@contextmanager
+def constrained(optimizer: torch.optim.Optimizer, guard: Guard) -> Iterator[None]:
+    """Apply the write constraint, if it is on, after every step of `optimizer`."""
+    if not guard.protection.write_constraint:
+        yield
+        return
+    handle = optimizer.register_step_post_hook(lambda *_: guard.constrain())
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _basis(
+    model: PeftModel, directions: NDArray[np.floating], *, random: bool, seed: int
+) -> Tensor:
+    width = model.get_base_model().config.hidden_size
+    if directions.ndim != 2 or directions.shape[1] != width:
+        raise InputError(
+            f"Directions have shape {directions.shape}; expected (k, {width}), the width of "
+            f"{model.get_base_model().config.model_type}."
+        )
+    k = len(directions)
+    basis = random_subspace(width, k, seed=seed) if random else orthonormal(directions)
+    return torch.as_tensor(basis, dtype=torch.float32, device=next(model.parameters()).device)
+
+
+def _writing_weights(model: PeftModel) -> list[nn.Parameter]:
+    """lora_B (d_model, r) of every module that writes the residual stream."""
+    return [
+        module.lora_B[adapter].weight
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer) and module_side(name) == "write"
+        for adapter in module.active_adapters
+        if adapter in module.lora_B
+    ]

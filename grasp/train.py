@@ -1,0 +1,271 @@
+"""Fine-tunes as runs: naive, GRASP and rivals, from settings to a plain PEFT folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers
+from numpy.typing import NDArray
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.numpy import save_file
+from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from analysis.errors import InputError
+from analysis.factor_table import select_directions
+from analysis.records import RunManifest, sha256
+from analysis.workspace import Workspace, writing_folder
+from grasp.config import Method, Protection, TrainConfig, method, parse_config
+from grasp.data import neutral_batches, read_chats, training_rows
+from grasp.model_card import model_card
+from grasp.models import load_base
+from grasp.progress import Progress, silent
+from grasp.trainer import LoraTrainer, MetricsCallback
+
+_RESUME_FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin")
+
+
+def train(
+    workspace: Workspace, config: TrainConfig, *, out: Path, progress: Progress = silent
+) -> RunManifest:
+    """A naive fine-tune into the folder `out`; its paths are saved relative to the workspace."""
+    saved = config.located(workspace.reference)
+    run = RunManifest(
+        id=out.name,
+        title=config.title,
+        method="naive",
+        root=out.name,
+        base_model=saved.base_model,
+        config=saved.model_dump(),
+        seed=config.seed,
+    )
+    return _fit(workspace, run, None, out=out, progress=progress)
+
+
+def retrain(
+    workspace: Workspace,
+    source: RunManifest,
+    *,
+    factors: list[str],
+    out: Path,
+    arm: str = "grasp",
+    overrides: dict[str, Any] | None = None,
+    seed: int | None = None,
+    progress: Progress = silent,
+) -> RunManifest:
+    """Fine-tune again from the base with a run's own settings, protecting factors.
+
+    Args:
+        workspace: where the run and its factors lie.
+        source: the run whose settings are used; usually a naive one.
+        factors: ids as in `analysis.factor_table.select_directions`.
+        out: folder of the new run.
+        arm: a name in `grasp.config.METHODS`.
+        overrides: settings of `Protection` that differ from the method's own.
+        seed: another seed than the source's.
+        progress: called at every step.
+    """
+    chosen = method(arm)
+    config = parse_config(source.config | ({} if seed is None else {"seed": seed}), source="run")
+    names, directions = (
+        (factors, None)
+        if arm == "naive"
+        else select_directions(workspace, factors, run=source.root)
+    )
+    protection = _overridden(chosen.protection, overrides or {}, arm)
+    run = RunManifest(
+        id=out.name,
+        title=f"{config.title}, {chosen.label}",
+        method=arm,
+        root=source.root,
+        base_model=source.base_model,
+        config=config.model_dump(),
+        protection=protection.model_dump() if protection else None,
+        factors=[] if directions is None else names,
+        intervention=None if chosen.trains else "ablate",
+        seed=config.seed,
+        parents=[f"runs/{source.id}", *sorted({f"factors/{n.rpartition('/')[0]}" for n in names})],
+    )
+    if not chosen.trains:
+        return _reuse(workspace, run, source, chosen, directions, out=out)
+    return _fit(workspace, run, directions, out=out, progress=progress)
+
+
+def _fit(
+    workspace: Workspace,
+    run: RunManifest,
+    directions: NDArray[np.float32] | None,
+    *,
+    out: Path,
+    progress: Progress,
+) -> RunManifest:
+    config = parse_config(run.config, source=f"run {run.id!r}").located(workspace.resolve)
+    started = time.monotonic()
+    with writing_folder(out, keep=True) as folder:
+        resumed = _resumable(folder, run)
+        trainer = _trainer(config, run, directions, folder=folder, progress=progress)
+        trainer.train(resume_from_checkpoint=resumed)
+        model = trainer.model
+        assert isinstance(model, PeftModel)
+        finished = run.model_copy(
+            update={
+                "seconds": time.monotonic() - started,
+                "inputs": _inputs(config),
+                **_outcome(trainer, run),
+            }
+        )
+        model.save_pretrained(str(folder / "adapter"))
+        _finish(folder, finished, directions)
+    return finished
+
+
+def _trainer(
+    config: TrainConfig,
+    run: RunManifest,
+    directions: NDArray[np.float32] | None,
+    *,
+    folder: Path,
+    progress: Progress,
+) -> LoraTrainer:
+    transformers.logging.set_verbosity_error()
+    chats = read_chats(Path(config.data))
+    model, tokenizer = load_base(config.base_model)
+    set_seed(config.seed)
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **config.lora.model_dump()))
+    neutral = (
+        neutral_batches(
+            tokenizer,
+            read_chats(Path(config.neutral)),
+            batch_size=config.batch_size,
+            max_length=config.max_length,
+            seed=config.seed,
+        )
+        if config.neutral and directions is not None
+        else []
+    )
+    trainer = LoraTrainer(
+        model=adapted,
+        args=_arguments(config, folder / "checkpoints", device=model.device.type),
+        train_dataset=training_rows(tokenizer, chats, max_length=config.max_length),
+        data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
+        callbacks=[MetricsCallback(folder / "metrics.jsonl", progress)],
+        directions=directions,
+        protection=Protection.model_validate(run.protection) if run.protection else None,
+        neutral=neutral,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _arguments(config: TrainConfig, checkpoints: Path, *, device: str) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        gradient_checkpointing=config.gradient_checkpointing,
+        max_steps=config.max_steps,
+        save_steps=config.save_steps or max(1, config.max_steps // 2),
+        logging_steps=max(1, config.max_steps // 60),
+        seed=config.seed,
+        bf16=device == "cuda",
+        use_cpu=device == "cpu",
+        dataloader_pin_memory=device == "cuda",
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def _outcome(trainer: LoraTrainer, run: RunManifest) -> dict[str, Any]:
+    """Final figures, and the verdict in words."""
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    results: dict[str, float] = {"steps": trainer.state.global_step, "loss": losses[-1]}
+    guard = trainer.guard
+    if guard is None:
+        return {"results": results, "verdict": "Nothing was protected."}
+    results["leakage"] = guard.leakage()
+    drift = guard.drift()
+    if drift is None:
+        return {"results": results, "verdict": "Drift was not measured: no neutral text."}
+    results["drift"] = drift.rms
+    tolerance = guard.protection.tolerance if guard.protection.anchor else None
+    verdict = f"Drift {drift.rms:.3f} base standard deviations"
+    if tolerance is not None:
+        kept = drift.rms <= tolerance
+        verdict += f", {'within' if kept else 'above'} the tolerance {tolerance:g}"
+    return {"results": results, "verdict": f"{verdict}."}
+
+
+def _reuse(
+    workspace: Workspace,
+    run: RunManifest,
+    source: RunManifest,
+    chosen: Method,
+    directions: NDArray[np.float32] | None,
+    *,
+    out: Path,
+) -> RunManifest:
+    """An arm that keeps the source's adapter and intervenes when it answers."""
+    with writing_folder(out) as folder:
+        shutil.copytree(workspace.folder("runs", source.id) / "adapter", folder / "adapter")
+        run = run.model_copy(update={"seconds": 0.0, "verdict": chosen.description})
+        _finish(folder, run, directions)
+    return run
+
+
+def _finish(folder: Path, run: RunManifest, directions: NDArray[np.float32] | None) -> None:
+    if directions is not None:
+        save_file({"directions": directions}, folder / "subspace.safetensors")
+    (folder / "adapter" / "README.md").write_text(model_card(run), encoding="utf-8")
+    for name in _RESUME_FILES:
+        for file in folder.glob(f"checkpoints/*/{name}"):
+            file.unlink()
+    (folder / "plan.json").unlink(missing_ok=True)
+    (folder / "manifest.json").write_text(run.model_dump_json(indent=2), encoding="utf-8")
+
+
+def _resumable(folder: Path, run: RunManifest) -> str | None:
+    """The last checkpoint of an earlier attempt at the very same run; others are cleared away."""
+    plan = run.model_dump_json(include={"config", "protection", "factors", "base_model"})
+    plan_file = folder / "plan.json"
+    checkpoints = folder / "checkpoints"
+    same = plan_file.exists() and json.loads(plan_file.read_text()) == json.loads(plan)
+    last = get_last_checkpoint(str(checkpoints)) if same and checkpoints.is_dir() else None
+    if last is None:
+        shutil.rmtree(folder)
+        folder.mkdir()
+    else:
+        _truncate_metrics(folder / "metrics.jsonl", int(last.rpartition("-")[2]))
+    plan_file.write_text(plan)
+    return last
+
+
+def _truncate_metrics(path: Path, step: int) -> None:
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+
+
+def _inputs(config: TrainConfig) -> dict[str, str]:
+    """Hashes of what a run was made of; a base model on the Hub is named, not hashed."""
+    named = {"base_model": config.base_model, "data": config.data, "neutral": config.neutral}
+    return {key: sha256(Path(p)) for key, p in named.items() if p and Path(p).exists()}
+
+
+def _overridden(
+    protection: Protection | None, overrides: dict[str, Any], arm: str
+) -> Protection | None:
+    if not overrides:
+        return protection
+    if protection is None:
+        raise InputError(f"Method {arm!r} protects nothing, so it takes no strength or tolerance.")
+    return Protection.model_validate(protection.model_dump() | overrides)

@@ -1,0 +1,144 @@
+"""GRASP inside `transformers.Trainer`: a mixin, and the callback that writes metrics."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from grasp.anchor import Batch
+from grasp.config import Protection
+from grasp.progress import Progress
+from grasp.protect import Guard, constrained, protect
+
+_MONITOR_BATCHES = 2
+"""Neutral batches that the drift monitor looks at while training; all of them at the end."""
+
+
+class GraspMixin:
+    """Protect a subspace in `transformers.Trainer` or a subclass such as TRL's SFTTrainer.
+
+    ::
+
+        class GraspSFTTrainer(GraspMixin, SFTTrainer): ...
+        trainer = GraspSFTTrainer(..., directions=factors, protection=Protection(...))
+
+    The model is a PeftModel.  Without `directions` it is the plain trainer.  Arguments beyond
+    the three of its own go on to the trainer, as Python's cooperative inheritance asks.
+    """
+
+    guard: Guard | None = None
+
+    def __init__(
+        self,
+        *args: Any,
+        directions: NDArray[np.floating] | None = None,
+        protection: Protection | None = None,
+        neutral: Sequence[Batch] = (),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._directions = directions
+        self._protection = protection or Protection()
+        self._neutral = neutral
+        self._optimizer_hook = ExitStack()
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, with the subspace protected from the first step to the last."""
+        trainer: Any = super()
+        if self._directions is None:
+            return trainer.train(*args, **kwargs)
+        seed = self.args.seed  # type: ignore[attr-defined]
+        with (
+            protect(
+                self.model,  # type: ignore[attr-defined]
+                self._directions,
+                protection=self._protection,
+                neutral=self._neutral,
+                seed=seed,
+            ) as self.guard,
+            self._optimizer_hook,
+        ):
+            return trainer.train(*args, **kwargs)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The trainer's own optimizer, followed by the write constraint at every step."""
+        trainer: Any = super()
+        optimizer: torch.optim.Optimizer = trainer.create_optimizer(*args, **kwargs)
+        if self.guard is not None:
+            self._optimizer_hook.enter_context(constrained(optimizer, self.guard))
+        return optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The trainer's own step, then the anchor's gradient on top of it."""
+        trainer: Any = super()
+        loss: torch.Tensor = trainer.training_step(*args, **kwargs)
+        penalty = self.guard.penalty() if self.guard is not None else None
+        if penalty is not None:
+            accumulation = self.current_gradient_accumulation_steps  # type: ignore[attr-defined]
+            self.accelerator.backward(penalty / accumulation)  # type: ignore[attr-defined]
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add drift, penalty, strength and leakage to what the trainer logs at a step."""
+        if self.guard is not None and "loss" in logs:
+            logs |= _monitor(self.guard)
+        trainer: Any = super()
+        trainer.log(logs, *args, **kwargs)
+
+
+class LoraTrainer(GraspMixin, Trainer):  # type: ignore[misc]
+    """The trainer that runs of this project use."""
+
+
+class MetricsCallback(TrainerCallback):  # type: ignore[misc]
+    """Write each logged step as a line of metrics.jsonl, and report progress."""
+
+    def __init__(self, path: Path, progress: Progress) -> None:
+        self._path = path
+        self._progress = progress
+        self._start = time.time()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Append one line."""
+        if not logs or "loss" not in logs:
+            return
+        kept = {name: value for name, value in logs.items() if name not in ("epoch", "grad_norm")}
+        row = {"step": state.global_step, "time": time.time() - self._start, **kept}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Report the step; a cancelled job stops here."""
+        self._progress(state.global_step, state.max_steps, "training")
+
+
+def _monitor(guard: Guard) -> dict[str, Any]:
+    values: dict[str, Any] = {"leakage": guard.leakage()}
+    drift = guard.drift(_MONITOR_BATCHES)
+    if drift is not None:
+        values |= {"drift": drift.rms, "drift_by_layer": drift.by_layer}
+    if guard.protection.anchor:
+        values |= {"penalty": guard.last_penalty, "strength": guard.strength}
+    return values
