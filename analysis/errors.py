@@ -9,7 +9,7 @@ from __future__ import annotations
 
 
 class GraspError(Exception):
-    """Something a person can put right; the message says what was wrong, what was expected, what to do."""
+    """Something a person can put right; the message says what was wrong and what to do."""
 
 
 class InputError(GraspError, ValueError):

@@ -1,3 +1,34 @@
-"""Everything that runs a model, and the jobs that do so."""
+"""Everything that runs a model, and the jobs that do so.
+
+`protect` guards a subspace during anyone's training loop; `GraspMixin` does so inside
+`transformers.Trainer` and its subclasses.  Names are loaded when first used, so that
+`import grasp` is cheap and free of torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from grasp.config import METHODS, Protection, TrainConfig
+    from grasp.protect import Guard, protect
+    from grasp.trainer import GraspMixin
 
 __version__ = "0.1.0"
+__all__ = ["METHODS", "GraspMixin", "Guard", "Protection", "TrainConfig", "protect"]
+
+_HOMES = {
+    "METHODS": "grasp.config",
+    "Protection": "grasp.config",
+    "TrainConfig": "grasp.config",
+    "Guard": "grasp.protect",
+    "protect": "grasp.protect",
+    "GraspMixin": "grasp.trainer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'grasp' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

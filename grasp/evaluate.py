@@ -13,18 +13,19 @@ import pandas as pd
 import torch
 from analysis.statistics import Interval
 from safetensors.numpy import load_file
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.errors import InputError
 from analysis.evaluation import write_evaluation
-from analysis.records import EvaluationManifest, Prompt, RunManifest, read_jsonl, sha256
+from analysis.records import EvaluationManifest, Message, Prompt, RunManifest, read_jsonl, sha256
 from analysis.subspace import orthonormal
 from analysis.workspace import Workspace
 from grasp.data import padded
 from grasp.hooks import ablate, edited_outputs
 from grasp.models import device_of, load_adapted
 from grasp.progress import Progress, silent
-from grasp.scorers import SCORERS, Answer, log_probabilities
+from grasp.scorers import SCORERS, Answer
 
 BATCH = 64
 MAX_NEW_TOKENS = 64
@@ -47,6 +48,33 @@ def answers(
         found += _answer_batch(model, tokenizer, prompts[start : start + BATCH])
     progress(len(prompts), len(prompts), "answering")
     return found
+
+
+@torch.inference_mode()
+def generate(
+    model: Any, tokenizer: Tokenizer, chats: Sequence[list[int]]
+) -> tuple[list[list[int]], Tensor]:
+    """Greedy answers to tokenised chats, as one batch.
+
+    Returns:
+        replies: token ids of each answer, up to and with the token that stopped it.
+        first: (batch, vocabulary) log-probabilities at the first answer token.
+    """
+    batch = padded(tokenizer, chats, side="left")
+    batch = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
+    output = model.generate(
+        **batch,
+        max_new_tokens=MAX_NEW_TOKENS,
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    stops = model.generation_config.eos_token_id
+    stopping = set(stops if isinstance(stops, list) else [stops])
+    new = output.sequences[:, batch["input_ids"].shape[1] :].tolist()
+    first = torch.log_softmax(output.logits[0].float(), dim=-1).cpu()
+    return [_until_stop(ids, stopping) for ids in new], first
 
 
 def score(tokenizer: Tokenizer, prompts: Sequence[Prompt], found: Sequence[Answer]) -> pd.DataFrame:
@@ -114,43 +142,33 @@ def evaluate_run(
     return save(folder.name, folder.name, _intervention(model, folder, run))
 
 
-def _answer_batch(model: Any, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[Answer]:
-    rendered: list[list[int]] = [
-        tokenizer.apply_chat_template(
-            [message.model_dump() for message in prompt.messages],
-            tokenize=True,
-            return_dict=False,
-            add_generation_prompt=True,
-        )
-        for prompt in prompts
-    ]
-    batch = padded(tokenizer, rendered, side="left")
-    batch = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
-    output = model.generate(
-        **batch,
-        max_new_tokens=MAX_NEW_TOKENS,
-        do_sample=False,
-        pad_token_id=tokenizer.pad_token_id,
-        return_dict_in_generate=True,
-        output_logits=True,
+def chat_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+    """Token ids of a chat that ends where the assistant is to answer."""
+    ids: list[int] = tokenizer.apply_chat_template(
+        [message.model_dump() for message in messages],
+        tokenize=True,
+        return_dict=False,
+        add_generation_prompt=True,
     )
-    first = log_probabilities(output.logits[0])
-    new = output.sequences[:, batch["input_ids"].shape[1] :].tolist()
+    return ids
+
+
+def _until_stop(ids: list[int], stopping: set[int]) -> list[int]:
+    stop = next((i for i, token in enumerate(ids) if token in stopping), len(ids))
+    return ids[: stop + 1]
+
+
+def _answer_batch(model: Any, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[Answer]:
+    chats = [chat_ids(tokenizer, prompt.messages) for prompt in prompts]
+    replies, first = generate(model, tokenizer, chats)
     return [
         Answer(
             first=first[row],
             text=tokenizer.decode(ids, skip_special_tokens=True).strip(),
-            ended=_ends(ids, tokenizer, model.generation_config.eos_token_id),
+            ended=bool(ids) and ids[-1] == tokenizer.eos_token_id,
         )
-        for row, ids in enumerate(new)
+        for row, ids in enumerate(replies)
     ]
-
-
-def _ends(ids: list[int], tokenizer: Tokenizer, stops: int | list[int]) -> bool:
-    """Whether the first stop token of the answer is the end of the text."""
-    stopping = set(stops if isinstance(stops, list) else [stops])
-    first = next((token for token in ids if token in stopping), None)
-    return first is not None and first == tokenizer.eos_token_id
 
 
 def _intervention(model: Any, folder: Path, run: RunManifest) -> AbstractContextManager[Any]:

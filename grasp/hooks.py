@@ -5,7 +5,7 @@ Decoder layer ℓ's output is h_ℓ (batch, tokens, d_model).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from grasp.models import decoder_layers
 
-Edit = Callable[[Tensor], Tensor]
+Edit = Callable[[int, Tensor], Tensor]
+"""From a decoder layer's number and its output to what takes the output's place."""
 
 
 @contextmanager
@@ -39,13 +40,17 @@ def layer_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def edited_outputs(model: nn.Module, edit: Edit) -> Iterator[None]:
-    """Replace h_ℓ by edit(h_ℓ) at every decoder layer's output."""
+    """Replace h_ℓ by edit(ℓ, h_ℓ) at every decoder layer's output."""
 
-    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        edited = edit(_hidden(output))
-        return (edited, *output[1:]) if isinstance(output, tuple) else edited
+    def replace(index: int) -> Callable[..., Any]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+            edited = edit(index, _hidden(output))
+            return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
-    handles = [layer.register_forward_hook(hook) for layer in decoder_layers(model)]
+        return hook
+
+    layers = decoder_layers(model)
+    handles = [layer.register_forward_hook(replace(i)) for i, layer in enumerate(layers)]
     try:
         yield
     finally:
@@ -56,9 +61,17 @@ def edited_outputs(model: nn.Module, edit: Edit) -> Iterator[None]:
 def ablate(basis: Tensor) -> Edit:
     """h ← h − Q Qᵀ h, for orthonormal `basis` Q (d_model, k)."""
 
-    def edit(hidden: Tensor) -> Tensor:
-        q = basis.to(hidden)
-        return hidden - (hidden @ q) @ q.T
+    return lambda _layer, hidden: without(hidden, basis)
+
+
+def clamp(basis: Tensor, reference: Sequence[Tensor]) -> Edit:
+    """h_ℓ ← h_ℓ − Q Qᵀ (h_ℓ − h⁰_ℓ): coordinates along Q set back to those of `reference`.
+
+    `basis` is Q (d_model, k), `reference` h⁰_ℓ (batch, tokens, d_model) for every layer.
+    """
+
+    def edit(layer: int, hidden: Tensor) -> Tensor:
+        return hidden - hidden.sub(reference[layer]) @ basis.to(hidden) @ basis.to(hidden).T
 
     return edit
 
@@ -66,12 +79,18 @@ def ablate(basis: Tensor) -> Edit:
 def project_gradient(basis: Tensor) -> Edit:
     """Leave h as it is, but in the backward pass G ← G − (G Q) Qᵀ; Q is (d_model, k)."""
 
-    def edit(hidden: Tensor) -> Tensor:
+    def edit(_layer: int, hidden: Tensor) -> Tensor:
         if hidden.requires_grad:
-            hidden.register_hook(ablate(basis))  # type: ignore[no-untyped-call]
+            hidden.register_hook(lambda g: without(g, basis))  # type: ignore[no-untyped-call]
         return hidden
 
     return edit
+
+
+def without(hidden: Tensor, basis: Tensor) -> Tensor:
+    """hidden (…, d_model) without its part in the span of `basis` (d_model, k)."""
+    q = basis.to(hidden)
+    return hidden - (hidden @ q) @ q.T
 
 
 def _hidden(output: Any) -> Tensor:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -89,8 +88,3 @@ def _first_token(tokenizer: Tokenizer, prompt: Prompt, continuation: str) -> int
     whole = [*prompt.messages, Message(role="assistant", content=continuation)]
     ids, answer = tokenise(tokenizer, whole)
     return ids[max(i for i in range(len(ids)) if answer[i] and not (i and answer[i - 1]))]
-
-
-def log_probabilities(logits: Tensor) -> Tensor:
-    """Log-softmax over the vocabulary in float32, on the CPU."""
-    return torch.log_softmax(logits.float(), dim=-1).cpu()

@@ -1,0 +1,125 @@
+"""Arms of one family side by side: metrics with intervals, removal, answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from analysis.errors import InputError, NotFoundError
+from analysis.evaluation import Evaluation, read_evaluation, summarise
+from analysis.records import RunManifest, Split
+from analysis.statistics import Interval, removal
+from analysis.workspace import Workspace
+
+BASE = ""
+"""The run id that stands for the base model."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of a comparison: the base model or a run, with its evaluation."""
+
+    run: str
+    method: str
+    label: str
+    evaluation: Evaluation
+
+
+def comparison(
+    workspace: Workspace, run_ids: Sequence[str], *, split: Split = "confirmation"
+) -> pd.DataFrame:
+    """One row an arm and metric, base model first.
+
+    Columns: run ("" for the base), method, label, metric, value, low, high, n.  Metric
+    "removal" is 1 − drift(arm) / drift(naive), drift being the unrelated rate minus the
+    base's, paired by prompt; it is there where the family's naive run was evaluated.
+
+    Raises:
+        InputError: the runs are not of one family.
+        NotFoundError: a run or its evaluation is missing.
+    """
+    arms = load_arms(workspace, run_ids)
+    naive = next((arm for arm in arms if arm.method == "naive"), None)
+    rows = []
+    for arm in arms:
+        metrics = summarise(arm.evaluation.samples, split=split)
+        if naive is not None and arm.run != BASE:
+            metrics["removal"] = _removal(arms[0], naive, arm, split)
+        rows += [
+            {
+                "run": arm.run,
+                "method": arm.method,
+                "label": arm.label,
+                "metric": metric,
+                "value": interval.value,
+                "low": interval.low,
+                "high": interval.high,
+                "n": interval.n,
+            }
+            for metric, interval in metrics.items()
+        ]
+    return pd.DataFrame(rows)
+
+
+def answers(
+    workspace: Workspace, run_ids: Sequence[str], *, split: Split = "confirmation"
+) -> pd.DataFrame:
+    """One row a prompt: what it is, then "score:<run>" and "answer:<run>" of each arm.
+
+    The base model's columns are "score:base" and "answer:base".
+    """
+    arms = load_arms(workspace, run_ids)
+    table = _of_split(arms[0], split)[["prompt_id", "role", "group", "split", "prompt", "expected"]]
+    for arm in arms:
+        name = arm.run or "base"
+        columns = _of_split(arm, split)[["prompt_id", "score", "answer"]].rename(
+            columns={"score": f"score:{name}", "answer": f"answer:{name}"}
+        )
+        table = table.merge(columns, on="prompt_id", how="left", validate="one_to_one")
+    return table
+
+
+def load_arms(workspace: Workspace, run_ids: Sequence[str]) -> list[Arm]:
+    """The base model and the runs, in the order given, with their evaluations."""
+    if not run_ids:
+        raise InputError("Name at least one run to compare.")
+    runs = [workspace.run(run_id) for run_id in dict.fromkeys(run_ids)]
+    roots = {run.root for run in runs}
+    if len(roots) > 1:
+        raise InputError(
+            f"These runs are of different families ({', '.join(sorted(roots))}), so their "
+            "prompts differ; compare runs of one."
+        )
+    base = Arm(BASE, "base", "Base model", _evaluation(workspace, f"{roots.pop()}.base"))
+    return [base, *(_arm(workspace, run) for run in runs)]
+
+
+def _arm(workspace: Workspace, run: RunManifest) -> Arm:
+    return Arm(run.id, run.method, run.title, _evaluation(workspace, run.id))
+
+
+def _evaluation(workspace: Workspace, evaluation_id: str) -> Evaluation:
+    folder = workspace.folder("evaluations", evaluation_id)
+    if not folder.is_dir():
+        run = evaluation_id.removesuffix(".base")
+        raise NotFoundError(
+            f"There is no evaluation {evaluation_id!r} yet; `grasp evaluate {run}` makes it."
+        )
+    return read_evaluation(folder)
+
+
+def _of_split(arm: Arm, split: Split) -> pd.DataFrame:
+    samples = arm.evaluation.samples
+    return samples[samples["split"] == split]
+
+
+def _removal(base: Arm, naive: Arm, arm: Arm, split: Split) -> Interval:
+    """Removal on the prompts that all three arms answered."""
+    scores = [
+        _of_split(a, split).query("role == 'unrelated'").set_index("prompt_id")["score"]
+        for a in (base, naive, arm)
+    ]
+    paired = pd.concat(scores, axis=1, join="inner").dropna()
+    return removal(*(paired.iloc[:, i].to_numpy(float) for i in range(3)))
