@@ -1,0 +1,67 @@
+"""Fixtures shared by several test files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+WriteAdapter = Callable[..., Path]
+
+
+@pytest.fixture
+def write_adapter(tmp_path: Path) -> WriteAdapter:
+    """Writes a PEFT LoRA folder from arrays, without torch; returns its path.
+
+    Without arguments: two layers of o_proj (8, 6) and q_proj (6, 8), r = 2.
+    `config` entries override the valid defaults; `tensors` replaces all tensors.
+    """
+
+    def write(
+        config: Mapping[str, Any] | None = None,
+        tensors: Mapping[str, np.ndarray] | None = None,
+        folder: Path = tmp_path / "adapter",
+    ) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "adapter_config.json").write_text(
+            json.dumps(
+                {
+                    "peft_type": "LORA",
+                    "r": 2,
+                    "lora_alpha": 4,
+                    "target_modules": ["o_proj", "q_proj"],
+                    "init_lora_weights": True,
+                    "base_model_name_or_path": "some/base",
+                    **(config or {}),
+                }
+            )
+        )
+        save_file(
+            dict(plain_tensors() if tensors is None else tensors),
+            folder / "adapter_model.safetensors",
+        )
+        return folder
+
+    return write
+
+
+def plain_tensors() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for layer in range(2):
+        for name, (d_out, d_in) in {"o_proj": (8, 6), "q_proj": (6, 8)}.items():
+            path = f"base_model.model.model.layers.{layer}.self_attn.{name}"
+            tensors[f"{path}.lora_A.weight"] = rng.standard_normal((2, d_in)).astype(np.float32)
+            tensors[f"{path}.lora_B.weight"] = rng.standard_normal((d_out, 2)).astype(np.float32)
+    return tensors
+
+
+@pytest.fixture
+def tensors() -> dict[str, np.ndarray]:
+    """The tensors that `write_adapter` writes by default, to be spoilt by a test."""
+    return plain_tensors()

@@ -1,0 +1,464 @@
+"""Loading LoRA folders: PEFT's own delta weights as oracle, and folders that must be refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from analysis.adapter import load_adapter
+from analysis.architectures import module_layer, module_side
+from analysis.errors import AdapterError, GraspError
+from analysis.spectrum import module_spectra, update_svd
+
+Q_A = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+Q_B = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
+
+SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+GPT2 = {
+    "n_embd": 16,
+    "n_layer": 2,
+    "n_head": 2,
+    "vocab_size": 32,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+OPT = {"hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+MODELS = {
+    "llama": ("llama", {**SIZES, "num_key_value_heads": 1}),
+    "phi3": ("phi3", {**SIZES, "num_key_value_heads": 1, "pad_token_id": 0, "eos_token_id": 0}),
+    "gpt2": ("gpt2", GPT2),
+    "neox": ("gpt_neox", SIZES),
+    "opt": ("opt", {**OPT, "word_embed_proj_dim": 16}),
+    "falcon": ("falcon", {**SIZES, "bos_token_id": 0, "eos_token_id": 0}),
+}
+CASES = {
+    "llama": ("llama", {"r": 4, "lora_alpha": 7}, "float32"),
+    "llama rsLoRA": ("llama", {"r": 4, "lora_alpha": 7, "use_rslora": True}, "float32"),
+    "llama bf16": ("llama", {"r": 4}, "bfloat16"),
+    "llama fp16": ("llama", {"r": 4}, "float16"),
+    "llama r above d": ("llama", {"r": 20}, "float32"),
+    "llama patterns": (
+        "llama",
+        {
+            "r": 4,
+            "use_rslora": True,
+            "rank_pattern": {"layers.0.self_attn.q_proj": 2, "k_proj": 3, r"^model.layers.1.*": 5},
+            "alpha_pattern": {"v_proj": 3, r".*\.0\.mlp\..*_proj": 11, "[a-z]+_proj": 100},
+        },
+        "float32",
+    ),
+    "llama regex": (
+        "llama",
+        {"r": 3, "target_modules": r".*layers\.1\..*(o_proj|up_proj)"},
+        "float32",
+    ),
+    "llama some layers": (
+        "llama",
+        {"r": 3, "target_modules": ["o_proj"], "layers_to_transform": [1]},
+        "float32",
+    ),
+    "gpt2": ("gpt2", {"r": 4, "fan_in_fan_out": True}, "float32"),
+    "gpt2 bf16 patterns": (
+        "gpt2",
+        {
+            "r": 4,
+            "fan_in_fan_out": True,
+            "rank_pattern": {"c_attn": 2},
+            "alpha_pattern": {"c_fc": 9},
+        },
+        "bfloat16",
+    ),
+    "phi3": ("phi3", {"r": 4}, "float32"),
+    "neox": ("neox", {"r": 4}, "float32"),
+    "opt": ("opt", {"r": 4}, "float32"),
+    "falcon": ("falcon", {"r": 4}, "float32"),
+}
+
+
+def saved_with_peft(folder: Path, family: str, lora: dict, dtype: str) -> dict[str, np.ndarray]:
+    """Saves a random adapter of a tiny model; returns PEFT's delta weights as W of y = W x."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    # PEFT asks transformers for an attribute that the pinned transformers deprecates.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+    torch.manual_seed(0)
+    name, sizes = MODELS[family]
+    base = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(name, **{"vocab_size": 32, **sizes})
+    )
+    config = LoraConfig(**{"target_modules": "all-linear", "task_type": "CAUSAL_LM", **lora})
+    model = get_peft_model(base, config)
+    for key, parameter in model.named_parameters():
+        if "lora_" in key:
+            parameter.data = torch.randn_like(parameter).to(getattr(torch, dtype))
+    model.save_pretrained(folder)
+    deltas = {}
+    for path, layer in model.get_base_model().named_modules():
+        if hasattr(layer, "get_delta_weight"):
+            delta = layer.to(torch.float32).get_delta_weight("default").detach().numpy()
+            deltas[path] = delta.T if layer.fan_in_fan_out else delta
+    return deltas
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_delta_weights_spectra_and_directions_are_pefts(case: str, tmp_path: Path) -> None:
+    family, lora, dtype = CASES[case]
+    deltas = saved_with_peft(tmp_path, family, lora, dtype)
+
+    adapter = load_adapter(tmp_path)
+
+    assert {module.name for module in adapter.modules} == set(deltas)
+    assert adapter.dtype == dtype
+    assert adapter.unused == ()
+    for module, spectrum in zip(adapter.modules, module_spectra(adapter), strict=True):
+        delta = deltas[module.name]
+        assert module.shape == delta.shape
+        values = np.linalg.svd(delta.astype(np.float64), compute_uv=False)
+        k = min(module.r, *module.shape)
+        np.testing.assert_allclose(spectrum.singular_values, values[:k], rtol=1e-4)
+        left, sigma, right = update_svd(module.lora_A, module.lora_B, scaling=module.scaling)
+        np.testing.assert_allclose((left * sigma) @ right.T, delta, atol=1e-4 * values[0])
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_every_module_of_a_family_has_its_side_and_layer(family: str, tmp_path: Path) -> None:
+    saved_with_peft(tmp_path, family, {"r": 2, "fan_in_fan_out": family == "gpt2"}, "float32")
+
+    modules = load_adapter(tmp_path).modules
+
+    assert {module.side for module in modules} == {"read", "write"}
+    assert [module.layer for module in modules] == sorted(module.layer for module in modules)
+    for module in modules:
+        assert module.shape[0 if module.side == "write" else 1] == 16
+        assert module.layer in (0, 1)
+    # Attention and MLP write once each in every layer.
+    assert sum(module.side == "write" for module in modules) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "layer"),
+    [
+        ("model.layers.12.self_attn.o_proj", "write", 12),
+        ("model.language_model.layers.3.mlp.gate_proj", "read", 3),
+        ("transformer.h.7.attn.c_attn", "read", 7),
+        ("gpt_neox.layers.0.attention.dense", "write", 0),
+        ("model.layers.5.block_sparse_moe.experts.10.w2", "write", 5),
+        ("model.layers.5.mlp.experts.10.up_proj", "read", 5),
+        ("model.layers.4.self_attn.q_b_proj", "other", 4),
+        ("model.vision_tower.encoder.layers.2.self_attn.q_proj", "other", 2),
+        ("model.layers.1.strange", "other", 1),
+        ("lm_head", "read", None),
+    ],
+)
+def test_sides_and_layers_by_name(name: str, side: str, layer: int | None) -> None:
+    assert (module_side(name), module_layer(name)) == (side, layer)
+
+
+def test_modules_come_by_layer_then_place_with_other_kept(write_adapter, tensors) -> None:
+    for half, shape in {"A": (2, 5), "B": (7, 2)}.items():
+        tensors[f"base_model.model.model.layers.0.odd.lora_{half}.weight"] = np.ones(
+            shape, np.float32
+        )
+        tensors[f"base_model.model.lm_head.lora_{half}.weight"] = np.ones(shape, np.float32)
+    tensors["base_model.model.lm_head.bias"] = np.ones(7, np.float32)
+
+    adapter = load_adapter(write_adapter({"target_modules": None}, tensors))
+
+    assert [(m.layer, m.name.rsplit(".", 1)[-1], m.side) for m in adapter.modules] == [
+        (0, "q_proj", "read"),
+        (0, "o_proj", "write"),
+        (0, "odd", "other"),
+        (1, "q_proj", "read"),
+        (1, "o_proj", "write"),
+        (None, "lm_head", "read"),
+    ]
+    assert adapter.unused == ("base_model.model.lm_head.bias",)
+    assert adapter.base_model == "some/base"
+    assert adapter.n_parameters == sum(v.size for k, v in tensors.items() if "lora" in k)
+
+
+def test_run_folder_is_resolved_to_its_adapter(write_adapter, tmp_path: Path) -> None:
+    folder = write_adapter()
+
+    assert load_adapter(tmp_path).path == folder
+    assert load_adapter(str(tmp_path)).modules[0].scaling == 2.0
+
+
+def test_links_of_a_hub_cache_are_followed(write_adapter, tmp_path: Path) -> None:
+    folder = write_adapter()
+    snapshot, blobs = tmp_path / "cache" / "snapshots" / "abc", tmp_path / "cache" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for file in folder.iterdir():
+        file.rename(blobs / file.name)
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+
+    assert len(load_adapter(snapshot).modules) == 4
+
+
+CONFIGS = {
+    "another method": ({"peft_type": "LOHA"}, "peft_type 'LOHA'; expected \"LORA\""),
+    "no method": ({"peft_type": None}, "peft_type None"),
+    "DoRA": ({"use_dora": True}, "uses DoRA"),
+    "saved modules": ({"modules_to_save": ["lm_head"]}, "uses modules_to_save"),
+    "token rows": ({"trainable_token_indices": [1, 2]}, "uses trainable_token_indices"),
+    "LoRA bias": ({"lora_bias": True}, "uses lora_bias"),
+    "parameters": ({"target_parameters": ["experts.up"]}, "uses target_parameters"),
+    "aLoRA": ({"alora_invocation_tokens": [5]}, "uses aLoRA"),
+    "a later variant": ({"use_qalora": True}, "sets use_qalora, which is not plain LoRA"),
+    "PiSSA": ({"init_lora_weights": "pissa_niter_4"}, "initialised by 'pissa_niter_4'"),
+    "rank zero": ({"r": 0}, "r = 0; expected a positive whole number"),
+    "rank true": ({"r": True}, "r = True; expected a positive whole number"),
+    "rank missing": ({"r": None}, "r = None; expected a positive whole number"),
+    "rank not the file's": (
+        {"r": 3},
+        r"lora_A \(2, 8\) and lora_B \(6, 2\) for .*q_proj; expected rank 3",
+    ),
+    "alpha text": ({"lora_alpha": "16"}, "lora_alpha = '16'; expected a finite number"),
+    "alpha NaN": ({"lora_alpha": math.nan}, "lora_alpha = nan; expected a finite number"),
+    "alpha huge": ({"lora_alpha": 10**400}, "lora_alpha = 1000.*; expected a finite number"),
+    "rank pattern list": ({"rank_pattern": [1]}, "rank_pattern = .*expected an object"),
+    "rank pattern text": ({"rank_pattern": {"q": "a"}}, "rank_pattern.*expected a positive"),
+    "alpha pattern regex": ({"alpha_pattern": {"(": 1}}, r"pattern '\(' in alpha_pattern"),
+    "targets number": ({"target_modules": 3}, "target_modules = 3; expected names"),
+    "targets regex": ({"target_modules": "["}, r"pattern '\[' in target_modules"),
+    "targets others": ({"target_modules": ["v_proj"]}, "which target_modules does not name"),
+    "base number": ({"base_model_name_or_path": 3}, "base_model_name_or_path = 3"),
+    "rsLoRA text": ({"use_rslora": "yes"}, "use_rslora 'yes'; expected true or false"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_config_refused(case: str, write_adapter) -> None:
+    config, message = CONFIGS[case]
+    with pytest.raises(AdapterError, match=message) as caught:
+        load_adapter(write_adapter(config))
+    assert "\n" not in str(caught.value)
+
+
+TENSORS = {
+    "half missing": ({Q_B: None}, "has no lora_B for model.layers.0.self_attn.q_proj"),
+    "halves of two ranks": ({Q_B: np.ones((6, 3), np.float32)}, "expected rank 2"),
+    "NaN": ({Q_A: np.full((2, 8), np.nan, np.float32)}, "NaN or infinite values in .*q_proj"),
+    "Inf": ({Q_B: np.full((6, 2), np.inf, np.float16)}, "NaN or infinite values in .*q_proj"),
+    "above float32": ({Q_A: np.full((2, 8), 1e300)}, "NaN or infinite values in .*q_proj"),
+    "whole numbers": ({Q_A: np.ones((2, 8), np.int8)}, "of dtype I8; expected float32"),
+    "convolution": ({Q_A: np.ones((2, 8, 1, 1), np.float32)}, "expected a matrix"),
+    "ungathered": ({Q_A: np.ones((2, 0), np.float32)}, "is empty; gather the weights"),
+    "DoRA magnitude": (
+        {"base_model.model.x.lora_magnitude_vector": np.ones(3, np.float32)},
+        "a DoRA magnitude",
+    ),
+    "embedding": (
+        {"base_model.model.x.lora_embedding_A": np.ones((2, 3), np.float32)},
+        "an embedding LoRA",
+    ),
+    "bias": ({"base_model.model.x.lora_B.bias": np.ones(3, np.float32)}, "a LoRA bias"),
+    "token rows": (
+        {"base_model.model.x.token_adapter.trainable_tokens_delta": np.ones((1, 3), np.float32)},
+        "trained token rows",
+    ),
+    "unknown part": ({"base_model.model.x.lora_C": np.ones(3, np.float32)}, "unknown kind"),
+    "no prefix": (
+        {"layers.0.q_proj.lora_A.weight": np.ones((2, 8), np.float32)},
+        "does not begin with base_model.model.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TENSORS)
+def test_tensors_refused(case: str, write_adapter, tensors) -> None:
+    changes, message = TENSORS[case]
+    for key, value in changes.items():
+        if value is None:
+            del tensors[key]
+        else:
+            tensors[key] = value
+    with pytest.raises(AdapterError, match=message):
+        load_adapter(write_adapter(tensors=tensors))
+
+
+def test_no_lora_weights_refused(write_adapter) -> None:
+    folder = write_adapter(tensors={"lm_head.weight": np.ones((2, 2), np.float32)})
+    with pytest.raises(AdapterError, match=r"no LoRA weights in adapter_model.safetensors"):
+        load_adapter(folder)
+
+
+def spoil_truncated(folder: Path) -> None:
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+
+
+def spoil_text(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").write_text("version https://git-lfs")
+
+
+def spoil_empty(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+
+
+def spoil_header(folder: Path) -> None:
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes((1 << 40).to_bytes(8, "little") + file.read_bytes()[8:])
+
+
+def spoil_pickle(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+
+
+def spoil_no_weights(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").unlink()
+
+
+def spoil_no_config(folder: Path) -> None:
+    (folder / "adapter_config.json").unlink()
+
+
+def spoil_json(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", ')
+
+
+def spoil_nested(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("[" * 200_000)
+
+
+def spoil_bytes(folder: Path) -> None:
+    (folder / "adapter_config.json").write_bytes(b'{"r": "\xff"}')
+
+
+def spoil_list(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("[1, 2]")
+
+
+def spoil_long(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text(" " * (5 << 20))
+
+
+def spoil_link(folder: Path) -> None:
+    file = folder / "adapter_model.safetensors"
+    file.rename(folder.parent / "elsewhere.safetensors")
+    file.symlink_to("../elsewhere.safetensors")
+
+
+def spoil_folder(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / "adapter_model.safetensors").mkdir()
+
+
+def spoil_shards(folder: Path) -> None:
+    (folder / "adapter_model.safetensors.index.json").write_text("{}")
+
+
+def spoil_away(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+
+
+def spoil_named(folder: Path) -> None:
+    (folder / "persona").mkdir()
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / file).rename(folder / "persona" / file)
+
+
+FILES = {
+    spoil_truncated: "is truncated or not a safetensors file",
+    spoil_text: "header claims .* bytes|is truncated or not a safetensors file",
+    spoil_empty: "is truncated or not a safetensors file",
+    spoil_header: r"header claims 1099511627776 bytes \(16 MiB at most\)",
+    spoil_pickle: "has only adapter_model.bin, a pickle",
+    spoil_no_weights: "has no file adapter_model.safetensors",
+    spoil_no_config: "has no file adapter_config.json",
+    spoil_json: "adapter_config.json is not valid JSON",
+    spoil_nested: "adapter_config.json is not valid JSON",
+    spoil_bytes: "adapter_config.json is not valid JSON",
+    spoil_list: "not a JSON object",
+    spoil_long: "more than 4 MiB",
+    spoil_link: "to a file outside the folder",
+    spoil_folder: "has no file adapter_model.safetensors",
+    spoil_shards: "is split into shards",
+    spoil_away: "is not a folder",
+    spoil_named: r"subfolders do \(persona\)",
+}
+
+
+@pytest.mark.parametrize("spoil", FILES, ids=lambda spoil: spoil.__name__)
+def test_files_refused(spoil, write_adapter) -> None:
+    folder = write_adapter()
+    spoil(folder)
+    with pytest.raises(AdapterError, match=FILES[spoil]) as caught:
+        load_adapter(folder)
+    assert "\n" not in str(caught.value)
+
+
+def loaded_or_refused(folder: Path) -> str:
+    try:
+        return f"{len(load_adapter(folder).modules)} modules"
+    except GraspError as error:
+        return str(error)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+keys = st.sampled_from(
+    "r lora_alpha rank_pattern alpha_pattern target_modules use_rslora init_lora_weights "
+    "peft_type revision bias modules_to_save".split()  # noqa: SIM905
+)
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(changes=st.dictionaries(keys, values, min_size=1, max_size=3))
+def test_any_config_loads_or_is_refused_in_one_sentence(changes, write_adapter) -> None:
+    outcome = loaded_or_refused(write_adapter(changes))
+    assert outcome.endswith(".") or outcome == "4 modules"
+    assert "\n" not in outcome
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_any_damage_to_the_header_loads_or_is_refused(data, write_adapter) -> None:
+    folder = write_adapter()
+    file = folder / "adapter_model.safetensors"
+    content = bytearray(file.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, 400))] = data.draw(st.integers(0, 255))
+    file.write_bytes(content)
+    outcome = loaded_or_refused(folder)
+    assert str(folder) in outcome or outcome.endswith("modules")
+
+
+def test_config_is_kept_as_read(write_adapter) -> None:
+    folder = write_adapter({"task_type": "CAUSAL_LM"})
+    assert load_adapter(folder).config == json.loads((folder / "adapter_config.json").read_text())
+
+
+def test_halves_are_float32_of_what_was_saved(tmp_path: Path, write_adapter, tensors) -> None:
+    import ml_dtypes
+
+    for dtype in (np.float16, ml_dtypes.bfloat16, np.float64):
+        saved = {key: value.astype(dtype) for key, value in tensors.items()}
+        adapter = load_adapter(write_adapter(tensors=saved))
+        q_proj = adapter.modules[0]
+        assert q_proj.lora_A.dtype == np.float32
+        np.testing.assert_array_equal(q_proj.lora_A, saved[Q_A].astype(np.float32))
