@@ -76,7 +76,11 @@ def targets(config: Mapping[str, Any], name: str) -> bool:
 
 
 def _match(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
-    """PEFT's rule: a pattern matches the whole name or its end after a dot; first one wins."""
+    """PEFT's rule: a pattern matches the whole name or its end after a dot; first one wins.
+
+    "First" is the order in the file, as for PEFT when it loads the folder.  PEFT sorts
+    the keys on saving, so where patterns overlap, training may have used another one.
+    """
     for pattern, value in patterns.items():
         if re.match(_wrapped(pattern), name):
             return value

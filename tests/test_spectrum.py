@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.adapter import load_adapter
@@ -166,13 +166,8 @@ def test_principal_angles_of_a_planted_rotation() -> None:
     np.testing.assert_allclose(principal_angles(P, np.eye(6)[:, 3:5]), np.pi / 2)
 
 
-@settings(deadline=None)
-@given(
-    seed=seeds,
-    order=st.permutations(range(5)),
-    signs=st.lists(st.booleans(), min_size=5, max_size=5),
-)
-def test_match_undoes_a_permutation_with_signs(seed, order, signs) -> None:
+@given(seed=seeds, order=st.permutations(range(5)), flipped=st.sets(st.integers(0, 4)))
+def test_match_undoes_a_permutation_with_signs(seed, order, flipped) -> None:
     a = random_subspace(9, 5, seed=seed).T
     flips = np.where(np.isin(range(5), list(flipped)), -1.0, 1.0)
     b = (a * flips[:, None])[list(order)]
