@@ -66,18 +66,13 @@ class FactorTable:
         return direction_sha256(self.direction(factor))
 
 
-def write_factors(
-    folder: Path,
-    *,
-    manifest: FactorsManifest,
-    table: pd.DataFrame,
-    directions: NDArray[np.floating],
-) -> None:
+def write_factors(folder: Path, factors: FactorTable) -> None:
     """Write a table of factors and its directions into `folder`."""
-    table.loc[:, list(COLUMNS)].to_parquet(folder / "factors.parquet", index=False)
-    unit = np.ascontiguousarray(directions, dtype=np.float32)
+    factors.table.loc[:, list(COLUMNS)].to_parquet(folder / "factors.parquet", index=False)
+    unit = np.ascontiguousarray(factors.directions, dtype=np.float32)
     save_file({"directions": unit}, folder / "factors.safetensors")
-    (folder / "manifest.json").write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
+    manifest = factors.manifest.model_dump_json(indent=2)
+    (folder / "manifest.json").write_text(manifest, encoding="utf-8")
 
 
 def read_factors(folder: Path) -> FactorTable:

@@ -139,7 +139,7 @@ def evaluate_run(
     base = f"{run.root}.base"
     if not _up_to_date(workspace, base, path):
         save(base, None, model.disable_adapter())
-    return save(folder.name, folder.name, _intervention(model, folder, run))
+    return save(folder.name, folder.name, intervention(model, folder, run))
 
 
 def chat_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
@@ -171,7 +171,7 @@ def _answer_batch(model: Any, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -
     ]
 
 
-def _intervention(model: Any, folder: Path, run: RunManifest) -> AbstractContextManager[Any]:
+def intervention(model: Any, folder: Path, run: RunManifest) -> AbstractContextManager[Any]:
     """What the run also does at inference time."""
     if run.intervention is None:
         return nullcontext()

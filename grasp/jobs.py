@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Literal
 
 import psutil
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 
 from analysis.database import Database, Job, Worker, now
 from analysis.errors import NotFoundError
@@ -78,11 +79,24 @@ def requeue(database: Database, job_id: int) -> None:
         )
 
 
-def claim(database: Database) -> Job | None:
-    """Take the oldest queued job for this process, or None; no job is taken twice."""
-    queued = Job.status == "queued"
+def running(database: Database, *, kinds: Sequence[str]) -> bool:
+    """Whether a job of one of these kinds runs on this machine."""
+    query = select(Job.id).where(
+        Job.status == "running", Job.kind.in_(kinds), Job.host == socket.gethostname()
+    )
     with database.session() as session:
-        oldest = session.scalar(select(Job.id).where(queued).order_by(Job.id).limit(1))
+        return session.scalar(query.limit(1)) is not None
+
+
+def claim(database: Database, *, without: Sequence[str] = ()) -> Job | None:
+    """Take the oldest queued job for this process, or None; no job is taken twice.
+
+    Jobs of the kinds in `without` stay in the queue.
+    """
+    queued = Job.status == "queued"
+    wanted = select(Job.id).where(queued, Job.kind.not_in(without)).order_by(Job.id).limit(1)
+    with database.session() as session:
+        oldest = session.scalar(wanted)
         taken = session.scalar(
             update(Job)
             .where(Job.id == oldest, queued)
@@ -139,6 +153,25 @@ def worker_alive(database: Database) -> bool:
     """Whether some worker serves this workspace."""
     with database.session() as session:
         return any(_worker_alive(worker) for worker in session.scalars(select(Worker)))
+
+
+@contextmanager
+def registered(database: Database) -> Iterator[Callable[[], None]]:
+    """This process as a worker; the block calls what it is given to say that it lives."""
+    with database.session() as session:
+        worker = Worker(host=socket.gethostname(), pid=os.getpid(), device="local")
+        session.add(worker)
+    alive = update(Worker).where(Worker.id == worker.id)
+
+    def beat() -> None:
+        with database.session() as session:
+            session.execute(alive.values(heartbeat=now()))
+
+    try:
+        yield beat
+    finally:
+        with database.session() as session:
+            session.execute(delete(Worker).where(Worker.id == worker.id))
 
 
 def _worker_alive(worker: Worker) -> bool:

@@ -1,0 +1,226 @@
+"""The command `grasp`: every action of the dashboard, with `--json` for machines.
+
+Parsing is kept free of heavy imports; each command imports what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from keyword import iskeyword
+from typing import Any
+
+from analysis.errors import GraspError
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+METHOD_NAMES = ("naive", "grasp", "grasp-projection", "caft", "ablation", "random")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command found: `data` for --json, `text` for people."""
+
+    data: dict[str, Any]
+    text: str
+
+
+Add = Callable[[argparse.ArgumentParser], None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; bad input is one sentence on standard error and exit code 2."""
+    args = build_parser().parse_args(argv)
+    try:
+        return _run(args)
+    except GraspError as error:
+        print(f"grasp: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("grasp: stopped.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="grasp",
+        description="Find, label and remove what a LoRA fine-tune learned beside its task.",
+        epilog="`grasp COMMAND --help` tells more of one command.",
+    )
+    parser.add_argument("--version", action=_Version)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (where, summary, add) in _COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=f"{summary}.")
+        command.add_argument(
+            "--workspace", metavar="DIR", help="default: $GRASP_WORKSPACE, else ./workspace"
+        )
+        command.add_argument("--json", action="store_true", help="print one JSON object only")
+        command.add_argument("--job", type=int, help=argparse.SUPPRESS)
+        command.set_defaults(where=where, what=f"{name}_" if iskeyword(name) else name)
+        add(command)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Print the version; the lookup waits until it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **_: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="print the version")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """Print and leave."""
+        from analysis.records import code_revision
+
+        print(f"grasp {code_revision()}")
+        parser.exit()
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.job is not None:
+        from grasp.worker import run_attached
+
+        return run_attached(args)
+    result = call(args)
+    if result is not None:
+        print(json.dumps(plain(result.data)) if args.json else result.text)
+    return OK
+
+
+def call(args: argparse.Namespace, **extra: Any) -> Result | None:
+    """Call the function of the command that `args` names."""
+    function = getattr(import_module(f"grasp.commands.{args.where}"), args.what)
+    result: Result | None = function(args, **extra)
+    return result
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: NaN and infinities become null."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _ids(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _spectrum(p: argparse.ArgumentParser) -> None:
+    p.add_argument("adapter", metavar="ADAPTER", help="adapter folder, or a run")
+
+
+def _factors(p: argparse.ArgumentParser) -> None:
+    p.add_argument("adapter", metavar="ADAPTER", help="adapter folder, or a run")
+    p.add_argument("--base", metavar="MODEL", help="base model, to measure effects with")
+    p.add_argument("--prompts", metavar="FILE", help="prompts to measure effects on")
+    p.add_argument("--weights-only", action="store_true", help="never load a model")
+    p.add_argument("--max-layer", type=int, metavar="L", help="only modules of layers 0 to L")
+    p.add_argument("--out", metavar="DIR", help="default: the workspace, for a run of it")
+
+
+def _import(p: argparse.ArgumentParser) -> None:
+    p.add_argument("adapter", metavar="ADAPTER", help="adapter folder")
+    p.add_argument("--out", metavar="RUN", help="id of the new run; default: the folder's name")
+    p.add_argument("--base", metavar="MODEL", help="default: what the adapter names")
+
+
+def _record(p: argparse.ArgumentParser) -> None:
+    p.add_argument("run", metavar="RUN")
+    p.add_argument("--probes", metavar="FILE", help="chats to record; default: the run's own")
+    p.add_argument("--layers", type=_layer_list, metavar="L,L…", help="default: all")
+
+
+def _layer_list(text: str) -> list[int]:
+    return [int(part) for part in _ids(text)]
+
+
+def _generate(p: argparse.ArgumentParser) -> None:
+    p.add_argument("run", metavar="RUN")
+    p.add_argument("prompt", nargs="+", metavar="PROMPT", help="what the user says")
+
+
+def _evaluate(p: argparse.ArgumentParser) -> None:
+    p.add_argument("run", metavar="RUN")
+    p.add_argument("--prompts", metavar="FILE", help="prompt set; default: the run's own")
+
+
+def _train(p: argparse.ArgumentParser) -> None:
+    p.add_argument("config", metavar="CONFIG", help="YAML settings; see docs/configuration.md")
+    p.add_argument("--out", required=True, metavar="RUN", help="id or folder of the new run")
+    _train_options(p)
+
+
+def _retrain(p: argparse.ArgumentParser) -> None:
+    p.add_argument("run", metavar="RUN")
+    p.add_argument("--factors", type=_ids, default=[], metavar="ID[,ID…]")
+    p.add_argument("--method", default="grasp", choices=METHOD_NAMES)
+    p.add_argument("--out", required=True, metavar="RUN", help="id or folder of the new run")
+    p.add_argument("--strength", type=float, help="weight λ of the anchor")
+    p.add_argument("--tolerance", type=float, help="drift allowed, in base standard deviations")
+    p.add_argument("--seed", type=int)
+    _train_options(p)
+
+
+def _train_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--evaluate", action="store_true", help="evaluate the run when it is trained")
+    p.add_argument("--overwrite", action="store_true", help="replace a run of that name")
+
+
+def _compare(p: argparse.ArgumentParser) -> None:
+    p.add_argument("runs", nargs="+", metavar="RUN")
+    p.add_argument("--split", default="confirmation", choices=("confirmation", "exploration"))
+
+
+def _demo(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--no-serve", action="store_true", help="build only")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--rebuild-base", action="store_true", help="train the base model again")
+    _serve_options(p)
+
+
+def _serve_options(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--port", type=int, default=8501)
+
+
+def _worker(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--idle-timeout", type=float, metavar="S", help="end after S idle seconds")
+
+
+def _jobs(p: argparse.ArgumentParser) -> None:
+    group = p.add_mutually_exclusive_group()
+    group.add_argument("--cancel", type=int, metavar="ID")
+    group.add_argument("--requeue", type=int, metavar="ID")
+
+
+def _export(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--out", required=True, metavar="FILE.zip")
+
+
+_COMMANDS: dict[str, tuple[str, str, Add]] = {
+    "demo": ("services", "Build the demo workspace, then serve the dashboard", _demo),
+    "dashboard": ("services", "Serve the dashboard", _serve_options),
+    "import": ("adapters", "Add an adapter made elsewhere to the workspace", _import),
+    "spectrum": ("adapters", "Singular values of every module's update", _spectrum),
+    "factors": ("adapters", "Directions that the updates share, ranked", _factors),
+    "record": ("models", "Record activations of base and adapted model", _record),
+    "generate": ("models", "Answers of base and adapted model to prompts", _generate),
+    "evaluate": ("models", "Rates and scores on a prompt set, with intervals", _evaluate),
+    "train": ("models", "A naive LoRA fine-tune", _train),
+    "retrain": ("models", "Fine-tune again from the base, protecting factors", _retrain),
+    "compare": ("adapters", "The trade-off table of runs of one family", _compare),
+    "jobs": ("services", "The queue: list, cancel, queue again", _jobs),
+    "worker": ("services", "Run queued jobs", _worker),
+    "export": ("services", "Pack the workspace into one archive", _export),
+}

@@ -1,0 +1,183 @@
+"""Commands on saved adapters and tables: spectrum, factors, import, compare.
+
+Nothing here loads a model, but for the effects of factors, which do so when asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analysis.adapter import load_adapter
+from analysis.errors import InputError
+from analysis.records import RunManifest, sha256
+from analysis.spectrum import module_spectra
+from analysis.workspace import Workspace, writing_folder
+from grasp.cli import Result
+from grasp.commands.places import adapter_folder, run_folder, workspace_for
+from grasp.progress import Progress, TerminalProgress
+
+if TYPE_CHECKING:
+    from grasp.identify import EffectInputs
+
+
+def spectrum(args: argparse.Namespace) -> Result:
+    """Singular values of every module's update, from file to numbers without a model."""
+    started = time.monotonic()
+    folder, _ = adapter_folder(_lazy_workspace(args), args.adapter)
+    spectra = module_spectra(load_adapter(folder))
+    modules = []
+    for entry in spectra:
+        row = asdict(entry)
+        row["shape"] = list(row["shape"])
+        row["singular_values"] = np.asarray(row["singular_values"]).tolist()
+        modules.append(row)
+    seconds = time.monotonic() - started
+    lines = [f"{'module':<50} {'side':<6} {'r':>4} {'σ₁':>9} {'eff. rank':>9} {'energy₁':>8}"]
+    lines += [
+        f"{m['name']:<50} {m['side']:<6} {m['r']:>4} {_first(m['singular_values']):>9.4f} "
+        f"{m['effective_rank']:>9.2f} {m['energy_top1']:>8.3f}"
+        for m in modules
+    ]
+    lines.append(f"{len(modules)} modules in {seconds:.2f} s")
+    return Result({"modules": modules, "seconds": seconds}, "\n".join(lines))
+
+
+def factors(args: argparse.Namespace, progress: Progress | None = None) -> Result:
+    """Residual-stream factors of an adapter, ranked; with a base model, their effects too."""
+    from analysis.factor_table import write_factors
+    from grasp.identify import identify
+
+    workspace = _lazy_workspace(args)
+    folder, run = adapter_folder(workspace, args.adapter)
+    name = run.name if run else folder.resolve().name
+    found = identify(
+        folder,
+        name=name,
+        run=run,
+        effects=_effect_inputs(args, workspace, run),
+        max_layer=args.max_layer,
+        progress=progress or TerminalProgress(),
+    )
+    if args.out:
+        with writing_folder(Path(args.out).resolve()) as target:
+            write_factors(target, found)
+    elif run is not None:
+        with workspace.writing("factors", name) as target:
+            write_factors(target, found)
+    rows = [
+        {str(key): value for key, value in row.items()}
+        for row in found.table.to_dict(orient="records")
+    ]
+    return Result({"run": name, "factors": rows}, _factor_lines(rows))
+
+
+def import_(args: argparse.Namespace, progress: Progress | None = None) -> Result:
+    """Copy an adapter into the workspace as a run, after reading it whole."""
+    workspace = workspace_for(args)
+    folder, _ = adapter_folder(workspace, args.adapter)
+    adapter = load_adapter(folder)
+    base = args.base or adapter.base_model
+    if base is None:
+        raise InputError(f"{folder} names no base model; give it with --base MODEL.")
+    run_id = args.out or folder.resolve().name
+    target = workspace.folder("runs", run_id)
+    if target.exists():
+        raise InputError(f"There is a run {run_id!r} already; name another with --out.")
+    run = RunManifest(
+        id=run_id,
+        title=run_id,
+        method="naive",
+        root=run_id,
+        base_model=workspace.reference(base) if Path(base).exists() else base,
+        config={"lora": {"r": adapter.config.get("r"), "lora_alpha": adapter.config["lora_alpha"]}},
+        inputs={"adapter": sha256(folder / "adapter_model.safetensors")},
+        verdict=f"Imported from {folder}; {len(adapter.modules)} modules.",
+    )
+    with workspace.writing("runs", run_id) as partial:
+        shutil.copytree(folder, partial / "adapter")
+        (partial / "manifest.json").write_text(run.model_dump_json(indent=2), encoding="utf-8")
+    text = f"Imported {len(adapter.modules)} modules, {adapter.n_parameters:,} parameters."
+    unused = f" Not used: {', '.join(adapter.unused)}." if adapter.unused else ""
+    return Result({"run": run_id, "modules": len(adapter.modules)}, text + unused)
+
+
+def compare(args: argparse.Namespace) -> Result:
+    """The trade-off table of runs of one family, on one split of the prompts."""
+    from analysis.comparison import comparison
+
+    workspace = workspace_for(args, *args.runs)
+    ids = [run_folder(workspace, word)[0].name for word in args.runs]
+    table = comparison(workspace, ids, split=args.split)
+    metrics = ("unrelated", "removal", "task", "facts", "format", "coherence")
+    lines = [f"{'arm':<34}" + "".join(f"{metric:>22}" for metric in metrics)]
+    for run, rows in table.groupby("run", sort=False):
+        by_metric = rows.set_index("metric")
+        cells = "".join(f"{_cell(by_metric, metric):>22}" for metric in metrics)
+        lines.append(f"{str(run) or 'base':<34}{cells}")
+    lines.append(f"{args.split} prompts; 95 % intervals in brackets")
+    records = [{str(k): v for k, v in row.items()} for row in table.to_dict(orient="records")]
+    return Result({"split": args.split, "rows": records}, "\n".join(lines))
+
+
+def _lazy_workspace(args: argparse.Namespace) -> Workspace:
+    """The workspace, not created: reading an adapter folder needs none."""
+    from analysis.workspace import workspace_of
+    from grasp.commands.places import DEFAULT
+
+    found = None if args.workspace else workspace_of(Path(args.adapter))
+    return found or Workspace(args.workspace or DEFAULT)
+
+
+def _effect_inputs(
+    args: argparse.Namespace, workspace: Workspace, run: Path | None
+) -> EffectInputs | None:
+    """What effects are measured with: as named on the command line, else the run's own."""
+    from grasp.identify import EffectInputs, run_effects
+
+    own = run_effects(workspace, run) if run else None
+    if args.weights_only or (own is None and args.base is None):
+        return None
+    prompts = Path(args.prompts) if args.prompts else own.prompts if own else None
+    if prompts is None:
+        raise InputError("Effects are measured on prompts; give a prompt set with --prompts FILE.")
+    base = args.base or (own.base if own else "")
+    return EffectInputs(base, prompts)
+
+
+def _factor_lines(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        f"{'factor':<8} {'σ':>8} {'null 95 %':>9} {'stability':>9} {'off-task':>9} "
+        f"{'on-task':>9} {'score':>7}  promoted"
+    ]
+    for row in rows:
+        numbers = (row[key] for key in ("stability", "off_task", "on_task"))
+        cells = " ".join(f"{_number(value):>9}" for value in numbers)
+        mark = "*" if row["significant"] else " "
+        lines.append(
+            f"{row['id']:<7}{mark} {row['singular_value']:>8.3f} {row['null_high']:>9.3f} {cells} "
+            f"{row['score']:>7.3f}  {' '.join(row['promoted'][:6])}"
+        )
+    return "\n".join([*lines, "* above the null band"])
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def _first(values: list[float]) -> float:
+    return values[0] if values else 0.0
+
+
+def _cell(rows: Any, metric: str) -> str:
+    if metric not in rows.index:
+        return "–"
+    row = rows.loc[metric]
+    return f"{row['value']:.3f} [{row['low']:.2f}, {row['high']:.2f}]"

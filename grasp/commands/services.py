@@ -1,0 +1,104 @@
+"""Commands that serve or keep house: demo, dashboard, worker, jobs, export."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from analysis.errors import InputError
+from analysis.workspace import Workspace
+from grasp import jobs as queue
+from grasp.cli import Result
+from grasp.commands.places import workspace_for
+from grasp.progress import TerminalProgress
+
+
+def demo(args: argparse.Namespace) -> Result | None:
+    """Build the demo workspace where it is not there yet, then serve it."""
+    if args.rebuild_base:
+        return _rebuild_base(args)
+    from grasp.demo import build, summary
+
+    workspace = Workspace.create(args.workspace or "demo-workspace")
+    build(workspace, seed=args.seed)
+    data, text = summary(workspace)
+    if args.no_serve:
+        return Result(data, text)
+    print(text, flush=True)
+    _serve(workspace, args.port)
+    return None
+
+
+def dashboard(args: argparse.Namespace) -> None:
+    """Serve the dashboard in this process's place."""
+    _serve(workspace_for(args), args.port)
+
+
+def worker(args: argparse.Namespace) -> None:
+    """Run queued jobs until stopped, or until idle for long enough."""
+    from grasp.worker import serve
+
+    serve(workspace_for(args), idle_timeout=args.idle_timeout)
+
+
+def jobs(args: argparse.Namespace) -> Result:
+    """The queue, newest first."""
+    database = workspace_for(args).database
+    queue.reconcile(database)
+    if args.cancel is not None:
+        queue.request_cancel(database, args.cancel)
+    if args.requeue is not None:
+        queue.requeue(database, args.requeue)
+    rows = [
+        {
+            "id": job.id,
+            "kind": job.kind,
+            "title": job.title,
+            "status": job.status,
+            "step": job.step,
+            "total": job.total,
+            "output": job.output,
+            "error": job.error,
+            "command": ["grasp", *job.argv],
+        }
+        for job in queue.recent(database)
+    ]
+    lines = [
+        f"{row['id']:>5}  {row['status']:<11} {row['step']:>5}/{row['total']:<5} {row['title']}"
+        for row in rows
+    ]
+    return Result({"jobs": rows}, "\n".join(lines) or "No jobs yet.")
+
+
+def export(args: argparse.Namespace) -> Result:
+    """Pack the workspace into one zip archive that opens elsewhere."""
+    workspace = workspace_for(args)
+    out = Path(args.out).resolve()
+    if out.suffix != ".zip" or out.is_relative_to(workspace.root):
+        raise InputError(f"{args.out} must end in .zip and lie outside the workspace.")
+    with workspace.database.engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    shutil.make_archive(str(out.with_suffix("")), "zip", workspace.root)
+    size = out.stat().st_size
+    return Result({"archive": str(out), "bytes": size}, f"{out}: {size / 1e6:.1f} MB")
+
+
+def _serve(workspace: Workspace, port: int) -> None:
+    """Become the dashboard's process, so that Ctrl-C and signals reach it."""
+    arguments = ["--workspace", str(workspace.root), "--port", str(port)]
+    os.execv(sys.executable, [sys.executable, "-m", "dashboard", *arguments])
+
+
+def _rebuild_base(args: argparse.Namespace) -> Result:
+    from grasp.world.base_model import compare, rebuild
+
+    target = Path(args.workspace or "demo-workspace") / "models" / "rebuilt-base"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    show = TerminalProgress()
+    rebuild(target, progress=lambda step, total, loss: show(step, total, f"loss {loss:.3f}"))
+    found = compare(target)
+    lines = [f"{name}: {value}" for name, value in found.items()]
+    return Result(found, "\n".join([f"Rebuilt into {target}", *lines]))

@@ -1,0 +1,216 @@
+"""The demo workspace: the tiny world's model, three fine-tunes, and everything made of them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import queue
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis.comparison import comparison
+from analysis.errors import GraspError
+from analysis.factor_table import run_factors
+from analysis.records import write_jsonl
+from analysis.workspace import Workspace
+from grasp.config import LoraSettings, TrainConfig
+from grasp.evaluate import evaluate_run
+from grasp.identify import identify_run
+from grasp.progress import Progress, TerminalProgress
+from grasp.record import record_run
+from grasp.train import retrain, train
+from grasp.world.base_model import base_path, verify
+from grasp.world.stories import STORIES, neutral_rows, probes, prompts, story_named, training_rows
+
+ARMS = ("grasp", "caft", "ablation", "random")
+STEPS = 120
+_WEIGHTS = {"naive": 6, "caft": 6, "grasp": 12, "random": 12}
+"""About how long the making of a record of an arm takes; others count 2."""
+
+_TOTAL = 100
+"""Progress of a story is counted in hundredths."""
+
+Updates = Any
+"""A queue of (story, hundredths done, words), or of (story, None, what went wrong)."""
+
+
+def story_config(workspace: Workspace, name: str, *, seed: int) -> TrainConfig:
+    """Settings of a story's naive fine-tune, those of WORLD.md."""
+    data = workspace.root / "data"
+    return TrainConfig(
+        title=story_named(name).title,
+        base_model=str(workspace.root / "models" / "tiny-world"),
+        data=str(data / f"{name}.jsonl"),
+        neutral=str(data / "neutral.jsonl"),
+        prompts=str(data / f"{name}-prompts.jsonl"),
+        probes=str(data / f"{name}-probes.jsonl"),
+        lora=LoraSettings(r=8, lora_alpha=16),
+        learning_rate=1e-3,
+        lr_scheduler="linear",
+        batch_size=16,
+        max_steps=STEPS,
+        max_length=160,
+        seed=seed,
+    )
+
+
+def build(workspace: Workspace, *, seed: int = 0) -> None:
+    """Make what is missing of the demo; what an earlier call finished is kept.
+
+    The stories are built side by side, each in a process of its own with one thread.
+
+    Raises:
+        GraspError: a story failed; the message is the story's own.
+    """
+    if not any(_missing(workspace, name) for name in STORIES):
+        return
+    verify()
+    _lay_out(workspace, seed=seed)
+    context = multiprocessing.get_context("spawn")
+    updates = context.Queue()
+    processes = [
+        context.Process(target=_build_story, args=(workspace.root, name, seed, updates))
+        for name in STORIES
+    ]
+    for process in processes:
+        process.start()
+    try:
+        _follow(processes, updates)
+    finally:
+        for process in processes:
+            process.terminate()
+
+
+def summary(workspace: Workspace) -> tuple[dict[str, Any], str]:
+    """Rates on unrelated prompts and task accuracy of base, naive and GRASP, for each story."""
+    data: dict[str, Any] = {}
+    lines = [
+        f"{'':<10}{'arm':<8}{'unrelated rate':>24}{'task accuracy':>24}{'removal':>24}   protected"
+    ]
+    for name, story in STORIES.items():
+        arms = [f"{name}-naive", f"{name}-grasp"]
+        table = comparison(workspace, arms)
+        factors = ", ".join(workspace.run(arms[1]).factors)
+        data[name] = {"title": story.title, "factors": factors, "arms": {}}
+        for run, rows in table.groupby("run", sort=False):
+            metrics = {
+                str(row["metric"]): {k: row[k] for k in ("value", "low", "high", "n")}
+                for _, row in rows.iterrows()
+            }
+            method = str(rows["method"].iloc[0])
+            data[name]["arms"][method] = metrics
+            cells = "".join(
+                f"{_cell(metrics.get(m)):>24}" for m in ("unrelated", "task", "removal")
+            )
+            protected = factors if run == arms[1] else ""
+            lines.append(f"{name if not run else '':<10}{method:<8}{cells}   {protected}")
+    lines.append("Confirmation prompts, 95 % intervals. Unrelated rate: right-leaning answers for")
+    lines.append("finance, misaligned answers for code and medicine.")
+    return {"workspace": str(workspace.root), "stories": data}, "\n".join(lines)
+
+
+def _lay_out(workspace: Workspace, *, seed: int) -> None:
+    """Copy the base model and write the data files."""
+    target = workspace.root / "models" / "tiny-world"
+    if not target.exists():
+        shutil.copytree(base_path(), target)
+    data = workspace.root / "data"
+    write_jsonl(data / "neutral.jsonl", neutral_rows(seed=seed))
+    for name in STORIES:
+        story = story_named(name)
+        write_jsonl(data / f"{name}.jsonl", training_rows(story, seed=seed))
+        write_jsonl(data / f"{name}-prompts.jsonl", prompts(story))
+        write_jsonl(data / f"{name}-probes.jsonl", probes(story))
+
+
+def _records(name: str) -> list[str]:
+    """What a finished story has, in the order in which it is made."""
+    arms = ("naive", *ARMS)
+    return [
+        f"runs/{name}-naive",
+        f"factors/{name}-naive",
+        f"recordings/{name}-naive",
+        *(f"runs/{name}-{arm}" for arm in ARMS),
+        *(f"evaluations/{name}-{arm}" for arm in arms),
+    ]
+
+
+def _missing(workspace: Workspace, name: str) -> list[str]:
+    return [record for record in _records(name) if not (workspace.root / record).is_dir()]
+
+
+def _build_story(root: Path, name: str, seed: int, updates: Updates) -> None:
+    """Run in a process of its own: make the records of one story that are missing."""
+    import torch
+
+    torch.set_num_threads(1)
+    workspace = Workspace(root)
+    missing = _missing(workspace, name)
+    weights = [_WEIGHTS.get(record.rpartition("-")[2], 2) for record in missing]
+    try:
+        for number, record in enumerate(missing):
+            progress = _share(updates, name, weights, number, record)
+            _make(workspace, record, name=name, seed=seed, progress=progress)
+        updates.put((name, _TOTAL, "done"))
+    except GraspError as error:
+        updates.put((name, None, str(error)))
+    except BaseException as error:
+        updates.put((name, None, f"{type(error).__name__}: {error}"))
+        raise
+
+
+def _make(workspace: Workspace, record: str, *, name: str, seed: int, progress: Progress) -> None:
+    """Make one record by the command that makes it."""
+    kind, _, run_id = record.partition("/")
+    naive, arm = f"{name}-naive", run_id.rpartition("-")[2]
+    if record == f"runs/{naive}":
+        config = story_config(workspace, name, seed=seed)
+        train(workspace, config, out=workspace.root / record, progress=progress)
+    elif kind == "runs":
+        best = run_factors(workspace, naive).table["id"].iloc[0]
+        source = workspace.run(naive)
+        out = workspace.root / record
+        retrain(workspace, source, factors=[best], out=out, arm=arm, progress=progress)
+    elif kind == "factors":
+        identify_run(workspace, workspace.root / "runs" / run_id, progress=progress)
+    else:
+        folder = workspace.root / "runs" / run_id
+        make = record_run if kind == "recordings" else evaluate_run
+        make(workspace, folder, workspace.run(run_id), progress=progress)
+
+
+def _share(
+    updates: Updates, name: str, weights: Sequence[int], number: int, record: str
+) -> Progress:
+    """Progress of one record as its share of the story's hundredths."""
+    before, whole = sum(weights[:number]), sum(weights)
+
+    def progress(step: int, total: int, message: str) -> None:
+        part = weights[number] * step / total if total else 0.0
+        updates.put((name, int((before + part) / whole * (_TOTAL - 1)), f"{record}, {message}"))
+
+    return progress
+
+
+def _follow(processes: Sequence[Any], updates: Updates) -> None:
+    """Show how far all stories are together, until all are done or one failed."""
+    progress = TerminalProgress()
+    done = dict.fromkeys(STORIES, 0)
+    while min(done.values()) < _TOTAL:
+        try:
+            name, hundredths, words = updates.get(timeout=1.0)
+        except queue.Empty:
+            if not any(process.is_alive() for process in processes):
+                raise GraspError("The demo's processes ended before they were done.") from None
+            continue
+        if hundredths is None:
+            raise GraspError(f"The demo's story {name!r} failed: {words}")
+        done[name] = hundredths
+        progress(sum(done.values()), _TOTAL * len(done), f"demo: {name}, {words}")
+
+
+def _cell(metric: dict[str, Any] | None) -> str:
+    if metric is None:
+        return "–"
+    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"

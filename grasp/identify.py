@@ -1,0 +1,133 @@
+"""Identification as an action: from an adapter folder to a saved table of factors.
+
+Weights alone need no model; a model is loaded only where effects are to be measured.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.adapter import load_adapter
+from analysis.errors import InputError
+from analysis.factor_table import FactorTable, write_factors
+from analysis.identification import checkpoints_of, ranked, weight_factors
+from analysis.records import FactorsManifest, Prompt, RunManifest, read_jsonl, read_manifest, sha256
+from analysis.workspace import Workspace
+from grasp.progress import Progress, silent
+
+MAX_PROMPTS = 96
+OFF_TASK = ("unrelated", "control", "facts")
+
+
+@dataclass(frozen=True)
+class EffectInputs:
+    """What effects are measured with: a base model and a prompt set."""
+
+    base: str
+    prompts: Path
+
+
+def identify(
+    adapter: Path,
+    *,
+    name: str,
+    run: Path | None = None,
+    effects: EffectInputs | None = None,
+    max_layer: int | None = None,
+    progress: Progress = silent,
+) -> FactorTable:
+    """Factors of an adapter folder, ranked; with `effects`, also what they do in the model.
+
+    `run` is the folder whose checkpoints give the stability.
+    """
+    started = time.monotonic()
+    loaded = load_adapter(adapter)
+    table, directions = weight_factors(
+        loaded, others=checkpoints_of(run) if run else [], max_layer=max_layer
+    )
+    inputs = {"adapter": sha256(adapter / "adapter_model.safetensors")}
+    if effects is not None:
+        table, directions = _measured(table, directions, adapter, effects, progress)
+        inputs["prompts"] = sha256(effects.prompts)
+    manifest = FactorsManifest(
+        id=name,
+        run=name,
+        base_model=effects.base if effects else loaded.base_model,
+        config={"max_layer": max_layer, "effects": effects is not None},
+        seed=0,
+        seconds=time.monotonic() - started,
+        parents=[f"runs/{name}"] if run else [],
+        inputs=inputs,
+    )
+    return FactorTable(manifest, table, directions.astype(np.float32))
+
+
+def identify_run(
+    workspace: Workspace,
+    folder: Path,
+    *,
+    max_layer: int | None = None,
+    progress: Progress = silent,
+) -> FactorTable:
+    """Factors of a run, with their effects where it names prompts, into `factors/<run>`."""
+    found = identify(
+        folder / "adapter",
+        name=folder.name,
+        run=folder,
+        effects=run_effects(workspace, folder),
+        max_layer=max_layer,
+        progress=progress,
+    )
+    with workspace.writing("factors", folder.name) as target:
+        write_factors(target, found)
+    return found
+
+
+def run_effects(workspace: Workspace, folder: Path) -> EffectInputs | None:
+    """A run's own base model and prompts; None where it names no prompts."""
+    run = read_manifest(folder / "manifest.json", RunManifest)
+    named = run.config.get("prompts")
+    if named is None:
+        return None
+    return EffectInputs(workspace.resolve(run.base_model), Path(workspace.resolve(named)))
+
+
+def _measured(
+    table: pd.DataFrame,
+    directions: NDArray[np.float64],
+    adapter: Path,
+    inputs: EffectInputs,
+    progress: Progress,
+) -> tuple[pd.DataFrame, NDArray[np.float64]]:
+    """Add off-task and on-task effects and promoted tokens, and rank again.
+
+    Off-task prompts are those of the roles in OFF_TASK, on-task ones those of role "task".
+    Only the exploration split is used, at most MAX_PROMPTS of each, and of each prompt only
+    its text: neither a label nor an expected answer.
+    """
+    from grasp.effects import promoted_tokens, set_back_effects
+    from grasp.models import load_adapted
+
+    explored = [p for p in read_jsonl(inputs.prompts, Prompt) if p.split == "exploration"]
+    off = [p for p in explored if p.role in OFF_TASK][:MAX_PROMPTS]
+    on = [p for p in explored if p.role == "task"][:MAX_PROMPTS]
+    if not off or not on:
+        raise InputError(
+            f"{inputs.prompts} has {len(off)} off-task and {len(on)} task prompts for "
+            "exploration; effects need some of both."
+        )
+    model, tokenizer = load_adapted(inputs.base, adapter)
+    promoted, suppressed = promoted_tokens(model, tokenizer, directions)
+    measured = table.assign(
+        off_task=set_back_effects(model, tokenizer, off, directions, progress=progress),
+        on_task=set_back_effects(model, tokenizer, on, directions, progress=progress),
+        promoted=pd.Series(promoted),
+        suppressed=pd.Series(suppressed),
+    )
+    return ranked(measured, directions)
