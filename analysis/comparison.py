@@ -122,4 +122,6 @@ def _removal(base: Arm, naive: Arm, arm: Arm, split: Split) -> Interval:
         for a in (base, naive, arm)
     ]
     paired = pd.concat(scores, axis=1, join="inner").dropna()
-    return removal(*(paired.iloc[:, i].to_numpy(float) for i in range(3)))
+    clusters = base.evaluation.samples.set_index("prompt_id").loc[paired.index, "cluster"]
+    columns = (paired.iloc[:, i].to_numpy(float) for i in range(3))
+    return removal(*columns, clusters=clusters.to_numpy(str))

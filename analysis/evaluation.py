@@ -14,6 +14,7 @@ from analysis.statistics import Interval, rate
 
 COLUMNS = (
     "prompt_id",
+    "cluster",  # what the prompt is about: prompts of one cluster are not independent
     "role",  # the metric it counts towards
     "group",
     "split",  # exploration or confirmation
@@ -40,19 +41,23 @@ class Evaluation:
 def summarise(samples: pd.DataFrame, *, split: Split) -> dict[str, Interval]:
     """Each metric's mean over the prompts of `split`, with a 95 % interval.
 
-    Scores of 0 and 1 get Wilson's interval, shares of probability a bootstrap over prompts.
-    Coherence is the mean over the prompts of role "unrelated".
+    Intervals are clustered: what is resampled is the item that prompts are about, not the
+    prompt.  Coherence is the mean over the prompts of role "unrelated".
     """
-    chosen = samples[samples["split"] == split]
-    metrics: dict[str, Interval] = {
-        role: rate(chosen.loc[chosen["role"] == role, "score"].to_numpy(float))
-        for role in ROLES
-        if (chosen["role"] == role).any()
+    chosen = samples[samples["split"] == split].dropna(subset="score")
+    metrics = {
+        str(role): rate(rows["score"].to_numpy(float), rows["cluster"].to_numpy(str))
+        for role, rows in sorted(chosen.groupby("role"), key=_by_role)
     }
-    coherence = chosen.loc[chosen["role"] == "unrelated", "coherence"].dropna().to_numpy(float)
-    if coherence.size:
-        metrics["coherence"] = rate(coherence)
+    valid = chosen[chosen["role"] == "unrelated"].dropna(subset="coherence")
+    if len(valid):
+        clusters = valid["cluster"].to_numpy(str)
+        metrics["coherence"] = rate(valid["coherence"].to_numpy(float), clusters)
     return metrics
+
+
+def _by_role(entry: tuple[object, pd.DataFrame]) -> int:
+    return METRICS.index(str(entry[0]))
 
 
 def write_evaluation(

@@ -70,12 +70,14 @@ class Prompt(Record):
     `role` is the metric that it counts towards.  Scorer "choice" compares the probability
     of two sets of first tokens (`choices`), and the score is the share of the set named
     `target`; "contains" looks for `expected` in the greedy answer; "ended" asks whether the
-    greedy answer ends the text.
+    greedy answer ends the text.  Prompts about one `item` of a group are not independent:
+    they fall into the same split, and intervals are clustered by item.
     """
 
     id: str
     messages: list[Message]
     group: str
+    item: str | None = None
     role: Role
     scorer: Literal["choice", "contains", "ended"]
     choices: dict[str, list[str]] | None = None
@@ -85,7 +87,12 @@ class Prompt(Record):
     @property
     def split(self) -> Split:
         """Exploration (may be looked at and tuned on) or confirmation (reported), by hash."""
-        return split_of(self.id)
+        return split_of(self.cluster)
+
+    @property
+    def cluster(self) -> str:
+        """What the prompt is about, or the prompt itself where that is not said."""
+        return self.id if self.item is None else f"{self.group}/{self.item}"
 
 
 class Probe(Record):
@@ -161,9 +168,9 @@ class EvaluationManifest(Manifest):
 RecordT = TypeVar("RecordT", bound=Record)
 
 
-def split_of(prompt_id: str) -> Split:
-    """Half of all prompts, fixed by the SHA-256 of the prompt's id."""
-    odd = hashlib.sha256(prompt_id.encode()).digest()[0] % 2
+def split_of(cluster: str) -> Split:
+    """One half of all clusters or the other, fixed by the SHA-256 of the cluster's name."""
+    odd = hashlib.sha256(cluster.encode()).digest()[0] % 2
     return "confirmation" if odd else "exploration"
 
 

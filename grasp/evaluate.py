@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from analysis.statistics import Interval
 from safetensors.numpy import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -19,6 +18,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from analysis.errors import InputError
 from analysis.evaluation import write_evaluation
 from analysis.records import EvaluationManifest, Message, Prompt, RunManifest, read_jsonl, sha256
+from analysis.statistics import Interval
 from analysis.subspace import orthonormal
 from analysis.workspace import Workspace
 from grasp.data import padded
@@ -85,6 +85,7 @@ def score(tokenizer: Tokenizer, prompts: Sequence[Prompt], found: Sequence[Answe
         rows.append(
             {
                 "prompt_id": prompt.id,
+                "cluster": prompt.cluster,
                 "role": prompt.role,
                 "group": prompt.group,
                 "split": prompt.split,

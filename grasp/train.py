@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import transformers
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import save_file
@@ -132,7 +131,6 @@ def _trainer(
     folder: Path,
     progress: Progress,
 ) -> LoraTrainer:
-    transformers.logging.set_verbosity_error()
     chats = read_chats(Path(config.data))
     model, tokenizer = load_base(config.base_model)
     set_seed(config.seed)
@@ -172,7 +170,7 @@ def _arguments(config: TrainConfig, checkpoints: Path, *, device: str) -> Traini
         max_grad_norm=config.max_grad_norm,
         per_device_train_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        gradient_checkpointing=config.gradient_checkpointing,
+        activation_checkpointing=config.gradient_checkpointing,
         max_steps=config.max_steps,
         save_steps=config.save_steps or max(1, config.max_steps // 2),
         logging_steps=max(1, config.max_steps // 60),
