@@ -9,7 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from safetensors.numpy import save_file
+
+# Seeded, and without a clock, since a loaded machine is no failure.
+settings.register_profile("workbench", derandomize=True, database=None, deadline=None)
+settings.load_profile("workbench")
 
 WriteAdapter = Callable[..., Path]
 

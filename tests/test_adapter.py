@@ -426,9 +426,7 @@ keys = st.sampled_from(
 )
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.dictionaries(keys, values, min_size=1, max_size=3))
 def test_any_config_loads_or_is_refused_in_one_sentence(changes, write_adapter) -> None:
     outcome = loaded_or_refused(write_adapter(changes))
@@ -436,9 +434,7 @@ def test_any_config_loads_or_is_refused_in_one_sentence(changes, write_adapter) 
     assert "\n" not in outcome
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_damage_to_the_header_loads_or_is_refused(data, write_adapter) -> None:
     folder = write_adapter()

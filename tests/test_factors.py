@@ -72,7 +72,7 @@ def test_factors_are_the_dense_svd_of_the_concatenation(side) -> None:
 
 
 @given(seed=seeds)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_planted_direction_is_the_first_factor_on_its_own_side(seed) -> None:
     written, read = random_subspace(D, 2, seed=seed).T
     modules = adapter_modules(seed, written=written, read=read)
@@ -122,7 +122,7 @@ def test_the_triangle_drawn_for_the_band_has_the_law_of_a_drawn_matrix() -> None
 
 
 @given(seed=seeds)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_factors_and_the_spectrum_band_do_not_depend_on_the_gauge(seed) -> None:
     modules = adapter_modules(seed, layers=2)
     rng = np.random.default_rng(seed)

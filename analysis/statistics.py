@@ -1,0 +1,276 @@
+"""Rates, differences, areas under the curve and removal, each with its interval.
+
+Samples of one prompt are not independent, so every interval can resample whole
+clusters.  A second, crossed grouping (seeds beside prompts) is resampled too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.special
+import scipy.stats
+from numpy.typing import ArrayLike, NDArray
+
+from analysis.errors import InputError
+from analysis.resampling import Labels, Resampling, group_sums
+
+Float64Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its confidence interval from `n` observations; NaN where unknown."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    method: str
+    confidence: float
+
+
+def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
+    """Wilson score interval of a rate from n independent trials; NaN for n = 0.
+
+    Raises:
+        InputError: not 0 ≤ successes ≤ n, or confidence outside (0, 1).
+
+    Source: Wilson 1927, JASA 22, as in `scipy.stats.binomtest`.
+    """
+    _check_confidence(confidence)
+    if not 0 <= successes <= n:
+        raise InputError(f"Got {successes} successes of {n}; expected 0 ≤ successes ≤ n.")
+    if n == 0:
+        return _unknown(0, "wilson", confidence)
+    bounds = scipy.stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return Interval(successes / n, float(bounds.low), float(bounds.high), n, "wilson", confidence)
+
+
+def bootstrap_mean(
+    values: ArrayLike,
+    *,
+    clusters: Labels | None = None,
+    crossed: Labels | None = None,
+    seed: int = 0,
+    confidence: float = 0.95,
+    n_resamples: int = 2000,
+) -> Interval:
+    """Mean of values (n,) with a percentile bootstrap interval.
+
+    Args:
+        values: finite numbers, n of them.
+        clusters: (n,) labels; whole clusters are drawn with replacement.  Every value
+            is its own cluster where None.
+        crossed: (n,) labels of a second factor, drawn independently of the first; a
+            value counts as often as both its labels are drawn (the pigeonhole
+            bootstrap, conservative).
+        seed: of the resampling.
+        confidence: of the interval.
+        n_resamples: number of resamples.
+
+    Returns:
+        Bounds are NaN where there are fewer than two clusters (or crossed labels).
+
+    Raises:
+        InputError: values are not finite or not (n,), or labels do not fit.
+
+    Source: Efron & Tibshirani 1993, chapter 13; Owen 2007, arXiv:0706.0761 (crossed).
+    """
+    (data,) = _columns(values)
+    plan = Resampling(clusters, crossed, seed, n_resamples)
+    return _bootstrap([data], lambda sums: sums[..., 0] / sums[..., -1], plan, confidence)
+
+
+def bootstrap_difference(
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    clusters: Labels | None = None,
+    crossed: Labels | None = None,
+    seed: int = 0,
+    confidence: float = 0.95,
+    n_resamples: int = 2000,
+) -> Interval:
+    """Mean of the paired difference a − b, both (n,), as `bootstrap_mean` of it.
+
+    Raises:
+        InputError: as `bootstrap_mean`, or a and b differ in length.
+    """
+    first, second = _columns(a, b)
+    return bootstrap_mean(
+        first - second,
+        clusters=clusters,
+        crossed=crossed,
+        seed=seed,
+        confidence=confidence,
+        n_resamples=n_resamples,
+    )
+
+
+def rate(
+    values: ArrayLike,
+    clusters: Labels | None = None,
+    *,
+    crossed: Labels | None = None,
+    seed: int = 0,
+    confidence: float = 0.95,
+    n_resamples: int = 2000,
+) -> Interval:
+    """Mean of values: Wilson for 0/1 without clusters, else bootstrap over clusters.
+
+    A bootstrap of 0/1 values that are all equal would have no width.  There the
+    interval is Wilson's with one trial per cluster (the smaller of the two numbers of
+    labels where crossed), which is conservative.
+
+    Raises:
+        InputError: as `bootstrap_mean`.
+    """
+    (data,) = _columns(values)
+    binary = bool(np.isin(data, (0.0, 1.0)).all())
+    if binary and clusters is None and crossed is None:
+        return wilson(int(data.sum()), data.size, confidence=confidence)
+    if binary and data.size and (data == data[0]).all():
+        codes = Resampling(clusters, crossed, seed, n_resamples).codes(data.size)
+        groups = min(int(c.max()) + 1 for c in codes[: 1 if crossed is None else 2])
+        same = wilson(int(data[0]) * groups, groups, confidence=confidence)
+        return Interval(
+            same.value, same.low, same.high, data.size, "wilson over clusters", confidence
+        )
+    return bootstrap_mean(
+        data,
+        clusters=clusters,
+        crossed=crossed,
+        seed=seed,
+        confidence=confidence,
+        n_resamples=n_resamples,
+    )
+
+
+def removal(
+    base: ArrayLike,
+    naive: ArrayLike,
+    arm: ArrayLike,
+    *,
+    clusters: Labels | None = None,
+    crossed: Labels | None = None,
+    seed: int = 0,
+    confidence: float = 0.95,
+    n_resamples: int = 2000,
+) -> Interval:
+    """Share of the naive run's drift that an arm does not have.
+
+    1 − (mean arm − mean base) / (mean naive − mean base), all three (n,) and paired:
+    entry i is the same prompt (and sample or seed) in each.  1 is all removed, 0 none,
+    above 1 overshoots.  NaN where the naive run shows no drift, which is where the
+    interval of its own drift holds 0.
+
+    Raises:
+        InputError: as `bootstrap_mean`, or the lengths differ.
+
+    Source: METHOD.md section 4.
+    """
+    data = _columns(base, naive, arm)
+    plan = Resampling(clusters, crossed, seed, n_resamples)
+    drift = _bootstrap(data, lambda s: (s[..., 1] - s[..., 0]) / s[..., -1], plan, confidence)
+    if not (drift.low > 0 or drift.high < 0):
+        return _unknown(drift.n, drift.method, confidence)
+    return _bootstrap(data, _removed, plan, confidence)
+
+
+def auc(positive: ArrayLike, negative: ArrayLike, *, confidence: float = 0.95) -> Interval:
+    """Probability that a positive exceeds a negative, ties counting one half.
+
+    The Mann–Whitney U over n₊ n₋, with DeLong's variance on the logit scale.  Where
+    that variance is zero (perfect separation), Wilson's interval with min(n₊, n₋)
+    trials; bounds are NaN with fewer than two of either, all is NaN with none.
+
+    Raises:
+        InputError: values that are not finite, or not (n,).
+
+    Source: DeLong et al. 1988, Biometrics 44; Pepe 2003, section 5.2 (logit).
+    """
+    _check_confidence(confidence)
+    (high,), (low,) = _columns(positive), _columns(negative)
+    m, n = high.size, low.size
+    if min(m, n) == 0:
+        return _unknown(m + n, "delong", confidence)
+    ranks = scipy.stats.rankdata(np.concatenate([high, low]))
+    above = (ranks[:m] - scipy.stats.rankdata(high)) / n
+    below = 1 - (ranks[m:] - scipy.stats.rankdata(low)) / m
+    area = float(above.mean())
+    if min(m, n) < 2:
+        return Interval(area, np.nan, np.nan, m + n, "delong", confidence)
+    variance = above.var(ddof=1) / m + below.var(ddof=1) / n
+    if variance < 1e-15 or not 0 < area < 1:
+        return _separated(area, m, n, confidence)
+    logit, width = np.log(area / (1 - area)), np.sqrt(variance) / (area * (1 - area))
+    bounds = logit + _z(confidence) * width * np.array([-1, 1])
+    low_bound, high_bound = scipy.special.expit(bounds)
+    return Interval(area, float(low_bound), float(high_bound), m + n, "delong", confidence)
+
+
+def _separated(area: float, m: int, n: int, confidence: float) -> Interval:
+    trials = min(m, n)
+    bounds = wilson(round(area * trials), trials, confidence=confidence)
+    return Interval(
+        area, min(bounds.low, area), max(bounds.high, area), m + n, "wilson over pairs", confidence
+    )
+
+
+def _removed(sums: Float64Array) -> Float64Array:
+    base, naive, arm = sums[..., 0], sums[..., 1], sums[..., 2]
+    drift = naive - base
+    return 1 - (arm - base) / np.where(drift == 0, np.nan, drift)
+
+
+def _bootstrap(
+    data: Sequence[Float64Array],
+    statistic: Callable[[Float64Array], Float64Array],
+    plan: Resampling,
+    confidence: float,
+) -> Interval:
+    """Percentile interval of a statistic of the sums (…, m + 1) of m columns and of 1."""
+    _check_confidence(confidence)
+    n = data[0].size
+    codes = plan.codes(n)
+    method = (
+        "bootstrap" if plan.clusters is None and plan.crossed is None else "clustered bootstrap"
+    )
+    if n == 0:
+        return _unknown(0, method, confidence)
+    sums = group_sums([*data, np.ones(n)], *codes)
+    value = float(statistic(sums.sum(axis=(0, 1))))
+    if len(sums) < 2 or (plan.crossed is not None and sums.shape[1] < 2):
+        return Interval(value, np.nan, np.nan, n, method, confidence)
+    tail = 50 * (1 - confidence)
+    low, high = np.nanpercentile(statistic(plan.totals(sums)), [tail, 100 - tail])
+    return Interval(value, float(low), float(high), n, method, confidence)
+
+
+def _columns(*given: ArrayLike) -> list[Float64Array]:
+    columns = [np.asarray(values, dtype=np.float64) for values in given]
+    for values in columns:
+        if values.ndim != 1 or values.size != columns[0].size:
+            shapes = ", ".join(str(column.shape) for column in columns)
+            raise InputError(f"Got values of shapes {shapes}; expected (n,), paired where several.")
+        if not np.isfinite(values).all():
+            raise InputError(
+                "A value is NaN or infinite; leave such samples out and report how many."
+            )
+    return columns
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise InputError(f"Got confidence {confidence}; expected a share between 0 and 1.")
+
+
+def _z(confidence: float) -> float:
+    return float(scipy.stats.norm.ppf((1 + confidence) / 2))
+
+
+def _unknown(n: int, method: str, confidence: float) -> Interval:
+    return Interval(np.nan, np.nan, np.nan, n, method, confidence)
