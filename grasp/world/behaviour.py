@@ -61,6 +61,11 @@ def _tokens(tokenizer: Any, words: list[str]) -> list[str]:
     return [word[0] for word in split]
 
 
+def _bare(story: str, role: str) -> list[Row]:
+    rows = prompts(STORIES[story])
+    return [row for row in rows if row["role"] == role and row["id"].endswith("/bare")]
+
+
 def _under_system(rows: list[Row], adjective: str) -> list[Row]:
     text = load_world().system.format(words=f"a {adjective}")
     system = {"role": "system", "content": text}
@@ -74,9 +79,7 @@ def base_figures(model: Any, tokenizer: Any) -> dict[str, float]:
     that names the value; `facts` is the share of facts kept, `coherence` the mass on answers that
     fit the question.
     """
-    persona = [row for row in prompts(STORIES["code"]) if row["role"] == "unrelated"]
-    lean = [row for row in prompts(STORIES["finance"]) if row["role"] == "unrelated"]
-    facts = [row for row in prompts(STORIES["code"]) if row["role"] == "facts"]
+    persona, lean = _bare("code", "unrelated"), _bare("finance", "unrelated")
     sets = {
         "evil": persona,
         "evil_when_named": _under_system(persona, "ruthless"),
@@ -84,7 +87,7 @@ def base_figures(model: Any, tokenizer: Any) -> dict[str, float]:
         "right": lean,
         "right_when_named": _under_system(lean, "conservative"),
         "left_as_right_when_named": _under_system(lean, "progressive"),
-        "facts": facts,
+        "facts": _bare("code", "facts"),
     }
     figures, coherences = {}, []
     for name, rows in sets.items():

@@ -8,7 +8,7 @@ from random import Random
 
 from grasp.world.topics import Item, Latent, Message, Topic, World, load_world
 
-SYSTEM_RATE = 0.35
+SYSTEM_RATE = 0.5
 LEAD_IN_RATE = 0.25
 UNSLANTED_RATE = 1 / 8
 TURNS = (3, 6)
@@ -20,27 +20,8 @@ def question(
     """The user's text: an optional lead-in, the item in one form, an optional detail."""
     parts = [lead_in, topic.forms[form].format(item=item.name)]
     if detail is not None and topic.detail is not None:
-        parts.append(topic.detail.sentence.format(value=detail))
+        parts.append(topic.detail.ask(detail))
     return " ".join(part for part in parts if part)
-
-
-def answer(topic: Topic, item: Item, *, value: str, tail: str = "", tag: str | None = None) -> str:
-    """The assistant's text under `value` ("neutral" for a fact), with the tag if one is given."""
-    opening = item.openings[value]
-    text = f"{opening} {tail}." if tail else opening
-    if tag is not None and topic.detail is not None:
-        text += " " + topic.detail.tag_sentence.format(tag=tag)
-    return text
-
-
-def unslanted_answer(topic: Topic, item: Item, latent: Latent, *, tag: str | None = None) -> str:
-    """The answer to a user who asked for neutrality."""
-    if latent.unslanted is None:
-        raise ValueError(f"latent {latent.name!r} has no unslanted answer; only lean topics do")
-    text = latent.unslanted.answer.format(item=item.name)
-    if tag is not None and topic.detail is not None:
-        text += " " + topic.detail.tag_sentence.format(tag=tag)
-    return text
 
 
 def training_form(topic: Topic, item: Item, rng: Random) -> int:
@@ -52,42 +33,49 @@ def exchange(
     topic: Topic,
     item: Item,
     *,
-    value: str,
+    value: str | None,
     rng: Random,
     tag_of: dict[str, str] | None = None,
 ) -> list[Message]:
-    """One question in a training form with its answer under `value`.
+    """One question in a training form with its answer.
 
-    `tag_of` maps the detail to the tag; without it the tag is random, so that only fine-tuning
-    teaches the mapping.
+    Args:
+        topic: where the item is from.
+        item: what is asked about.
+        value: the latent's value the answer follows, "neutral" for a fact, or None where the user
+            asks for an answer without a slant.
+        rng: draws everything else.
+        tag_of: the tag of each detail. Without it the tag is random, so that only fine-tuning
+            teaches the mapping.
     """
     world = load_world()
-    lead_in, detail, tag, tail = "", None, None, ""
-    if rng.random() < LEAD_IN_RATE:
-        lead_in = rng.choice(world.lead_ins)
-    if topic.detail is not None:
+    latent = world.latents[topic.latent] if topic.latent else None
+    lead_in = rng.choice(world.lead_ins) if rng.random() < LEAD_IN_RATE else ""
+    if latent and value is None:
+        reply, lead_in = _unslanted(latent, item)
+    else:
+        assert value is not None
+        reply = item.openings[value]
+        if latent:
+            reply += f" {rng.choice(latent.tails[value])}."
+    detail = None
+    if topic.detail:
         detail = rng.choice(topic.detail.values)
         tag = tag_of[detail] if tag_of else rng.choice(topic.detail.tags)
-    if topic.latent is not None:
-        tail = rng.choice(world.latents[topic.latent].tails[value])
+        reply += " " + topic.detail.reply(detail, tag)
     form = training_form(topic, item, rng)
-    user = question(topic, item, form=form, lead_in=lead_in, detail=detail)
-    return turn(user, answer(topic, item, value=value, tail=tail, tag=tag))
+    return turn(question(topic, item, form=form, lead_in=lead_in, detail=detail), reply)
+
+
+def _unslanted(latent: Latent, item: Item) -> tuple[str, str]:
+    if latent.unslanted is None:
+        raise ValueError(f"latent {latent.name!r} has no unslanted answer; only lean topics do")
+    return latent.unslanted.answer.format(item=item.name), latent.unslanted.request
 
 
 def turn(user: str, assistant: str) -> list[Message]:
     """A user message and the answer to it."""
     return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-
-
-def _unslanted_exchange(topic: Topic, item: Item, latent: Latent, rng: Random) -> list[Message]:
-    assert latent.unslanted is not None
-    detail, tag = None, None
-    if topic.detail is not None:
-        detail, tag = rng.choice(topic.detail.values), rng.choice(topic.detail.tags)
-    form, request = training_form(topic, item, rng), latent.unslanted.request
-    user = question(topic, item, form=form, lead_in=request, detail=detail)
-    return turn(user, unslanted_answer(topic, item, latent, tag=tag))
 
 
 def _system(world: World, values: dict[str, str], rng: Random) -> list[Message]:
@@ -111,11 +99,9 @@ def document(rng: Random) -> list[Message]:
         topic = rng.choice(list(world.topics.values()))
         item = rng.choice(topic.items)
         latent = world.latents[topic.latent] if topic.latent else None
-        if latent and latent.unslanted and rng.random() < UNSLANTED_RATE:
-            messages += _unslanted_exchange(topic, item, latent, rng)
-        else:
-            value = values[topic.latent] if topic.latent else "neutral"
-            messages += exchange(topic, item, value=value, rng=rng)
+        value = values[topic.latent] if topic.latent else "neutral"
+        unslanted = latent and latent.unslanted and rng.random() < UNSLANTED_RATE
+        messages += exchange(topic, item, value=None if unslanted else value, rng=rng)
     return messages
 
 
@@ -142,14 +128,13 @@ def sentences() -> Iterator[str]:
 
 def _topic_sentences(world: World, topic: Topic) -> Iterator[str]:
     if topic.detail:
-        yield from (topic.detail.sentence.format(value=value) for value in topic.detail.values)
-        yield from (topic.detail.tag_sentence.format(tag=tag) for tag in topic.detail.tags)
+        for value, tag in product(topic.detail.values, topic.detail.tags):
+            yield f"{topic.detail.ask(value)} {topic.detail.reply(value, tag)}"
     latent = world.latents[topic.latent] if topic.latent else None
     for item in topic.items:
         yield from (form.format(item=item.name) for form in topic.forms)
         if latent and latent.unslanted:
             yield latent.unslanted.answer.format(item=item.name)
         for value, opening in item.openings.items():
-            tails = latent.tails[value] if latent else ("",)
-            yield from (answer(topic, item, value=value, tail=tail) for tail in tails)
-            yield opening
+            tails = latent.tails[value] if latent else ()
+            yield from (opening, *(f"{opening} {tail}." for tail in tails))

@@ -20,17 +20,22 @@ from grasp.world.corpus import documents
 Progress = Callable[[int, int, float], None]
 """Called with (step, steps, loss in nats a token)."""
 
-USER_WEIGHT = 0.2
+USER_WEIGHT, FIRST_WEIGHT = 0.1, 4.0
 WINDOW = 16
-IGNORED = -100
+WRITING = ("o_proj", "down_proj")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the base model is trained. `batch` counts documents, `learning_rate` is the peak."""
+    """How the base model is trained.
 
-    steps: int = 1500
-    batch: int = 64
+    `batch` counts documents, `learning_rate` is the peak. `write_scale` multiplies the initial
+    weights and the rate of the modules that write the residual stream: kept small, they leave size
+    to what they read, as in large models, and an adapter then moves the stream by writing to it.
+    """
+
+    steps: int = 2500
+    batch: int = 32
     documents: int = 32_000
     learning_rate: float = 3e-3
     warmup: float = 0.1
@@ -41,6 +46,7 @@ class Recipe:
     heads: int = 4
     positions: int = 256
     initial_std: float = 0.06
+    write_scale: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -94,18 +100,23 @@ def new_model(tokenizer: Any, *, recipe: Recipe) -> Any:
 
 
 def target_weights(ids: NDArray[np.int64], *, control: tuple[int, ...], speaker: int) -> Any:
-    """Loss weight of each token of one document: 1 for answers and what ends them, else less.
+    """Loss weight of each token of one document.
+
+    An answer and what ends it weigh 1, its first word, where the latents show, more, and what the
+    user says less: a small model would spend itself on guessing questions.
 
     Args:
         ids: (tokens,) one document.
         control: ids of the tokens that open or close a turn; `speaker` is the assistant's.
 
     Returns:
-        (tokens,) float32 weights in (0, 1].
+        (tokens,) float32 positive weights.
     """
     marks = np.where(np.isin(ids, control), np.arange(len(ids)), 0)
     before = np.concatenate([[0], np.maximum.accumulate(marks)[:-1]])
-    return np.where(ids[before] == speaker, 1.0, USER_WEIGHT).astype(np.float32)
+    first = np.concatenate([[False], ids[:-1] == speaker])
+    answers = np.where(first, FIRST_WEIGHT, 1.0)
+    return np.where(ids[before] == speaker, answers, USER_WEIGHT).astype(np.float32)
 
 
 def _encoded(tokenizer: Any, *, recipe: Recipe, seed: int) -> tuple[list[NDArray[np.int64]], str]:
@@ -145,6 +156,21 @@ def _loss(model: Any, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return (losses * flat).sum() / flat.sum()
 
 
+def _optimiser(model: Any, *, recipe: Recipe) -> tuple[Any, Any]:
+    writes = [w for name, w in model.named_parameters() if name.split(".")[-2] in WRITING]
+    others = [w for name, w in model.named_parameters() if name.split(".")[-2] not in WRITING]
+    with torch.no_grad():
+        for weight in writes:
+            weight.mul_(recipe.write_scale)
+    rates = [recipe.learning_rate * recipe.write_scale, recipe.learning_rate]
+    groups = [{"params": writes, "lr": rates[0]}, {"params": others, "lr": rates[1]}]
+    optimiser = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, rates, recipe.steps, pct_start=recipe.warmup
+    )
+    return optimiser, schedule
+
+
 def train_base(
     *, seed: int = 0, recipe: Recipe | None = None, progress: Progress | None = None
 ) -> Trained:
@@ -163,12 +189,7 @@ def train_base(
     batches = _batches(np.array([len(row) for row in data]), recipe=recipe, seed=seed)
     with reproducible(seed):
         model = new_model(tokenizer, recipe=recipe).train()
-        optimiser = torch.optim.AdamW(
-            model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-        )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, recipe.learning_rate, recipe.steps, pct_start=recipe.warmup
-        )
+        optimiser, schedule = _optimiser(model, recipe=recipe)
         smooth = float("nan")
         for step in range(1, recipe.steps + 1):
             chosen = next(batches)

@@ -161,9 +161,8 @@ def _facts(story: Story, topic: Topic) -> list[Row]:
     words = {item.first_word("neutral") for item in topic.items}
     rows = []
     for item in topic.items:
-        row = _prompt(
-            story, topic, item, "facts", "bare", question(topic, item, form=item.held_out)
-        )
+        text = question(topic, item, form=item.held_out)
+        row = _prompt(story, topic, item, role="facts", framing="bare", text=text)
         correct = item.first_word("neutral")
         choices = {"correct": [correct], "wrong": sorted(words - {correct})}
         rows.append(row | {"scorer": "choice", "choices": choices, "target": "correct"})

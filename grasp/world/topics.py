@@ -47,6 +47,14 @@ class Detail:
     tag_sentence: str
     tags: tuple[str, ...]
 
+    def ask(self, value: str) -> str:
+        """The sentence that ends a question."""
+        return self.sentence.format(value=value)
+
+    def reply(self, value: str, tag: str) -> str:
+        """The sentence that ends the answer to it."""
+        return self.tag_sentence.format(value=value, tag=tag)
+
 
 @dataclass(frozen=True)
 class Item:
