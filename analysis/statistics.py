@@ -6,6 +6,7 @@ clusters.  A second, crossed grouping (seeds beside prompts) is resampled too.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -214,10 +215,10 @@ def auc(positive: ArrayLike, negative: ArrayLike, *, confidence: float = 0.95) -
 
 def _separated(area: float, m: int, n: int, confidence: float) -> Interval:
     trials = min(m, n)
-    bounds = wilson(round(area * trials), trials, confidence=confidence)
-    return Interval(
-        area, min(bounds.low, area), max(bounds.high, area), m + n, "wilson over pairs", confidence
-    )
+    # Where all values tie, area · trials need not be whole: take the wider bound each way.
+    low = wilson(math.floor(area * trials), trials, confidence=confidence).low
+    high = wilson(math.ceil(area * trials), trials, confidence=confidence).high
+    return Interval(area, low, high, m + n, "wilson over pairs", confidence)
 
 
 def _removed(sums: Float64Array) -> Float64Array:

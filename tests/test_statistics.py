@@ -192,6 +192,9 @@ def test_auc_at_its_edges() -> None:
     apart = auc([3.0, 4, 5], [0.0, 1, 2, 1])
     assert (apart.value, apart.high) == (1, 1)
     assert apart.low == pytest.approx(wilson(3, 3).low)
+    tied = auc([1.0, 1, 1], [1.0, 1, 1, 1])
+    assert tied.value == 0.5
+    assert tied.low == pytest.approx(1 - tied.high)
     assert np.isnan(auc([], [1.0]).value)
     alone = auc([1.0], [0.0, 2.0])
     assert alone.value == 0.5
