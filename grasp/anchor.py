@@ -7,16 +7,17 @@ computed once, before training, and kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from analysis.errors import InputError
 from grasp.hooks import layer_outputs
-from grasp.models import device_of
+from grasp.models import decoder_layers, device_of
 
 Batch = dict[str, Tensor]
 
@@ -74,17 +75,13 @@ class Anchor:
 
     @torch.no_grad()
     def _base_coordinates(self, batch: Batch) -> Tensor:
-        training = self._model.training
-        self._model.eval()
         with self._model.disable_adapter():
-            coordinates = self._coordinates(batch)
-        self._model.train(training)
-        return coordinates
+            return self._coordinates(batch)
 
     def _coordinates(self, batch: Batch) -> Tensor:
         """c (layers, real tokens of the batch, k) in float32."""
         real = batch["attention_mask"].bool()
-        with layer_outputs(self._model) as outputs:
+        with _without_dropout(self._model), layer_outputs(self._model) as outputs:
             self._model(**batch, use_cache=False)
         return torch.stack([h[real].float() @ self.basis.float() for h in outputs])
 
@@ -92,6 +89,24 @@ class Anchor:
         """Λ: variance of the base's coordinates over all neutral tokens, (layers, 1, k)."""
         variance = torch.cat(self._base, dim=1).var(dim=1, keepdim=True)
         return variance.clamp_min(_FLOOR * float(variance.max()))
+
+
+@contextmanager
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, since dropout would be a drift that no training can undo.
+
+    Decoder layers themselves keep their mode: theirs only says whether activations are
+    checkpointed, and the penalty's backward pass needs that memory as the loss's does.
+    """
+    layers = set(decoder_layers(model))
+    training = [m for m in model.modules() if m.training and m not in layers]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _on(batch: Batch, device: torch.device) -> Batch:

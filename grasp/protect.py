@@ -23,7 +23,7 @@ from analysis.errors import InputError
 from analysis.subspace import orthonormal, random_subspace
 from grasp.anchor import Anchor, Batch, Drift
 from grasp.config import Protection
-from grasp.hooks import ablate, edited_outputs, project_gradient
+from grasp.hooks import Edit, ablate, edited_outputs, project_gradient
 
 _PACE = 0.1
 """Largest change of log λ in one step when a tolerance steers it."""
@@ -42,6 +42,7 @@ class Guard:
         self.last_penalty = math.nan
         self._writers = _writing_weights(model)
         self._step = 0
+        self._measuring = False
 
     def penalty(self) -> Tensor | None:
         """λ · mean whitened squared drift on the next neutral batch, to add to the loss.
@@ -51,7 +52,8 @@ class Guard:
         """
         if self.anchor is None or not self.protection.anchor:
             return None
-        squared = self.anchor.drift_squared(self._step).mean()
+        with self._plain():
+            squared = self.anchor.drift_squared(self._step).mean()
         self._step += 1
         penalty = self.strength * squared
         self.last_penalty = float(penalty.detach())
@@ -76,7 +78,24 @@ class Guard:
 
     def drift(self, batches: int | None = None) -> Drift | None:
         """Drift on the neutral text, or None where none was given."""
-        return self.anchor.drift(batches) if self.anchor is not None else None
+        with self._plain():
+            return self.anchor.drift(batches) if self.anchor is not None else None
+
+    def while_training(self, edit: Edit) -> Edit:
+        """`edit`, but not while drift is measured.
+
+        A projected gradient would take the anchor's own gradient away, all of which lies in
+        the subspace; an ablated model shows the same drift whatever it has learned.
+        """
+        return lambda layer, hidden: hidden if self._measuring else edit(layer, hidden)
+
+    @contextmanager
+    def _plain(self) -> Iterator[None]:
+        self._measuring = True
+        try:
+            yield
+        finally:
+            self._measuring = False
 
 
 @contextmanager
@@ -111,9 +130,11 @@ def protect(
     guard = Guard(model, basis, protection, anchor)
     with ExitStack() as stack:
         if protection.gradient_projection:
-            stack.enter_context(edited_outputs(model, project_gradient(basis)))
+            edit = guard.while_training(project_gradient(basis))
+            stack.enter_context(edited_outputs(model, edit))
         if protection.ablation:
-            stack.enter_context(edited_outputs(model, ablate(basis)))
+            edit = guard.while_training(ablate(basis))
+            stack.enter_context(edited_outputs(model, edit))
         if optimizer is not None:
             stack.enter_context(constrained(optimizer, guard))
         yield guard
