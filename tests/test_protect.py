@@ -1,0 +1,385 @@
+"""GRASP's context manager: what each part does to a real model under a real optimiser."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from analysis.errors import InputError
+from analysis.subspace import orthonormal
+from grasp.anchor import Anchor
+from grasp.config import Protection
+from grasp.hooks import without
+from grasp.protect import Guard, protect
+from tests import tiny
+
+pytestmark = pytest.mark.filterwarnings(tiny.PEFT_WARNING)
+WRITERS = {"llama": tiny.LLAMA_WRITERS, "gpt2": ("c_proj",)}
+CONSTRAINT = Protection(write_constraint=True)
+ANCHOR = Protection(anchor=True, strength=5.0)
+
+
+def train(model: PeftModel, optimizer: torch.optim.Optimizer, *, steps: int = 4) -> None:
+    batch = tiny.batch(8, 6, seed=5)
+    for _ in range(steps):
+        model(**batch, labels=batch["input_ids"]).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def adam(model: PeftModel) -> torch.optim.Optimizer:
+    weights = [w for w in model.parameters() if w.requires_grad]
+    return torch.optim.AdamW(weights, lr=1e-2)
+
+
+def leaked(weights: dict[str, Tensor], q: Tensor) -> float:
+    """‖Qᵀ B‖ / ‖B‖ over all of `weights`."""
+    inside = sum(float((q.T @ w).square().sum()) for w in weights.values())
+    return math.sqrt(inside / sum(float(w.square().sum()) for w in weights.values()))
+
+
+def column_basis(k: int = 3) -> Tensor:
+    return torch.as_tensor(tiny.subspace(k).T, dtype=torch.float32)
+
+
+# The write constraint
+
+
+@pytest.mark.parametrize("name", tiny.FAMILIES)
+def test_the_write_constraint_holds_under_adam_where_a_projected_gradient_leaks(name: str) -> None:
+    q = column_basis()
+    model = tiny.adapted(tiny.family(name))
+    optimizer = adam(model)
+    with protect(model, tiny.subspace(3), protection=CONSTRAINT, optimizer=optimizer) as guard:
+        train(model, optimizer)
+        assert guard.leakage() <= 1e-6
+    held = tiny.written(model, WRITERS[name])
+    assert len(held) == 4
+    assert all(w.norm() > 0.01 for w in held.values())
+    assert leaked(held, q) <= 1e-6
+
+    # Adam rescales entry by entry, which moves a projected gradient back into Q.
+    model = tiny.adapted(tiny.family(name))
+    for weight_name, weight in model.named_parameters():
+        if weight_name in held:
+            weight.register_hook(lambda g: without(g.T, q).T)
+    train(model, adam(model))
+    assert leaked(tiny.written(model, WRITERS[name]), q) > 0.01
+
+
+def test_only_writing_modules_are_constrained() -> None:
+    model = tiny.adapted(tiny.llama(), strength=0.3)
+    before = tiny.adapter_weights(model)
+    with protect(model, tiny.subspace(2), protection=CONSTRAINT) as guard:
+        guard.constrain()
+    after, q = tiny.adapter_weights(model), column_basis(2)
+    writers = tiny.written(model)
+    for weight_name, weight in before.items():
+        wanted = weight - q @ (q.T @ weight) if weight_name in writers else weight
+        torch.testing.assert_close(after[weight_name], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_without_the_constraint_an_optimizer_is_left_alone() -> None:
+    model = tiny.adapted(tiny.llama())
+    optimizer = adam(model)
+    with protect(model, tiny.subspace(3), protection=Protection(), optimizer=optimizer) as guard:
+        train(model, optimizer)
+        # A rank-3 subspace of 32 dimensions holds about √(3/32) of a random update.
+        assert 0.1 < guard.leakage() < 0.6
+
+
+def test_leakage_is_the_share_of_the_update_in_the_subspace() -> None:
+    model = tiny.adapted(tiny.llama(), strength=0.3)
+    with protect(model, tiny.subspace(3), protection=Protection()) as guard:
+        assert guard.leakage() == pytest.approx(leaked(tiny.written(model), column_basis()))
+    fresh = tiny.adapted(tiny.llama())
+    with protect(fresh, tiny.subspace(3), protection=Protection()) as guard:
+        assert math.isnan(guard.leakage())
+
+
+# The anchor
+
+
+def base_coordinates(layers: Callable[[Any], list[Tensor]], model: Any, batch: Any) -> np.ndarray:
+    """(layers, real tokens, k) in float64."""
+    real = batch["attention_mask"].bool().numpy()
+    return np.stack([h.double().numpy()[real] @ tiny.subspace(3).T for h in layers(model)(batch)])
+
+
+def hidden_states(model: Any) -> Callable[[Any], list[Tensor]]:
+    """Decoder layers' outputs by another route than hooks: transformers' hidden states, and for
+    the last one, which they give after the norm, what goes into the norm."""
+
+    def run(batch: Any) -> list[Tensor]:
+        plain = model.get_base_model() if isinstance(model, PeftModel) else model
+        inputs: list[Tensor] = []
+        handle = plain.model.norm.register_forward_pre_hook(lambda _m, args: inputs.append(args[0]))
+        with torch.no_grad():
+            states = model(**batch, output_hidden_states=True).hidden_states
+        handle.remove()
+        return [*states[1:-1], *inputs]
+
+    return run
+
+
+def hand_drift(model: Any, untouched: Any, batches: list[Any]) -> list[np.ndarray]:
+    """Whitened squared drift of each batch, (layers, tokens, k)."""
+    base = [base_coordinates(hidden_states, untouched, batch) for batch in batches]
+    variance = np.concatenate(base, axis=1).var(axis=1, ddof=1, keepdims=True)
+    moved = [base_coordinates(hidden_states, model, batch) for batch in batches]
+    return [(m - b) ** 2 / variance for m, b in zip(moved, base, strict=True)]
+
+
+def test_the_penalty_of_a_fresh_adapter_is_zero() -> None:
+    model, neutral = tiny.adapted(tiny.llama()), [tiny.batch(6, 9)]
+    with protect(model, tiny.subspace(3), protection=ANCHOR, neutral=neutral) as guard:
+        penalty = guard.penalty()
+        assert penalty is not None
+        assert penalty.item() == 0.0
+        assert guard.drift().rms == 0.0
+
+
+def test_the_penalty_is_the_hand_computed_whitened_drift() -> None:
+    """Oracle: another copy of the base model that never had an adapter, in float64."""
+    model, neutral = tiny.adapted(tiny.llama(), strength=0.1), [tiny.batch(6, 9), tiny.batch(7)]
+    squares = hand_drift(model, tiny.llama(), neutral)
+    with protect(model, tiny.subspace(3), protection=ANCHOR, neutral=neutral) as guard:
+        found = [guard.penalty().item() for _ in range(3)]
+    # The batches take turns, and without a tolerance λ stays.
+    expected = [5.0 * squares[i].mean() for i in (0, 1, 0)]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert expected[0] > 0.1
+
+
+def test_drift_is_the_rms_over_all_tokens_by_layer() -> None:
+    model, neutral = tiny.adapted(tiny.llama(), strength=0.1), [tiny.batch(6, 9), tiny.batch(7)]
+    squares = np.concatenate(hand_drift(model, tiny.llama(), neutral), axis=1)
+    anchor = Anchor(model, column_basis(), neutral)
+    np.testing.assert_allclose(
+        anchor.drift().by_layer, np.sqrt(squares.mean(axis=(1, 2))), rtol=1e-4
+    )
+    assert anchor.drift().rms == pytest.approx(math.sqrt(squares.mean()), rel=1e-4)
+
+
+def test_drift_does_not_depend_on_how_the_text_is_batched() -> None:
+    model = tiny.adapted(tiny.llama(), strength=0.1)
+    whole = tiny.batch(4, 11, 6, 9)
+    pieces = [{name: t[rows] for name, t in whole.items()} for rows in ([0], [1, 2], [3])]
+    together = Anchor(model, column_basis(), [whole]).drift()
+    apart = Anchor(model, column_basis(), pieces).drift()
+    np.testing.assert_allclose(apart.by_layer, together.by_layer, rtol=1e-4)
+    first = Anchor(model, column_basis(), pieces).drift(1)
+    assert first.rms != pytest.approx(together.rms, rel=1e-2)
+
+
+def test_padding_does_not_count() -> None:
+    model = tiny.adapted(tiny.llama(), strength=0.1)
+    short = tiny.batch(6)
+    padded = {
+        "input_ids": torch.nn.functional.pad(short["input_ids"], (0, 5), value=3),
+        "attention_mask": torch.nn.functional.pad(short["attention_mask"], (0, 5)),
+    }
+    found = [Anchor(model, column_basis(), [b]).drift().rms for b in (short, padded)]
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_dropout_is_no_drift(checkpointing: bool) -> None:
+    """Dropout of the base model or of the adapter would be a drift that no training can undo."""
+    model = tiny.adapted(tiny.gpt2(dropout=0.3), dropout=0.3)
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    model.train()
+    with protect(model, tiny.subspace(3), protection=ANCHOR, neutral=[tiny.batch(6, 9)]) as guard:
+        assert guard.penalty().item() == pytest.approx(0, abs=1e-6)
+        assert guard.drift().rms == pytest.approx(0, abs=1e-6)
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_anchor_leaves_the_models_mode_alone(training: bool) -> None:
+    model = tiny.adapted(tiny.llama()).train(training)
+    Anchor(model, column_basis(), [tiny.batch(5)]).drift()
+    assert {module.training for module in model.modules()} == {training}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_penalty_has_the_gradient_of_a_finite_difference(checkpointing: bool) -> None:
+    model = tiny.adapted(tiny.llama().double(), strength=0.1).double().train()
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    # base coordinates are kept in float32, so the step is not too small
+    with protect(model, tiny.subspace(3), protection=ANCHOR, neutral=[tiny.batch(6, 9)]) as guard:
+        guard.penalty().backward()
+        weight = next(w for n, w in model.named_parameters() if n in tiny.written(model))
+        step = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).double()
+        slope = float((weight.grad * step).sum())
+        ends = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                weight.add_(sign * 1e-3 * step)
+                ends.append(guard.penalty().item())
+                weight.sub_(sign * 1e-3 * step)
+    assert abs(slope) > 0.1
+    assert slope == pytest.approx((ends[0] - ends[1]) / 2e-3, rel=1e-2)
+
+
+def test_gradient_projection_leaves_the_anchors_own_gradient() -> None:
+    """All of it lies in the subspace, so a projection would switch the anchor off."""
+    gradients = []
+    for projecting in (False, True):
+        model = tiny.adapted(tiny.llama(), strength=0.1)
+        protection = Protection(anchor=True, gradient_projection=projecting)
+        with protect(
+            model, tiny.subspace(3), protection=protection, neutral=[tiny.batch(6, 9)]
+        ) as guard:
+            guard.penalty().backward()
+        gradients.append({n: w.grad for n, w in model.named_parameters() if w.requires_grad})
+    for name, plain in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], plain)
+    assert max(float(g.abs().max()) for g in gradients[0].values()) > 0.1
+
+
+def test_drift_is_the_models_own_while_training_ablates() -> None:
+    model, neutral = tiny.adapted(tiny.llama(), strength=0.1), [tiny.batch(6, 9)]
+    expected = Anchor(model, column_basis(), neutral).drift()
+    protection = Protection(ablation=True)
+    with protect(model, tiny.subspace(3), protection=protection, neutral=neutral) as guard:
+        inside = guard.drift()
+    np.testing.assert_allclose(inside.by_layer, expected.by_layer, rtol=1e-5)
+
+
+def steered(tolerance: float | None, *, drift_model: PeftModel) -> tuple[float, Guard]:
+    protection = Protection(anchor=True, strength=5.0, tolerance=tolerance)
+    neutral = [tiny.batch(6, 9)]
+    with protect(drift_model, tiny.subspace(3), protection=protection, neutral=neutral) as guard:
+        guard.penalty()
+    drift = guard.drift()
+    assert drift is not None
+    return drift.rms, guard
+
+
+def test_lambda_rises_above_the_tolerance_and_falls_below_it() -> None:
+    model = tiny.adapted(tiny.llama(), strength=0.1)
+    drift, guard = steered(None, drift_model=model)
+    assert guard.strength == 5.0
+    for tolerance in (drift / 1.5, drift * 2):
+        _, guard = steered(tolerance, drift_model=model)
+        assert guard.strength == pytest.approx(
+            5 * math.exp(0.1 * (drift / tolerance - 1)), rel=1e-4
+        )
+    assert guard.strength < 5.0
+    _, guard = steered(drift / 1000, drift_model=model)
+    assert guard.strength == pytest.approx(5 * math.exp(0.1))  # at most a tenth at a time
+
+
+def test_training_with_a_tolerance_holds_the_drift_near_it() -> None:
+    drifts = {}
+    for tolerance in (None, 0.05):
+        model = tiny.adapted(tiny.llama())
+        optimizer = adam(model)
+        protection = Protection(
+            anchor=tolerance is not None, strength=30.0 if tolerance else 0.0, tolerance=tolerance
+        )
+        task, neutral = tiny.batch(8, 6, seed=5), [tiny.batch(8, 7, seed=9)]
+        with protect(model, tiny.subspace(2), protection=protection, neutral=neutral) as guard:
+            for _ in range(60):
+                loss = model(**task, labels=task["input_ids"]).loss
+                penalty = guard.penalty()
+                (loss if penalty is None else loss + penalty).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            drifts[tolerance] = guard.drift().rms
+    assert drifts[None] > 0.5
+    assert drifts[0.05] < 0.1
+
+
+# The subspace
+
+
+def test_the_random_arm_has_the_same_rank_and_ignores_the_directions() -> None:
+    model, protection = tiny.adapted(tiny.llama()), Protection(random_subspace=True)
+
+    def basis(directions: np.ndarray, seed: int = 0) -> Tensor:
+        with protect(model, directions, protection=protection, seed=seed) as guard:
+            return guard.basis
+
+    first, second = basis(tiny.subspace(3)), basis(tiny.subspace(3, seed=8))
+    assert first.shape == (tiny.WIDTH, 3)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first.T @ first, torch.eye(3))
+    assert not torch.allclose(first, basis(tiny.subspace(3), seed=1))
+    # Not the span of the directions: that would have singular values 1.
+    overlap = torch.linalg.svdvals(first.T @ column_basis())
+    assert overlap.max() < 0.9
+
+
+def test_directions_that_are_not_orthogonal_protect_their_span() -> None:
+    rows = tiny.subspace(2)
+    skew = np.stack([3 * rows[0], rows[0] + 0.5 * rows[1]])
+    model = tiny.adapted(tiny.llama())
+    with protect(model, skew, protection=Protection()) as guard:
+        projector = guard.basis @ guard.basis.T
+    expected = torch.as_tensor(orthonormal(rows) @ orthonormal(rows).T, dtype=torch.float32)
+    torch.testing.assert_close(projector, expected, rtol=1e-5, atol=1e-6)
+
+
+# Errors, and what is left behind
+
+
+def test_an_anchor_without_neutral_text_is_refused() -> None:
+    model = tiny.adapted(tiny.llama())
+    with (
+        pytest.raises(InputError, match="no neutral text; name a file"),
+        protect(model, tiny.subspace(1), protection=ANCHOR),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("shape", [(2, tiny.WIDTH + 1), (tiny.WIDTH,)])
+def test_directions_of_another_width_are_refused(shape: tuple[int, ...]) -> None:
+    model = tiny.adapted(tiny.llama())
+    with (
+        pytest.raises(InputError, match=r"expected \(k, 32\), the width of llama"),
+        protect(model, np.ones(shape), protection=Protection()),
+    ):
+        pass
+
+
+def test_dependent_directions_are_refused() -> None:
+    model = tiny.adapted(tiny.llama())
+    with (
+        pytest.raises(InputError, match="Direction 1 lies in the span"),
+        protect(model, np.ones((2, tiny.WIDTH)), protection=Protection()),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_left_behind(fails: bool) -> None:
+    model, batch = tiny.adapted(tiny.llama(), strength=0.1), tiny.batch(6)
+    optimizer = adam(model)
+    plain = model(**batch).logits
+    everything = Protection(
+        gradient_projection=True, write_constraint=True, anchor=True, ablation=True
+    )
+    try:
+        with protect(
+            model, tiny.subspace(2), protection=everything, neutral=[batch], optimizer=optimizer
+        ):
+            assert not torch.allclose(model(**batch).logits, plain)
+            assert len(optimizer._optimizer_step_post_hooks) == 1
+            if fails:
+                raise RuntimeError("in the middle")
+    except RuntimeError:
+        assert fails
+    assert torch.equal(model(**batch).logits, plain)
+    assert not optimizer._optimizer_step_post_hooks
+    assert sum(len(m._forward_hooks) for m in model.modules()) == 0
