@@ -22,7 +22,7 @@ from sqlalchemy import update
 
 from analysis.database import Job, now
 from analysis.evaluation import write_evaluation
-from analysis.factor_table import read_factors, write_factors
+from analysis.factor_table import FactorTable, read_factors, write_factors
 from analysis.labels import Claim, add_label
 from analysis.recording import write_recording
 from analysis.records import (
@@ -132,7 +132,6 @@ def add_run(workspace: Workspace, run_id: str, *, method: str, family: str, seed
                 write_adapter(checkpoint, seed=seed, strength=step / 120)
         rows = metrics(120, drifting=not naive)
         write_jsonl(folder / "metrics.jsonl", rows)
-        (folder / "log.txt").write_text("step 120 of 120\n", encoding="utf-8")
         (folder / "manifest.json").write_text(manifest.model_dump_json(indent=2))
 
 
@@ -198,12 +197,8 @@ def add_factors(workspace: Workspace, run_id: str) -> None:
         id=run_id, run=run_id, base_model="models/tiny", config={"null_draws": 20}
     )
     with workspace.writing("factors", run_id) as folder:
-        write_factors(
-            folder,
-            manifest=manifest,
-            table=table.reset_index(drop=True),
-            directions=np.stack(directions)[table.index],
-        )
+        ordered = np.stack(directions)[table.index].astype(np.float32)
+        write_factors(folder, FactorTable(manifest, table.reset_index(drop=True), ordered))
 
 
 def _factor_row(
@@ -293,17 +288,17 @@ def samples(method: str) -> pd.DataFrame:
     rows = []
     for role, count in ROLES.items():
         for number in range(count):
-            prompt_id = f"{role}-{number}"
+            prompt_id, cluster = f"{role}-{number}", f"{role}/item-{number // 2}"
             spread = np.clip(rates[role] + 0.12 * rng.standard_normal(), 0, 1)
             choice = role in ("unrelated", "related", "control")
             score = float(spread if choice else rng.random() < rates[role])
             rows.append(
                 {
                     "prompt_id": prompt_id,
-                    "cluster": prompt_id,
+                    "cluster": cluster,
                     "role": role,
                     "group": ("advice", "questions", "medicine")[number % 3],
-                    "split": split_of(prompt_id),
+                    "split": split_of(cluster),
                     "scorer": "choice" if choice else "contains",
                     "score": score,
                     "coherence": rates["coherence"] if choice else np.nan,
@@ -367,13 +362,15 @@ def _job(workspace: Workspace, out: str, method: str) -> Job:
 
 
 def advance(workspace: Workspace, job_id: int, step: int) -> None:
-    """Bring a running job to `step` of 120, with metrics and log as a real one leaves them."""
+    """Bring a running job to `step` of 120, with its metrics and log as a real one leaves them."""
     output = jobs.get(workspace.database, job_id).output
     folder = workspace.partial("runs", output.removeprefix("runs/"))
     folder.mkdir(parents=True, exist_ok=True)
     write_jsonl(folder / "metrics.jsonl", metrics(120, drifting=True)[:step])
     lines = [f"step {number} of 120" for number in range(1, step + 1)]
-    (folder / "log.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (workspace.root / "jobs").mkdir(exist_ok=True)
+    log = workspace.root / "jobs" / f"{job_id}.log"
+    log.write_text("\n".join(lines) + "\n", encoding="utf-8")
     jobs.report(workspace.database, job_id, step=step, total=120, message=f"Step {step} of 120")
 
 

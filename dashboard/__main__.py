@@ -1,0 +1,163 @@
+"""`python -m dashboard`: serve the dashboard on one workspace, from this process."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import socket
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis.errors import GraspError, InputError
+from dashboard import WORKSPACE_VARIABLE
+
+APP = Path(__file__).with_name("app.py")
+DEFAULT_PORT = 8501
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until Ctrl-C; prints one line with the address when it is ready."""
+    options = _parser().parse_args(arguments)
+    try:
+        host = checked_host(options.host, allow_remote=options.allow_remote)
+        port = checked_port(options.port, host)
+        _check_workspace(options.workspace)
+    except GraspError as error:
+        print(error, file=sys.stderr)
+        return 2
+    os.environ[WORKSPACE_VARIABLE] = str(options.workspace.resolve())
+    url = f"http://{_shown(host)}:{port}"
+    local = f"http://{_local(host)}:{port}"
+    threading.Thread(target=_announce, args=(url, local, options.open), daemon=True).start()
+    _serve(host, port)
+    return 0
+
+
+def checked_host(host: str, *, allow_remote: bool) -> str:
+    """`host`, if it is this machine only, or if it was said in words that it may be wider.
+
+    Raises:
+        InputError: another machine could connect, and `allow_remote` is off.
+    """
+    if allow_remote or _is_loopback(host):
+        return host
+    raise InputError(
+        f"Listening on {host} lets other machines open this workspace without a password. "
+        "Use 127.0.0.1, or add --allow-remote if that is what you want."
+    )
+
+
+def checked_port(port: int, host: str) -> int:
+    """A free port: the one asked for; for the default, 8501, the next that is free.
+
+    Raises:
+        InputError: the port that was asked for is taken.
+    """
+    if port != DEFAULT_PORT:
+        if not _is_free(port, host):
+            raise InputError(f"Port {port} is taken. Name another, or leave --port out.")
+        return port
+    for candidate in range(DEFAULT_PORT, DEFAULT_PORT + 100):
+        if _is_free(candidate, host):
+            if candidate != DEFAULT_PORT:
+                print(f"Port {DEFAULT_PORT} is taken; using {candidate}.", file=sys.stderr)
+            return candidate
+    raise InputError(f"Ports {DEFAULT_PORT} to {DEFAULT_PORT + 99} are all taken; name one.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="grasp dashboard", description=__doc__)
+    parser.add_argument("--workspace", type=Path, default=Path("workspace"), metavar="DIR")
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
+    parser.add_argument(
+        "--allow-remote",
+        action="store_true",
+        help="listen beyond this machine; there is no password",
+    )
+    return parser
+
+
+def _check_workspace(root: Path) -> None:
+    if root.exists() and not root.is_dir():
+        raise InputError(f"{root} is a file; a workspace is a folder. Name another path.")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_free(port: int, host: str) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError):
+            return False
+    return True
+
+
+def _shown(host: str) -> str:
+    if host in ("0.0.0.0", "::"):
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
+
+
+def _local(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, _shown(host))
+
+
+def _announce(url: str, local: str, open_browser: bool) -> None:
+    for _ in range(600):
+        try:
+            with urllib.request.urlopen(f"{local}/_stcore/health", timeout=2):
+                break
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.05)
+    else:
+        print(f"The dashboard did not answer at {url} within 30 s.", file=sys.stderr)
+        return
+    print(f"Dashboard: {url}", flush=True)
+    if open_browser:
+        webbrowser.open(url)
+
+
+def _serve(host: str, port: int) -> None:
+    """Run Streamlit's server here; the address and port win over any configuration file."""
+    from streamlit import config
+    from streamlit.web import bootstrap
+
+    flags = {
+        "server_address": host,
+        "server_port": port,
+        "server_headless": True,
+        "server_fileWatcherType": "none",
+        "browser_gatherUsageStats": False,
+        "browser_serverAddress": _shown(host),
+        "logger_hideWelcomeMessage": True,
+        "logger_level": "error",
+    }
+    if _is_loopback(host):
+        flags["server_allowedHosts"] = ["localhost", "127.0.0.1", "[::1]", host]
+    # Streamlit finds `.streamlit/config.toml` beside the main script only when told its path.
+    config._main_script_path = str(APP)
+    bootstrap.load_config_options(flags)
+    bootstrap.run(str(APP), False, [], flags)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

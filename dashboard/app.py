@@ -1,0 +1,82 @@
+"""The dashboard's frame: theme, navigation, and what is on every page."""
+
+from __future__ import annotations
+
+import getpass
+import os
+
+import streamlit as st
+
+from dashboard import caches
+from dashboard.markup import STYLE, literal
+from dashboard.selection import Key
+from grasp import jobs
+
+PAGES = (
+    ("workspace", "Workspace", ":material/folder_open:", "Runs, where they came from, jobs."),
+    ("spectra", "Spectra", ":material/bar_chart:", "Singular values of the weight updates."),
+    ("factors", "Factors", ":material/explore:", "Ranked factors, their evidence, and labels."),
+    ("labels", "Labels", ":material/sell:", "Who claimed what, and who agrees."),
+    ("retrain", "Retrain", ":material/model_training:", "Fine-tune again, protecting factors."),
+    ("compare", "Compare", ":material/compare_arrows:", "Base, naive, GRASP and rivals."),
+)
+
+
+def main() -> None:
+    """Draw the frame and run the chosen page."""
+    st.set_page_config(
+        page_title="GRASP workbench",
+        layout="wide",
+        menu_items={"About": "GRASP workbench: find, label and remove what a LoRA also learned."},
+    )
+    st.html(STYLE)
+    page = st.navigation(
+        [
+            st.Page(
+                f"views/{name}.py",
+                title=title,
+                icon=icon,
+                help=text,
+                url_path=name,
+                default=name == "workspace",
+            )
+            for name, title, icon, text in PAGES
+        ]
+    )
+    _sidebar()
+    page.run()
+
+
+def _sidebar() -> None:
+    workspace = caches.workspace()
+    jobs.reconcile(workspace.database)
+    active = [job for job in jobs.recent(workspace.database) if job.status in jobs.ACTIVE]
+    with st.sidebar:
+        st.caption("Workspace")
+        st.markdown(f"**{literal(workspace.root.name)}**", help=f"`{workspace.root}`")
+        for job in active[:5]:
+            with st.container(key=Key.job(job.id)):
+                st.page_link(
+                    "views/retrain.py",
+                    label=f"{job.status}: {literal(job.title)}",
+                    icon=":material/progress_activity:",
+                    query_params={"job": str(job.id)},
+                )
+        st.session_state.setdefault(Key.ANNOTATOR, _default_annotator())
+        st.text_input(
+            "Your name",
+            key=Key.ANNOTATOR,
+            max_chars=100,
+            persist_state="session",
+            help="Kept with every label that you give.",
+        )
+
+
+def _default_annotator() -> str:
+    try:
+        return os.environ.get("GRASP_ANNOTATOR") or getpass.getuser()
+    except OSError:
+        return ""
+
+
+main()

@@ -1,0 +1,83 @@
+"""The `grasp` commands that pages queue, as argument lists; what is shown is what is run."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis.errors import InputError
+from grasp.config import METHODS
+
+
+def shown(argv: Sequence[str]) -> str:
+    """A command as a person would type it."""
+    return shlex.join(["grasp", *argv])
+
+
+def retrain(
+    run: str,
+    factors: Sequence[str],
+    *,
+    method: str,
+    out: str,
+    workspace: Path,
+    strength: float | None = None,
+    tolerance: float | None = None,
+    seed: int | None = None,
+) -> list[str]:
+    """Arguments of `grasp retrain`; factors of `run` itself are named without it.
+
+    Raises:
+        InputError: no factors, or a method that there is not.
+    """
+    if not factors:
+        raise InputError("No factors are chosen; choose at least one to protect.")
+    if method not in METHODS:
+        raise InputError(f"There is no method {method!r}; choose one of {', '.join(METHODS)}.")
+    names = ",".join(factor.removeprefix(f"{run}/") for factor in factors)
+    argv = ["retrain", run, "--factors", names, "--method", method, "--out", out, "--evaluate"]
+    for option, value in (("strength", strength), ("tolerance", tolerance), ("seed", seed)):
+        if value is not None:
+            argv += [f"--{option}", f"{value:g}" if isinstance(value, float) else str(value)]
+    return [*argv, "--workspace", str(workspace)]
+
+
+def record(run: str, *, workspace: Path) -> list[str]:
+    """Arguments that record a run's activations on its probes."""
+    return ["record", run, "--workspace", str(workspace)]
+
+
+def factors(run: str, *, workspace: Path) -> list[str]:
+    """Arguments that compute a run's factors."""
+    return ["factors", run, "--workspace", str(workspace)]
+
+
+def evaluate(run: str, *, workspace: Path) -> list[str]:
+    """Arguments that evaluate a run on its prompts."""
+    return ["evaluate", run, "--workspace", str(workspace)]
+
+
+def import_adapter(path: str, *, workspace: Path) -> list[str]:
+    """Arguments that add an adapter folder to the workspace.
+
+    Raises:
+        InputError: nothing was given, or the folder is not there.
+    """
+    name = path.strip()
+    if not name:
+        raise InputError("Name the folder of an adapter, as PEFT's save_pretrained wrote it.")
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"{name} is not a folder on this machine; give the adapter's folder.")
+    return ["import", str(folder.resolve()), "--workspace", str(workspace)]
+
+
+def free_id(wanted: str, taken: Sequence[str]) -> str:
+    """`wanted`, or `wanted-2`, `wanted-3`, … where it is taken."""
+    if wanted not in taken:
+        return wanted
+    number = 2
+    while f"{wanted}-{number}" in taken:
+        number += 1
+    return f"{wanted}-{number}"

@@ -1,0 +1,155 @@
+"""The evidence for one factor, as the Factors page shows it under list and label."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from analysis import projection_tables
+from analysis.errors import GraspError
+from analysis.factor_table import FactorTable
+from analysis.workspace import Workspace
+from dashboard import caches, commands, job_panel, notices
+from dashboard.figures import evidence as figures
+from dashboard.markup import escape, frame_table, heat_map, literal
+from dashboard.selection import LAYER, Key, picker
+
+EXAMPLES = 4
+_PLAIN_CHART = {"displayModeBar": False}
+
+
+def show(workspace: Workspace, run: str, table: FactorTable, factor: str) -> None:
+    """Projections, moves, examples and map of one factor; or how to record them."""
+    st.subheader(literal(f"Evidence for {factor}"), anchor=False)
+    if not workspace.folder("recordings", run).is_dir():
+        _not_recorded(workspace, run)
+        return
+    with notices.guarded("The recording"):
+        layers = [str(layer) for layer in workspace.recording(run).layers]
+        layer = int(str(picker("Decoder layer", LAYER, layers, key=Key.LAYER,
+                               default=_middle(layers), widget="buttons")))  # fmt: skip
+        where = (workspace, run, factor, layer)
+        _projections(*where)
+        _examples(*where)
+        _map(*where)
+
+
+def _middle(layers: list[str]) -> str:
+    return layers[(len(layers) - 1) // 2]
+
+
+def _not_recorded(workspace: Workspace, run: str) -> None:
+    argv = commands.record(run, workspace=workspace.root)
+    notices.empty(
+        f"{run} has no recording yet",
+        "Histograms, examples and the map need the activations of base and adapted model on the "
+        "run's probes.",
+        command=commands.shown(argv),
+    )
+    if st.button("Record them", key=Key.RECORD, type="primary"):
+        job_panel.submit(workspace, kind="record", title=f"Record {run}", argv=argv, output="")
+        st.rerun()
+    job_panel.latest(workspace, kind="record", argv=argv)
+
+
+def _projections(workspace: Workspace, run: str, factor: str, layer: int) -> None:
+    left, right = st.columns(2)
+    with left, st.container(border=True):
+        by = st.segmented_control(
+            "Split by",
+            ["variant", "group"],
+            key=Key.HISTOGRAM_BY,
+            default="variant",
+            required=True,
+            persist_state="session",
+        )
+        rows = caches.projections(workspace, run, factor, layer=layer)
+        st.plotly_chart(figures.histogram(rows, by=str(by)), key=Key.HISTOGRAM, config=_PLAIN_CHART)
+        notices.reading(
+            "One count is one probe, its answer's tokens averaged. If the two variants lie apart "
+            "in grey, the base model knows the difference; if orange lies off grey, the "
+            "fine-tune moved it."
+        )
+        st.html(_separation(rows))
+    with right, st.container(border=True):
+        shifts = caches.shifts(workspace, run, factor)
+        st.plotly_chart(figures.shift_by_layer(shifts), key=Key.SHIFT, config=_PLAIN_CHART)
+        notices.reading(
+            "0 is no change. A move of the same sign in groups that the fine-tune was not about is "
+            "the mark of a spurious factor. Bars are 95 % intervals over probes."
+        )
+
+
+def _separation(rows: pd.DataFrame) -> str:
+    table = projection_tables.separation(rows)
+    return frame_table(table, caption="AUC 0.5 is no difference, 1 or 0 a complete one.")
+
+
+def _examples(workspace: Workspace, run: str, factor: str, layer: int) -> None:
+    with st.container(border=True):
+        st.markdown("**Strongest examples**")
+        try:
+            low, high, limit = caches.examples(workspace, run, factor, layer=layer, count=EXAMPLES)
+        except GraspError as error:
+            notices.problem("The examples cannot be shown.", str(error))
+            return
+        left, right = st.columns(2, gap="large")
+        for column, name, examples in ((left, "High end", high), (right, "Low end", low)):
+            with column:
+                st.caption(name)
+                st.html("".join(_example(one, limit) for one in examples))
+        notices.reading(
+            "Adapted model; orange lies above the base model's mean, blue below, full colour at "
+            f"±{limit:.1f} standard deviations. Fainter tokens are not part of the answer. Hover "
+            "for the number."
+        )
+
+
+def _example(example: projection_tables.Example, limit: float) -> str:
+    about = f"{example.id}, {example.group}, {example.variant}: {example.value:+.2f} std"
+    tokens = heat_map(example.tokens, example.values, example.answer, limit=limit)
+    return f'<div class="example"><div class="about">{escape(about)}</div>{tokens}</div>'
+
+
+def _map(workspace: Workspace, run: str, factor: str, layer: int) -> None:
+    points, explained = caches.moves(workspace, run, factor, layer=layer)
+    left, right = st.columns(2)
+    with left, st.container(border=True):
+        state = st.plotly_chart(
+            figures.shift_map(points, axes=[
+                f"component {i} ({share:.0%} of variance)" for i, share in enumerate(explained, 1)
+            ]),
+            key=Key.SHIFT_MAP,
+            on_select="rerun",
+            selection_mode=("points", "lasso", "box"),
+            config={"displaylogo": False, "modeBarButtonsToRemove": ["toImage"]},
+        )  # fmt: skip
+        notices.reading(
+            "Each point is one probe's move from base to adapted, averaged over its answer's "
+            "tokens, in the two directions in which moves differ most. Draw around points to "
+            "list them."
+        )
+    with right, st.container(border=True):
+        picked = _picked(state.selection.points)
+        rows = points[points["id"].isin(picked)] if picked else points
+        st.markdown(literal(f"{len(rows)} of {len(points)} probes"))
+        st.dataframe(
+            rows[["id", "group", "variant", "move", "text"]],
+            hide_index=True,
+            height=380,
+            key=Key.SHIFT_TABLE,
+            column_config={
+                "move": st.column_config.NumberColumn("move along factor (std)", format="%.2f"),
+                "text": st.column_config.TextColumn("answer"),
+            },
+            alt="Probes of the map",
+        )
+
+
+def _picked(points: list[dict[str, object]]) -> set[str]:
+    """Probe ids of the selected points; their numbers are not trusted."""
+    ids: set[str] = set()
+    for point in points:
+        data = point.get("customdata")
+        ids |= {str(data[0] if isinstance(data, list) and data else data)}
+    return ids

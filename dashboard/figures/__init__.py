@@ -1,0 +1,1 @@
+"""Charts: pure functions that take arrays and tables and return Plotly figures."""

@@ -1,0 +1,109 @@
+"""Arms against each other: the frontier and the intervals of one metric."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from dashboard.theme import method_style, styled
+
+METRICS = {
+    "unrelated": "unrelated rate",
+    "related": "related rate",
+    "control": "control rate",
+    "removal": "removal",
+    "task": "task accuracy",
+    "facts": "facts kept",
+    "format": "format kept",
+    "coherence": "coherence",
+}
+
+
+def metric_name(metric: str) -> str:
+    """A metric as it is written on screen."""
+    return METRICS.get(metric, metric)
+
+
+def frontier(table: pd.DataFrame, *, x: str = "task", y: str = "unrelated") -> go.Figure:
+    """Each arm at (task accuracy, unrelated rate), with both 95 % intervals.
+
+    Args:
+        table: long: run, method, label, metric, value, low, high, n.
+        x: the metric on the horizontal axis.
+        y: the metric on the vertical axis.
+    """
+    figure = go.Figure()
+    for position, (run, rows) in enumerate(table.groupby("run", sort=False)):
+        by_metric = {row["metric"]: row for row in rows.to_dict("records")}
+        if x not in by_metric or y not in by_metric:
+            continue
+        across, up = by_metric[x], by_metric[y]
+        colour, symbol = method_style(str(rows["method"].iloc[0]), position=position)
+        figure.add_trace(
+            go.Scatter(
+                x=[across["value"]],
+                y=[up["value"]],
+                error_x=_bars(across, colour),
+                error_y=_bars(up, colour),
+                customdata=[str(run)],
+                mode="markers+text",
+                text=[str(rows["label"].iloc[0])],
+                textposition="top right",
+                name=str(rows["label"].iloc[0]),
+                marker={"color": colour, "symbol": symbol, "size": 12},
+                hovertemplate=(
+                    f"%{{text}}<br>{metric_name(x)} %{{x:.3f}}, n = {_count(across['n'])}"
+                    f"<br>{metric_name(y)} %{{y:.3f}}, n = {_count(up['n'])}<extra></extra>"
+                ),
+            )
+        )
+    styled(figure, title="Frontier", x=f"{metric_name(x)} (share)", y=f"{metric_name(y)} (share)",
+           height=420, legend=False)  # fmt: skip
+    return figure
+
+
+def intervals(table: pd.DataFrame, *, metric: str) -> go.Figure:
+    """One metric of every arm with its 95 % interval, first arm on top."""
+    rows = table[table["metric"] == metric]
+    figure = go.Figure()
+    for position, row in enumerate(rows.to_dict("records")):
+        colour, symbol = method_style(str(row["method"]), position=position)
+        figure.add_trace(
+            go.Scatter(
+                x=[row["value"]],
+                y=[row["label"]],
+                error_x=_bars(row, colour),
+                customdata=[row["run"]],
+                mode="markers",
+                name=str(row["label"]),
+                marker={"color": colour, "symbol": symbol, "size": 11},
+                hovertemplate=(
+                    f"%{{y}}: %{{x:.3f}} [{row['low']:.3f}, {row['high']:.3f}], "
+                    f"n = {_count(row['n'])}<extra></extra>"
+                ),
+            )
+        )
+    name = metric_name(metric)
+    height = 130 + 42 * len(rows)
+    styled(figure, title=name.capitalize(), x=f"{name} (share)", y="", height=height, legend=False)
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    return figure
+
+
+def _bars(row: Mapping[Hashable, Any], colour: str) -> dict[str, object]:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [row["high"] - row["value"]],
+        "arrayminus": [row["value"] - row["low"]],
+        "color": colour,
+        "thickness": 1.5,
+        "width": 5,
+    }
+
+
+def _count(value: float) -> str:
+    return "unknown" if pd.isna(value) else str(int(value))

@@ -1,0 +1,134 @@
+"""Evidence for one factor: where prompts lie on it, how far they moved, and the map of moves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from dashboard.theme import ADAPTED_COLOUR, BASE_COLOUR, CATEGORICAL, styled
+
+_SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "star")
+MAX_POINTS = 5000
+
+
+def histogram(projections: pd.DataFrame, *, by: str) -> go.Figure:
+    """Box and points of the projection for each value of `by`, base beside adapted.
+
+    Args:
+        projections: one row a probe: id, group, variant, base and adapted, in base std.
+        by: "group" or "variant".
+    """
+    figure = go.Figure()
+    for model, colour in (("base", BASE_COLOUR), ("adapted", ADAPTED_COLOUR)):
+        for position, (name, rows) in enumerate(projections.groupby(by, sort=True)):
+            figure.add_trace(
+                go.Histogram(
+                    x=rows[model],
+                    name=f"{name}, {model}",
+                    legendgroup=model,
+                    marker={
+                        "color": colour,
+                        "pattern": {
+                            "shape": ("", "/", ".", "x", "\\", "-")[position % 6],
+                            "solidity": 0.35,
+                            "fgcolor": "white",
+                        },
+                        "line": {"width": 0.5, "color": "white"},
+                    },
+                    opacity=0.85,
+                    bingroup="projection",
+                    nbinsx=40,
+                    hovertemplate=f"{name}, {model}: %{{y}} at %{{x:.2f}} std<extra></extra>",
+                )
+            )
+    figure.update_layout(barmode="stack", bargap=0.04)
+    return styled(
+        figure,
+        title=f"Projection by {by}",
+        x="projection (standard deviations of the base model)",
+        y="probes",
+        height=380,
+    )
+
+
+def shift_by_layer(shifts: pd.DataFrame) -> go.Figure:
+    """Mean move from base to adapted along the factor, by layer and group, with intervals.
+
+    Args:
+        shifts: one row a layer and group: layer, group, value, low, high, n, in base std.
+    """
+    figure = go.Figure()
+    for position, (group, rows) in enumerate(shifts.groupby("group", sort=True)):
+        colour = CATEGORICAL[position % len(CATEGORICAL)]
+        figure.add_trace(
+            go.Scatter(
+                x=rows["layer"],
+                y=rows["value"],
+                error_y={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": rows["high"] - rows["value"],
+                    "arrayminus": rows["value"] - rows["low"],
+                    "thickness": 1.2,
+                    "width": 3,
+                },
+                customdata=rows["n"],
+                mode="lines+markers",
+                name=str(group),
+                line={"color": colour, "width": 2},
+                marker={"symbol": _SYMBOLS[position % len(_SYMBOLS)], "size": 8},
+                hovertemplate=(
+                    f"{group}, layer %{{x}}: %{{y:.2f}} std, n = %{{customdata}}<extra></extra>"
+                ),
+            )
+        )
+    styled(figure, title="Move from base to adapted, by layer", x="decoder layer",
+           y="mean move (base std)", height=380)  # fmt: skip
+    figure.update_xaxes(dtick=1 if shifts["layer"].nunique() <= 16 else None)
+    return figure
+
+
+def shift_map(
+    points: pd.DataFrame, *, axes: Sequence[str], chosen: Sequence[str] = ()
+) -> go.Figure:
+    """First two principal components of the probes' moves; each point carries its probe's id.
+
+    Args:
+        points: one row a probe: id, group, variant, x, y.
+        axes: titles of both axes.
+        chosen: ids that stay bright; the rest is greyed, not gone.  All, where empty.
+    """
+    shown = points.head(MAX_POINTS)
+    figure = go.Figure()
+    variants = {
+        name: _SYMBOLS[i % len(_SYMBOLS)] for i, name in enumerate(sorted(set(shown["variant"])))
+    }
+    for position, (group, rows) in enumerate(shown.groupby("group", sort=True)):
+        bright = [not chosen or name in chosen for name in rows["id"]]
+        figure.add_trace(
+            go.Scatter(
+                x=rows["x"],
+                y=rows["y"],
+                customdata=rows["id"],
+                mode="markers",
+                name=str(group),
+                marker={
+                    "color": CATEGORICAL[position % len(CATEGORICAL)],
+                    "symbol": [variants[name] for name in rows["variant"]],
+                    "size": 9,
+                    "opacity": [0.9 if on else 0.15 for on in bright],
+                },
+                text=rows["variant"],
+                hovertemplate=f"%{{customdata}}, {group}, %{{text}}<extra></extra>",
+                selected={"marker": {"opacity": 1.0}},
+                unselected={"marker": {"opacity": 0.15}},
+            )
+        )
+    title = "Map of moves"
+    if len(points) > MAX_POINTS:
+        title = f"Map of moves, the first {MAX_POINTS} of {len(points)} probes"
+    styled(figure, title=title, x=axes[0], y=axes[1], height=420)
+    figure.update_layout(dragmode="lasso")
+    return figure

@@ -1,0 +1,63 @@
+"""Loss and drift while a run trains."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from dashboard.theme import BLUE, CATEGORICAL, GREY, VERMILLION, styled
+
+_KEEP = "job"
+
+
+def loss_curve(metrics: pd.DataFrame, *, total: int | None = None) -> go.Figure:
+    """Training loss by optimiser step, and the penalty where the method has one."""
+    figure = go.Figure()
+    for column, name, colour in (("loss", "task loss", BLUE), ("penalty", "penalty", GREY)):
+        if column in metrics and metrics[column].notna().any():
+            figure.add_trace(_curve(metrics, column, name, colour, dash="solid"))
+    styled(figure, title="Loss", x="optimiser step", y="loss (nats per token)", height=280)
+    return _steps(figure, total)
+
+
+def drift_curve(
+    metrics: pd.DataFrame, *, tolerance: float | None, total: int | None = None
+) -> go.Figure:
+    """Drift along the protected factors by step, its layers, and the tolerance it is held to."""
+    figure = go.Figure()
+    layers = [str(name) for name in metrics if str(name).startswith("drift_layer_")]
+    for position, column in enumerate(layers):
+        layer = column.removeprefix("drift_layer_")
+        curve = _curve(metrics, column, f"layer {layer}", CATEGORICAL[position % 7], dash="dot")
+        curve.update(line_width=1, visible=True if len(layers) <= 6 else "legendonly")
+        figure.add_trace(curve)
+    if "drift" in metrics:
+        figure.add_trace(_curve(metrics, "drift", "mean over layers", VERMILLION, dash="solid"))
+    if tolerance is not None:
+        figure.add_hline(
+            y=tolerance,
+            line={"color": GREY, "dash": "dash", "width": 1.5},
+            annotation={"text": f"tolerance {tolerance:g}", "xanchor": "right"},
+        )
+    styled(figure, title="Drift", x="optimiser step", y="RMS drift (base std)", height=280)
+    figure.update_yaxes(rangemode="tozero")
+    return _steps(figure, total)
+
+
+def _curve(metrics: pd.DataFrame, column: str, name: str, colour: str, *, dash: str) -> go.Scatter:
+    rows = metrics.dropna(subset=[column])
+    return go.Scatter(
+        x=rows["step"],
+        y=rows[column],
+        mode="lines",
+        name=name,
+        line={"color": colour, "width": 2, "dash": dash},
+        hovertemplate=f"{name} at step %{{x}}: %{{y:.4f}}<extra></extra>",
+    )
+
+
+def _steps(figure: go.Figure, total: int | None) -> go.Figure:
+    figure.update_layout(uirevision=_KEEP)
+    if total:
+        figure.update_xaxes(range=[0, total])
+    return figure

@@ -1,0 +1,125 @@
+"""Text of models, datasets and manifests, made safe for Markdown and HTML."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|$~:&^])")
+_LOW = (31, 119, 201)
+_HIGH = (213, 94, 0)
+
+
+def literal(text: str) -> str:
+    """`text` as Markdown that shows it as it stands: no markup, links, maths or colours."""
+    return _SPECIAL.sub(r"\\\1", text.replace("\n", " "))
+
+
+def escape(text: object) -> str:
+    """`text` as HTML that shows it as it stands."""
+    return html.escape(str(text), quote=True)
+
+
+def chips(tokens: Sequence[str]) -> str:
+    """Tokens as a row of small boxes."""
+    spans = "".join(f'<span class="token">{_visible(token)}</span>' for token in tokens)
+    return f'<div class="tokens">{spans}</div>'
+
+
+def heat_map(
+    tokens: Sequence[str], values: NDArray[np.floating], answer: Sequence[bool], *, limit: float
+) -> str:
+    """Tokens shaded by value: blue below 0, orange above, full at ±`limit`.
+
+    Tokens outside the answer are set in a fainter type; each shows its value on hover.
+    """
+    spans = [
+        f'<span class="token {"" if inside else "outside"}" style="background:{_shade(v, limit)}" '
+        f'title="{v:+.2f} std">{_visible(token)}</span>'
+        for token, v, inside in zip(tokens, values.tolist(), answer, strict=True)
+    ]
+    return f'<div class="tokens flow">{"".join(spans)}</div>'
+
+
+def interval(value: float, low: float, high: float, n: float) -> str:
+    """A number with its 95 % interval and its n, as two lines of HTML."""
+    if not math.isfinite(value):
+        return '<span class="absent">unknown</span>'
+    if math.isfinite(low) and math.isfinite(high):
+        bounds = f"{_number(low)} to {_number(high)}"
+    else:
+        bounds = "no interval"
+    size = f", n = {int(n)}" if math.isfinite(n) else ""
+    return f'<span class="value">{_number(value)}</span><span class="bounds">{bounds}{size}</span>'
+
+
+def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str) -> str:
+    """A table; header and caption are text, cells are HTML that is already safe."""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
+    body = "".join(f"<tr>{_cells(row)}</tr>" for row in rows)
+    return (
+        f'<div class="table-scroll"><table class="plain"><caption>{escape(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def frame_table(frame: pd.DataFrame, *, caption: str) -> str:
+    """A small data frame as a table, every cell escaped."""
+    rows = [[escape(cell) for cell in row] for row in frame.astype(str).to_numpy().tolist()]
+    return html_table([str(name) for name in frame.columns], rows, caption=caption)
+
+
+def _cells(row: Sequence[str]) -> str:
+    first, *rest = row
+    return f'<th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in rest)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}".replace("-", "\u2212")
+
+
+def _visible(token: str) -> str:
+    shown = token.replace("\n", "\u21b5").replace("\t", "\u21e5")
+    return escape(shown) if shown.strip() else "\u2423"
+
+
+def _shade(value: float, limit: float) -> str:
+    if not math.isfinite(value) or limit <= 0:
+        return "transparent"
+    red, green, blue = _HIGH if value > 0 else _LOW
+    return f"rgba({red},{green},{blue},{min(abs(value) / limit, 1.0) * 0.75:.2f})"
+
+
+STYLE = """
+<style>
+.tokens { display: flex; flex-wrap: wrap; gap: 2px 3px; line-height: 1.5; }
+.tokens .token { font-family: var(--st-code-font, monospace); font-size: 0.8rem; padding: 0 4px;
+  border-radius: 3px; border: 1px solid rgba(125, 133, 143, 0.35); white-space: pre-wrap;
+  overflow-wrap: anywhere; }
+.tokens.flow .token { border-color: transparent; }
+.tokens .outside { opacity: 0.55; }
+.example { padding: 0.35rem 0; border-bottom: 1px solid rgba(125, 133, 143, 0.25); }
+.example .about { font-size: 0.78rem; opacity: 0.75; }
+.table-scroll { overflow-x: auto; }
+table.plain { border-collapse: collapse; width: 100%; font-size: 0.86rem; }
+table.plain caption { text-align: left; font-size: 0.8rem; opacity: 0.75; caption-side: bottom;
+  padding-top: 0.35rem; }
+table.plain th, table.plain td { text-align: left; padding: 0.35rem 0.7rem; vertical-align: top;
+  border: 0; border-bottom: 1px solid rgba(125, 133, 143, 0.28); font-weight: 400; }
+table.plain thead th { font-weight: 600; white-space: nowrap; }
+table.plain tbody th { font-weight: 600; }
+table.plain .value { display: block; font-variant-numeric: tabular-nums; font-weight: 600; }
+table.plain .bounds { display: block; font-size: 0.72rem; opacity: 0.75; white-space: nowrap;
+  font-variant-numeric: tabular-nums; }
+table.plain .absent { opacity: 0.6; }
+table.plain .sub { display: block; font-size: 0.72rem; opacity: 0.7; font-weight: 400; }
+.swatch { display: inline-block; width: 0.7em; height: 0.7em; border-radius: 2px;
+  margin-right: 0.45em; }
+</style>
+"""

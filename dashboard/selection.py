@@ -1,0 +1,220 @@
+"""Every widget key and URL parameter of the dashboard, and how they are read.
+
+What is selected lives in the URL, so that a page can be sent to someone.  The URL is written by
+people and programs: a value counts only where it is one of the options that are really there.
+A selection that the URL does not hold is taken from this session, else from a default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, Literal
+
+import streamlit as st
+
+Parameter = Literal[
+    "run", "family", "module", "factor", "layer", "job", "prompt", "split", "role", "group"
+]
+RUN: Final = "run"
+FAMILY: Final = "family"
+MODULE: Final = "module"
+FACTOR: Final = "factor"
+LAYER: Final = "layer"
+JOB: Final = "job"
+PROMPT: Final = "prompt"
+SPLIT: Final = "split"
+ROLE: Final = "role"
+GROUP: Final = "group"
+
+
+class Key:
+    """Widget keys; each is also the CSS class `st-key-<key>` of its widget."""
+
+    # every page
+    RUN = "run-picker"
+    ANNOTATOR = "annotator"
+    # workspace
+    ADAPTER_PATH = "adapter-path"
+    ADAPTER_ADD = "adapter-add"
+    ALL_SETTINGS = "all-settings"
+    # spectra
+    MAP = "spectra-map"
+    MAP_MEASURE = "spectra-measure"
+    MODULE = "spectra-module"
+    MODULE_SCREE = "spectra-module-scree"
+    SIDE = "spectra-side"
+    UP_TO = "spectra-up-to"
+    LOG = "spectra-log"
+    OVERLAY = "spectra-overlay"
+    FACTOR_SCREE = "spectra-factor-scree"
+    # factors
+    FACTOR_LIST = "factor-list"
+    FACTOR = "factor-picker"
+    FACTOR_PREVIOUS = "factor-previous"
+    FACTOR_NEXT = "factor-next"
+    LAYER = "factor-layer"
+    HISTOGRAM = "factor-histogram"
+    HISTOGRAM_BY = "factor-histogram-by"
+    SHIFT = "factor-shift"
+    SHIFT_MAP = "factor-map"
+    SHIFT_TABLE = "factor-map-table"
+    RECORD = "record"
+    COMPUTE_FACTORS = "compute-factors"
+    LABEL_NAME = "label-name"
+    LABEL_SPURIOUS = "label-spurious"
+    LABEL_POLARITY = "label-polarity"
+    LABEL_CONFIDENCE = "label-confidence"
+    LABEL_NOTE = "label-note"
+    LABEL_SAVE = "label-save"
+    LABEL_WITHDRAW = "label-withdraw"
+    # labels
+    LABELS_RUN = "labels-run"
+    LABELS_CSV = "labels-csv"
+    LABELS_JSON = "labels-json"
+    LABELS_UPLOAD = "labels-upload"
+    LABELS_IMPORT = "labels-import"
+    # retrain
+    RETRAIN_FACTORS = "retrain-factors"
+    RETRAIN_METHOD = "retrain-method"
+    RETRAIN_OUT = "retrain-out"
+    RETRAIN_ANCHOR = "retrain-anchor"
+    RETRAIN_STRENGTH = "retrain-strength"
+    RETRAIN_TOLERANCE = "retrain-tolerance"
+    RETRAIN_SEED = "retrain-seed"
+    RETRAIN_REVIEW = "retrain-review"
+    RETRAIN_START = "retrain-start"
+    RETRAIN_BACK = "retrain-back"
+    JOB_PANEL = "job-panel"
+    JOB_CANCEL = "job-cancel"
+    JOB_REQUEUE = "job-requeue"
+    JOB_COMPARE = "job-compare"
+    JOB_LOSS = "job-loss"
+    JOB_DRIFT = "job-drift"
+    JOBS = "jobs"
+    # compare
+    FAMILY = "compare-family"
+    SPLIT = "compare-split"
+    ARMS_TABLE = "arms-table"
+    FRONTIER = "compare-frontier"
+    METRIC = "compare-metric"
+    INTERVALS = "compare-intervals"
+    FLIPS = "compare-flips"
+    FLIPS_AGAINST = "compare-flips-against"
+    ROLE = "compare-role"
+    GROUP = "compare-group"
+    ARMS = "compare-arms"
+    PROMPT = "compare-prompt"
+    COMPARE_CSV = "compare-csv"
+
+    @staticmethod
+    def label(position: int) -> str:
+        """Key of the button of the label name at `position`, counted from 1."""
+        return f"label-{position}"
+
+    @staticmethod
+    def job(job_id: int) -> str:
+        """Key of the link to a job in the list of recent ones."""
+        return f"job-{job_id}"
+
+
+MAX_LENGTH = 300
+
+
+def parse_choice(value: str | None, options: Sequence[str]) -> str | None:
+    """`value` if it is one of `options`, else None."""
+    return value if value is not None and value in options else None
+
+
+def parse_number(value: str | None) -> int | None:
+    """A whole number from 0 to 10⁹ in plain digits, else None."""
+    if value is None or not value.isascii() or not value.isdecimal() or len(value) > 9:
+        return None
+    return int(value)
+
+
+def from_url(parameter: Parameter) -> str | None:
+    """A parameter of the page's URL as it stands; None where absent or absurdly long."""
+    value = st.query_params.get(parameter)
+    return value if value is not None and len(value) <= MAX_LENGTH else None
+
+
+def chosen(
+    parameter: Parameter, options: Sequence[str], *, default: str | None = None
+) -> str | None:
+    """What is selected among `options`: URL, then this session, then `default`, then the first.
+
+    What was found is written to the URL.  None where there are no options.
+    """
+    if not options:
+        return None
+    fallback = default if default in options else options[0]
+    value = (
+        parse_choice(from_url(parameter), options)
+        or parse_choice(st.session_state.get(_memory(parameter)), options)
+        or fallback
+    )
+    remember(parameter, value)
+    return value
+
+
+def chosen_number(parameter: Parameter) -> int | None:
+    """A number that the URL names, such as a job."""
+    return parse_number(from_url(parameter))
+
+
+def remember(parameter: Parameter, value: str | None) -> None:
+    """Write a selection to the URL and to this session; None takes it out."""
+    if value is None:
+        st.query_params.pop(parameter, None)
+        st.session_state.pop(_memory(parameter), None)
+        return
+    if st.query_params.get(parameter) != value:
+        st.query_params[parameter] = value
+    st.session_state[_memory(parameter)] = value
+
+
+def picker(
+    label: str,
+    parameter: Parameter,
+    options: Sequence[str],
+    *,
+    key: str,
+    default: str | None = None,
+    shown: Callable[[str], str] = str,
+    hidden_label: bool = False,
+    widget: Literal["list", "buttons"] = "list",
+) -> str | None:
+    """A select box, or a row of buttons, bound to a URL parameter; None without options."""
+    value = chosen(parameter, options, default=default)
+    if value is None:
+        return None
+    st.session_state[key] = value
+
+    def changed() -> None:
+        remember(parameter, st.session_state[key] or value)
+
+    visibility: Literal["collapsed", "visible"] = "collapsed" if hidden_label else "visible"
+    if widget == "buttons":
+        st.segmented_control(
+            label,
+            options,
+            key=key,
+            format_func=shown,
+            required=True,
+            on_change=changed,
+            label_visibility=visibility,
+        )
+    else:
+        st.selectbox(
+            label,
+            options,
+            key=key,
+            format_func=shown,
+            on_change=changed,
+            label_visibility=visibility,
+        )
+    return value
+
+
+def _memory(parameter: Parameter) -> str:
+    return f"selected:{parameter}"

@@ -1,0 +1,67 @@
+"""Colours and chart layout: mid-tones that read on light and on dark, and to colour-blind eyes.
+
+Every mark has a contrast of at least 3 to 1 against both page backgrounds, so figures need not
+know which one is shown; text and grid lines are left to Streamlit's chart theme.
+"""
+
+from __future__ import annotations
+
+import plotly.graph_objects as go
+
+BLUE = "#1F77C9"
+VERMILLION = "#D55E00"
+GREEN = "#009E73"
+MAGENTA = "#C2609A"
+OCHRE = "#B3820A"
+VIOLET = "#7A6AD0"
+GREY = "#7D858F"
+
+CATEGORICAL = (BLUE, VERMILLION, GREEN, MAGENTA, OCHRE, VIOLET, GREY)
+
+BASE_COLOUR = GREY
+ADAPTED_COLOUR = VERMILLION
+
+_METHODS = {
+    "base": (GREY, "diamond"),
+    "naive": (VERMILLION, "square"),
+    "grasp": (BLUE, "circle"),
+    "grasp-projection": (VIOLET, "circle-open"),
+    "caft": (GREEN, "triangle-up"),
+    "ablation": (OCHRE, "triangle-down"),
+    "random": (MAGENTA, "x"),
+}
+
+SEQUENTIAL = [
+    [0.0, "#C8D9EA"],
+    [0.35, "#7FB0DC"],
+    [0.7, "#2E75B9"],
+    [1.0, "#0F3F70"],
+]
+
+LOW_END = BLUE
+HIGH_END = VERMILLION
+
+_MARGIN = {"l": 56, "r": 16, "t": 36, "b": 46}
+
+
+def method_style(method: str, *, position: int = 0) -> tuple[str, str]:
+    """Colour and marker of a method; unknown ones go by `position`."""
+    return _METHODS.get(method, (CATEGORICAL[position % len(CATEGORICAL)], "star"))
+
+
+def styled(
+    figure: go.Figure, *, title: str, x: str, y: str, height: int = 340, legend: bool = True
+) -> go.Figure:
+    """Give a figure its title, axis titles with units, size and legend."""
+    figure.update_layout(
+        title={"text": title, "font": {"size": 15}, "x": 0, "xanchor": "left", "y": 0.98},
+        height=height,
+        margin=_MARGIN,
+        showlegend=legend,
+        legend={"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
+        hoverlabel={"align": "left"},
+        dragmode=False,
+    )
+    figure.update_xaxes(title_text=x, title_standoff=8)
+    figure.update_yaxes(title_text=y, title_standoff=8)
+    return figure

@@ -1,0 +1,1 @@
+"""The six pages; each file is run by Streamlit as a script."""

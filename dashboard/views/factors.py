@@ -1,0 +1,168 @@
+"""Factors: the ranked list, the evidence for one of them, and its label."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from analysis import labels
+from analysis.factor_table import FactorTable
+from analysis.records import RunManifest
+from analysis.workspace import Workspace
+from dashboard import caches, commands, evidence, job_panel, label_form, notices, runs
+from dashboard.frame import run_header
+from dashboard.markup import chips, literal
+from dashboard.selection import FACTOR, RUN, Key, chosen, picker, remember
+
+
+def page() -> None:
+    """Draw the page."""
+    workspace = caches.workspace()
+    run = run_header(workspace, "Factors", need="adapter")
+    if run is None:
+        return
+    if not workspace.folder("factors", run.id).is_dir():
+        _not_computed(workspace, run)
+        return
+    with notices.guarded("The factors of this run"):
+        table = caches.factors(workspace, run.id)
+        factor = chosen(FACTOR, list(table.table["id"]))
+        if factor is None:
+            notices.empty("No factors", "The updates of this run are all zero.")
+            return
+        left, right = st.columns([11, 10], gap="medium")
+        with left:
+            _list(workspace, table, factor)
+            _words(table, factor)
+        with right, st.container(border=True):
+            _step(table, factor)
+            label_form.show(workspace, table, factor)
+        evidence.show(workspace, run.id, table, factor)
+
+
+def _not_computed(workspace: Workspace, run: RunManifest) -> None:
+    argv = commands.factors(run.id, workspace=workspace.root)
+    notices.empty(
+        f"{run.id} has no factors yet",
+        "They are the directions that many of its weight updates share.",
+        command=commands.shown(argv),
+    )
+    if st.button("Compute them", key=Key.COMPUTE_FACTORS, type="primary"):
+        job_panel.submit(
+            workspace, kind="factors", title=f"Factors of {run.id}", argv=argv, output=""
+        )
+        st.rerun()
+    job_panel.latest(workspace, kind="factors", argv=argv)
+
+
+def _list(workspace: Workspace, table: FactorTable, factor: str) -> None:
+    claims = labels.current(labels.events(workspace.database))
+    names = [
+        runs.label_names(claims.get(runs.factor_name(table.manifest.run, one), {}))
+        for one in table.table["id"]
+    ]
+    shown = table.table.assign(label=names, rank=range(1, len(names) + 1))
+
+    def clicked() -> None:
+        rows = st.session_state[key].selection.rows
+        if rows:
+            remember(FACTOR, str(table.table["id"].iloc[rows[0]]))
+
+    key = f"{Key.FACTOR_LIST}-{table.manifest.run}-{factor}"
+    with st.container(key=Key.FACTOR_LIST):
+        st.dataframe(
+            shown,
+            key=key,
+            hide_index=True,
+            height=min(38 + 35 * len(shown), 388),
+            on_select=clicked,
+            selection_mode="single-row",
+            selection_default={"selection": {"rows": [table.position(factor)]}},
+            column_order=[
+                "id", "label", "score", "singular_value", "energy", "significant", "stability",
+                "off_task", "on_task", "effect_ratio",
+            ],
+            column_config=_columns(),
+            alt="Factors, best score first",
+        )  # fmt: skip
+    notices.reading(
+        "Best score first; select a row. The score multiplies energy above the band, stability and "
+        "the off-task effect; a part that was not measured counts as 1. It suggests; you decide."
+    )
+
+
+def _columns() -> dict[str, Any]:
+    number = st.column_config.NumberColumn
+    return {
+        "id": st.column_config.TextColumn("factor", pinned=True, width=70),
+        "label": st.column_config.TextColumn("label", width=90),
+        "score": number(
+            "score", format="%.3f", width=60, help="What the list is ordered by."
+        ),
+        "singular_value": number("σ", format="%.3f", width=60, help="In the units of the weights."),
+        "energy": number("energy", format="%.3f", width=65, help="σ² / Σσ² on its side."),
+        "significant": st.column_config.CheckboxColumn(
+            "above band", width=80, help="σ above the 95 % quantile of random updates."
+        ),
+        "stability": number(
+            "stability", format="%.2f", width=70, help="0 to 1: found in other checkpoints."
+        ),
+        "off_task": number(
+            "off task", format="%.2f", width=65,
+            help="Share of the change on unrelated prompts that goes when it is set back.",
+        ),
+        "on_task": number("on task", format="%.2f", width=65, help="The same on task prompts."),
+        "effect_ratio": number("ratio", format="%.1f", width=55, help="Off task / on task."),
+    }  # fmt: skip
+
+
+def _step(table: FactorTable, factor: str) -> None:
+    ids = list(table.table["id"])
+    position = table.position(factor)
+    left, middle, right = st.columns([2, 5, 2], vertical_alignment="bottom")
+    with left:
+        st.button(
+            "Previous", key=Key.FACTOR_PREVIOUS, shortcut="P", width="stretch",
+            disabled=position == 0, on_click=remember, args=(FACTOR, ids[max(position - 1, 0)]),
+        )  # fmt: skip
+    with middle:
+        names = _names(table)
+        picker("Factor", FACTOR, ids, key=Key.FACTOR, default=factor, shown=lambda one: names[one])
+    with right:
+        following = ids[min(position + 1, len(ids) - 1)]
+        st.button(
+            "Next", key=Key.FACTOR_NEXT, shortcut="N", width="stretch",
+            disabled=position == len(ids) - 1, on_click=remember, args=(FACTOR, following),
+        )  # fmt: skip
+
+
+def _names(table: FactorTable) -> dict[str, str]:
+    """Names of factors in the picker, with their side and score."""
+    return {
+        row["id"]: f"{row['id']}: {row['side']} side, score {row['score']:.3f}"
+        for row in table.table.to_dict("records")
+    }
+
+
+def _words(table: FactorTable, factor: str) -> None:
+    row = table.table.iloc[table.position(factor)]
+    with st.container(border=True):
+        st.markdown(f"**{literal(factor)}: tokens that it writes**")
+        for end, name in (("promoted", "High end promotes"), ("suppressed", "Low end promotes")):
+            tokens = [str(token) for token in row[end]]
+            st.caption(name)
+            if tokens:
+                st.html(chips(tokens))
+            else:
+                st.markdown("Not computed; it needs the base model.")
+        st.page_link(
+            "views/retrain.py",
+            label="Retrain without what is labelled spurious",
+            icon=":material/model_training:",
+            query_params={RUN: table.manifest.run},
+        )
+
+
+if __name__ == "__main__":
+    page()

@@ -1,0 +1,131 @@
+"""Labels: what stands, who agrees, the whole history, and a way in and out as files."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from analysis import label_files, labels
+from analysis.database import LabelEvent
+from analysis.errors import GraspError
+from analysis.workspace import Workspace
+from dashboard import caches, notices
+from dashboard.markup import literal
+from dashboard.selection import Key
+
+ALL = "all runs"
+SPURIOUS = {True: "yes", False: "no", None: "unsure"}
+
+
+def page() -> None:
+    """Draw the page."""
+    workspace = caches.workspace()
+    st.title("Labels", anchor=False)
+    history = labels.events(workspace.database)
+    if not history:
+        notices.empty(
+            "No labels yet",
+            "A label is a person's claim about a factor: what it is, and whether the fine-tune "
+            "should have learned it. Give the first on the Factors page, or import a file below.",
+        )
+        st.page_link("views/factors.py", label="Factors", icon=":material/explore:")
+    else:
+        history = _of_run(history)
+        _standing(history)
+        _history(history)
+        _download(history)
+    _import(workspace)
+
+
+def _of_run(history: list[LabelEvent]) -> list[LabelEvent]:
+    owners = sorted({event.factor.rpartition("/")[0] for event in history})
+    run = st.selectbox("Run", [ALL, *owners], key=Key.LABELS_RUN, persist_state="session")
+    if run == ALL:
+        return history
+    return [event for event in history if event.factor.rpartition("/")[0] == run]
+
+
+def _standing(history: list[LabelEvent]) -> None:
+    st.subheader("What stands", anchor=False)
+    share, pairs = labels.agreement(history)
+    people = len({event.annotator for event in history})
+    st.markdown(
+        literal(
+            f"{share:.0%} of {pairs} pairs of labels on one factor agree in name, by {people} "
+            "annotators."
+            if pairs
+            else "No factor has been labelled by two people yet, so there is no agreement to show."
+        )
+    )
+    rows = [
+        {
+            "factor": factor,
+            "annotator": annotator,
+            "name": claim.name,
+            "spurious": SPURIOUS[claim.spurious],
+            "which end": claim.polarity,
+            "confidence": claim.confidence,
+            "note": claim.note,
+        }
+        for factor, claims in labels.current(history).items()
+        for annotator, claim in claims.items()
+    ]
+    if rows:
+        st.dataframe(pd.DataFrame(rows), hide_index=True, alt="Labels that stand")
+    else:
+        st.caption("Every label has been withdrawn.")
+
+
+def _history(history: list[LabelEvent]) -> None:
+    st.subheader("History", anchor=False)
+    st.dataframe(
+        label_files.table(history).iloc[::-1],
+        hide_index=True,
+        height=320,
+        column_order=[
+            "created", "annotator", "action", "factor", "name", "spurious", "polarity",
+            "confidence", "note",
+        ],
+        column_config={
+            "created": st.column_config.DatetimeColumn("when (UTC)", format="YYYY-MM-DD HH:mm:ss")
+        },
+        alt="All label events, newest first",
+    )  # fmt: skip
+    notices.reading("Newest first. Events are only ever added; a withdrawal is an event too.")
+
+
+def _download(history: list[LabelEvent]) -> None:
+    with st.container(horizontal=True):
+        st.download_button(
+            "CSV", label_files.to_csv(history), "labels.csv", "text/csv",
+            key=Key.LABELS_CSV, icon=":material/download:", on_click="ignore",
+        )  # fmt: skip
+        st.download_button(
+            "JSON", label_files.to_json(history), "labels.json", "application/json",
+            key=Key.LABELS_JSON, icon=":material/download:", on_click="ignore",
+        )  # fmt: skip
+
+
+def _import(workspace: Workspace) -> None:
+    with st.expander("Import labels from CSV", key="labels-import-box"):
+        st.markdown(
+            "Columns `factor` (such as `code-naive/w2`), `annotator` and `name`; "
+            "`direction_sha256`, `spurious` (yes, no or empty), `polarity`, `confidence` (1 to 3) "
+            "and `note` may be there too. Rows are added to the history; nothing is replaced."
+        )
+        file = st.file_uploader("CSV file", type="csv", key=Key.LABELS_UPLOAD)
+        if file is None or not st.button("Import", key=Key.LABELS_IMPORT):
+            return
+        try:
+            count = label_files.import_csv(workspace, file.getvalue())
+        except GraspError as error:
+            notices.problem("Nothing was imported.", str(error))
+            return
+        st.session_state["labels-imported"] = count
+        st.rerun()
+    if count := st.session_state.pop("labels-imported", None):
+        st.toast(f"{count} labels were added.")
+
+
+if __name__ == "__main__":
+    page()

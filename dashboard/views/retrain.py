@@ -1,0 +1,247 @@
+"""Retrain: choose factors and a method, see what will happen, start it, watch it."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from analysis import labels
+from analysis.errors import GraspError
+from analysis.factor_table import FactorTable
+from analysis.records import RunManifest
+from analysis.workspace import Workspace
+from dashboard import caches, commands, job_panel, notices, runs
+from dashboard.frame import run_header
+from dashboard.markup import literal
+from dashboard.selection import JOB, Key, chosen_number
+from grasp import jobs
+from grasp.config import METHODS, Protection
+
+OFFERED = [name for name in METHODS if name != "naive"]
+
+
+def page() -> None:
+    """Draw the page."""
+    workspace = caches.workspace()
+    run = run_header(workspace, "Retrain", need="naive")
+    shown = _job_shown(workspace)
+    if shown is not None:
+        job_panel.show(workspace, shown)
+    if run is not None:
+        with notices.guarded("The factors"):
+            _plan(workspace, run, caches.factors(workspace, run.id))
+    st.subheader("Recent jobs", anchor=False)
+    job_panel.recent(workspace)
+
+
+def _job_shown(workspace: Workspace) -> int | None:
+    """The job that the URL names, else the newest that is active."""
+    named = chosen_number(JOB)
+    if named is not None:
+        return named
+    active = [job.id for job in jobs.recent(workspace.database) if job.status in jobs.ACTIVE]
+    return active[0] if active else None
+
+
+def _plan(workspace: Workspace, run: RunManifest, table: FactorTable) -> None:
+    left, right = st.columns([3, 2], gap="large")
+    with left:
+        factors = _factors(workspace, run, table)
+        method = st.radio(
+            "Method",
+            OFFERED,
+            captions=[METHODS[name].description for name in OFFERED],
+            format_func=runs.method_label,
+            key=Key.RETRAIN_METHOD,
+            persist_state="session",
+        )
+        settings = _settings(METHODS[str(method)].protection)
+        out = _name(workspace, run, str(method))
+    with right, st.container(border=True):
+        try:
+            argv = commands.retrain(
+                run.id,
+                factors,
+                method=str(method),
+                out=out,
+                workspace=workspace.root,
+                strength=settings[0],
+                tolerance=settings[1],
+                seed=settings[2],
+            )
+            workspace.folder("runs", out)
+        except GraspError as error:
+            st.markdown("**What will happen**")
+            st.markdown(literal(str(error)))
+            return
+        _what_will_happen(run, factors, str(method), argv)
+        taken = out in _taken(workspace)
+        if taken:
+            st.warning(literal(f"There is a run {out} already; give the new one another name."))
+        if st.button("Start …", key=Key.RETRAIN_REVIEW, type="primary", disabled=taken):
+            _confirm(workspace, run, str(method), argv, out)
+
+
+def _factors(workspace: Workspace, run: RunManifest, table: FactorTable) -> list[str]:
+    history = labels.events(workspace.database)
+    claims = labels.current(history)
+    spurious = labels.spurious_factors(history)
+    ids = [runs.factor_name(run.id, name) for name in table.table["id"]]
+    default = [name for name in ids if name in spurious]
+    state = f"{Key.RETRAIN_FACTORS}:{run.id}:{','.join(default)}"
+    if st.session_state.get("retrain-factors-for") != state:
+        st.session_state["retrain-factors-for"] = state
+        st.session_state[Key.RETRAIN_FACTORS] = default
+
+    def shown(name: str) -> str:
+        label = runs.label_names(claims.get(name, {})) or "no label"
+        mark = ", spurious" if name in spurious else ""
+        return f"{name.rpartition('/')[2]}: {label}{mark}"
+
+    selected = st.multiselect(
+        "Factors to protect",
+        ids,
+        key=Key.RETRAIN_FACTORS,
+        format_func=shown,
+        persist_state="session",
+        help="Those labelled spurious are chosen to begin with.",
+    )
+    if not default:
+        st.caption("No factor of this run is labelled spurious yet; the Factors page is for that.")
+    return list(selected)
+
+
+def _settings(protection: Protection | None) -> tuple[float | None, float | None, int | None]:
+    """Strength, tolerance and seed where they are not the method's own."""
+    strength = tolerance = None
+    with st.expander("Settings", key="retrain-settings"):
+        if protection is not None and protection.anchor:
+            strength, tolerance = _anchor(protection)
+        else:
+            st.caption("This method has no strength or tolerance.")
+        seed = st.number_input(
+            "Seed",
+            min_value=0,
+            max_value=2**31 - 1,
+            value=None,
+            step=1,
+            placeholder="that of the naive run",
+            key=Key.RETRAIN_SEED,
+        )
+    return strength, tolerance, None if seed is None else int(seed)
+
+
+def _anchor(protection: Protection) -> tuple[float | None, float | None]:
+    """Strength or tolerance, one of the two; None where it is the method's own."""
+    steered = st.segmented_control(
+        "Anchor",
+        ["tolerance", "strength"],
+        default="tolerance",
+        required=True,
+        key=Key.RETRAIN_ANCHOR,
+        format_func=lambda one: {
+            "tolerance": "Hold the drift to a tolerance",
+            "strength": "Keep the strength fixed",
+        }[one],
+        label_visibility="collapsed",
+    )
+    if steered == "tolerance":
+        own = protection.tolerance or 0.02
+        value = st.number_input(
+            "Tolerance: RMS drift allowed, in standard deviations of the base model",
+            min_value=0.0001,
+            max_value=10.0,
+            value=own,
+            step=0.005,
+            format="%.4f",
+            key=Key.RETRAIN_TOLERANCE,
+        )
+        return None, float(value) if value != own else None
+    value = st.number_input(
+        "Strength λ: weight of the anchor beside the task's loss",
+        min_value=0.0,
+        max_value=1e6,
+        value=protection.strength,
+        step=5.0,
+        key=Key.RETRAIN_STRENGTH,
+    )
+    return float(value), None
+
+
+def _name(workspace: Workspace, run: RunManifest, method: str) -> str:
+    stem = run.id.removesuffix("-naive")
+    free = commands.free_id(f"{stem}-{method}", sorted(_taken(workspace)))
+    if st.session_state.get("retrain-out-for") != free:
+        st.session_state["retrain-out-for"] = free
+        st.session_state[Key.RETRAIN_OUT] = free
+    return str(
+        st.text_input("Name of the new run", key=Key.RETRAIN_OUT, max_chars=100) or ""
+    ).strip()
+
+
+def _taken(workspace: Workspace) -> set[str]:
+    """Names of runs that are there, broken ones too, and of those that jobs will make."""
+    listing = workspace.runs()
+    made = {run.id for run in listing.records} | {broken.id for broken in listing.broken}
+    planned = {
+        job.output.removeprefix("runs/")
+        for job in jobs.recent(workspace.database, limit=200)
+        if job.output.startswith("runs/")
+    }
+    return made | planned
+
+
+def _what_will_happen(run: RunManifest, factors: list[str], method: str, argv: list[str]) -> None:
+    st.markdown("**What will happen**")
+    count = "one factor" if len(factors) == 1 else f"{len(factors)} factors"
+    if METHODS[method].trains:
+        words = (
+            f"The base model {run.base_model} is fine-tuned again with the settings and data of "
+            f"{run.id}, protecting {count} ({runs.method_label(method)}), then evaluated."
+        )
+    else:
+        words = (
+            f"Nothing is trained: {count} of {run.id} are ablated whenever the adapted model "
+            "answers, and that is evaluated."
+        )
+    st.markdown(literal(words))
+    st.markdown(literal(estimate(run, method)))
+    st.code(commands.shown(argv), language="bash", wrap_lines=True)
+
+
+def estimate(run: RunManifest, method: str) -> str:
+    """How long it may take, from what the naive run took."""
+    if run.seconds is None:
+        return "How long the naive run took is not known, so there is no estimate."
+    if not METHODS[method].trains:
+        return "It takes about as long as an evaluation, mostly seconds."
+    protection = METHODS[method].protection
+    factor = 2.5 if protection is not None and protection.anchor else 1.2
+    return (
+        f"The naive run took {job_panel.duration(run.seconds)}; expect about "
+        f"{job_panel.duration(factor * run.seconds)} of training, and the evaluation."
+    )
+
+
+@st.dialog("Start this job?")
+def _confirm(
+    workspace: Workspace, run: RunManifest, method: str, argv: list[str], out: str
+) -> None:
+    st.markdown(literal(f"{run.id} with {runs.method_label(method)}, as {out}."))
+    st.code(commands.shown(argv), language="bash", wrap_lines=True)
+    st.caption(literal(estimate(run, method)))
+    with st.container(horizontal=True):
+        if st.button("Start", key=Key.RETRAIN_START, type="primary"):
+            job_panel.submit(
+                workspace,
+                kind="retrain",
+                title=f"{runs.method_label(method)} on {run.id}",
+                argv=argv,
+                output=f"runs/{out}",
+            )
+            st.rerun()
+        if st.button("Back", key=Key.RETRAIN_BACK):
+            st.rerun()
+
+
+if __name__ == "__main__":
+    page()

@@ -1,0 +1,140 @@
+"""Workspace: families of runs, where they came from, adapters to add, jobs."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from analysis import evidence_tables
+from analysis.errors import GraspError
+from analysis.records import RunManifest
+from analysis.workspace import Workspace
+from dashboard import caches, commands, job_panel, notices, runs
+from dashboard.figures.lineage import lineage
+from dashboard.markup import escape, html_table, interval, literal
+from dashboard.selection import FAMILY, RUN, Key
+from dashboard.theme import method_style
+
+SHOWN = ("unrelated", "removal", "task")
+
+
+def page() -> None:
+    """Draw the page."""
+    workspace = caches.workspace()
+    st.title("Workspace", anchor=False)
+    listing = workspace.runs()
+    notices.broken_records([*listing.broken, *workspace.evaluations().broken])
+    if not listing.records:
+        notices.empty(
+            "No runs yet",
+            "Build the demo's three stories into this workspace, or add an adapter below.",
+            command=commands.shown(["demo", "--workspace", str(workspace.root), "--no-serve"]),
+        )
+    for root, family in runs.families(listing.records).items():
+        _family(workspace, root, family)
+    _add_adapter(workspace)
+    st.subheader("Jobs", anchor=False)
+    job_panel.recent(workspace)
+
+
+def _family(workspace: Workspace, root: str, family: list[RunManifest]) -> None:
+    naive = next((run for run in family if run.id == root), family[0])
+    with st.container(border=True, key=f"family-{root}"):
+        st.subheader(literal(naive.title), anchor=False)
+        base = literal(naive.base_model)
+        st.caption(f"{len(family)} runs of {literal(root)} on {base}")
+        st.html(_arms(workspace, family))
+        with st.container(horizontal=True):
+            for view, label in (("spectra", "Spectra"), ("factors", "Factors")):
+                st.page_link(f"views/{view}.py", label=label, query_params={RUN: root})
+            st.page_link("views/compare.py", label="Compare", query_params={FAMILY: root})
+        with st.expander("Where these came from", key=f"origin-{root}"):
+            _origin(root, family)
+
+
+def _arms(workspace: Workspace, family: list[RunManifest]) -> str:
+    metrics = _metrics(workspace, family)
+    rows = []
+    for run in family:
+        colour, _ = method_style(run.method)
+        name = f'<span class="swatch" style="background:{colour}"></span>{escape(run.id)}'
+        held = ", ".join(factor.rpartition("/")[2] for factor in run.factors) or "none"
+        numbers = [_metric(metrics, run.id, metric) for metric in SHOWN]
+        rows.append([name, escape(runs.method_label(run.method)), escape(held), *numbers])
+    header = ["Run", "Method", "Protected", "Unrelated rate", "Removal", "Task accuracy"]
+    return html_table(
+        header,
+        rows,
+        caption="Confirmation prompts; below each number its 95 % interval. Lower unrelated rates "
+        "and higher removal and accuracy are better.",
+    )
+
+
+def _metrics(workspace: Workspace, family: list[RunManifest]) -> pd.DataFrame:
+    """Metrics of those runs that were evaluated; those that were not are shown without."""
+    tables = []
+    for run in family:
+        try:
+            table = caches.comparison(workspace, _with_root(run, family), split="confirmation")
+        except GraspError:
+            continue
+        tables.append(table[table["run"] == run.id])
+    return pd.concat(tables) if tables else pd.DataFrame({"run": [], "metric": []})
+
+
+def _with_root(run: RunManifest, family: list[RunManifest]) -> list[str]:
+    root = [one.id for one in family if one.id == run.root and one.id != run.id]
+    return [*root, run.id]
+
+
+def _metric(metrics: pd.DataFrame, run: str, metric: str) -> str:
+    found = metrics[(metrics["run"] == run) & (metrics["metric"] == metric)]
+    if found.empty:
+        return '<span class="absent">not evaluated</span>'
+    row = found.iloc[0]
+    return interval(row["value"], row["low"], row["high"], row["n"])
+
+
+def _origin(root: str, family: list[RunManifest]) -> None:
+    st.mermaid_chart(lineage(family), alt=f"Lineage of {root}")
+    notices.reading(
+        "From left to right: base model, naive run, the factors taken from it, the runs that "
+        "protect them."
+    )
+    everything = st.toggle(
+        "All settings, versions and hashes", key=f"{Key.ALL_SETTINGS}-{root}", value=False
+    )
+    table = evidence_tables.settings_table(family, only_different=not everything)
+    if table.empty:
+        st.caption("These runs do not differ in any setting.")
+        return
+    st.dataframe(table, hide_index=True, alt=f"Settings of the runs of {root}")
+    if not everything:
+        notices.reading("Only the settings that differ between these runs.")
+
+
+def _add_adapter(workspace: Workspace) -> None:
+    with st.container(border=True):
+        st.subheader("Add an adapter", anchor=False)
+        with st.form("add-adapter", border=False, clear_on_submit=False):
+            path = st.text_input(
+                "Folder of a PEFT LoRA adapter, on the machine that serves this page",
+                key=Key.ADAPTER_PATH,
+                placeholder="/path/to/adapter",
+            )
+            asked = st.form_submit_button("Add", key=Key.ADAPTER_ADD)
+        if not asked:
+            return
+        try:
+            argv = commands.import_adapter(path or "", workspace=workspace.root)
+            job = job_panel.submit(
+                workspace, kind="import", title=f"Import {path}"[:200], argv=argv, output=""
+            )
+        except GraspError as error:
+            notices.problem("Nothing was added.", str(error))
+            return
+        st.success(literal(f"Job {job.id} adds it; it is in the list below."))
+
+
+if __name__ == "__main__":
+    page()
