@@ -45,7 +45,8 @@ def tokenise(
     template that only ever appends.
 
     Raises:
-        InputError: the tokenizer has no chat template, or its template rewrites earlier turns.
+        InputError: the tokenizer has no chat template, its template rewrites earlier turns, or
+            an answer has no turn before it that it answers.
     """
     plain = [message.model_dump() for message in messages]
     ids = _render(tokenizer, plain)
@@ -53,14 +54,19 @@ def tokenise(
     for turn, message in enumerate(messages):
         if message.role != "assistant":
             continue
+        if turn == 0 or messages[turn - 1].role == "assistant":
+            raise InputError(
+                "An assistant's turn begins the chat, or follows another; put a user's turn "
+                "before each answer."
+            )
         start = _render(tokenizer, plain[:turn], generate=True)
-        end = _render(tokenizer, plain[: turn + 1])
-        if ids[: len(start)] != start or (turn + 1 < len(plain) and not _extends(ids, end)):
+        end = _shared(ids, _render(tokenizer, plain[: turn + 1]))
+        if ids[: len(start)] != start or end is None:
             raise InputError(
                 "The chat template rewrites earlier turns, so the answer's tokens cannot be "
                 "told apart; use a template that only appends."
             )
-        answer[len(start) : len(end)] = [True] * (len(end) - len(start))
+        answer[len(start) : end] = [True] * (end - len(start))
     return ids[:max_length], answer[:max_length]
 
 
@@ -109,9 +115,13 @@ def neutral_batches(
     ]
 
 
-def _extends(ids: list[int], prefix: list[int]) -> bool:
-    """Whether `ids` starts with `prefix`, but for an end of text that only the last turn has."""
-    return ids[: len(prefix)] == prefix or ids[: len(prefix) - 1] == prefix[:-1]
+def _shared(ids: list[int], prefix: list[int]) -> int | None:
+    """How much of `prefix` begins `ids`: all, or all but an end of text that only a last turn has.
+
+    None where it is less than that.
+    """
+    length = len(prefix) if ids[: len(prefix)] == prefix else len(prefix) - 1
+    return length if ids[:length] == prefix[:length] else None
 
 
 def _render(
@@ -122,8 +132,6 @@ def _render(
             "The base model's tokenizer has no chat template; choose an instruction-tuned base "
             "model, or save a chat_template with its tokenizer."
         )
-    if not messages:
-        return []
     ids: list[int] = tokenizer.apply_chat_template(
         messages, tokenize=True, return_dict=False, add_generation_prompt=generate
     )
