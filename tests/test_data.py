@@ -1,0 +1,199 @@
+"""Chats as token ids: the answer mask against a brute-force oracle, batches and their padding."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analysis.errors import InputError
+from analysis.records import Message
+from grasp.data import IGNORED, neutral_batches, padded, read_chats, tokenise, training_rows
+from tests import tiny
+
+WORDS = tiny.words(12)
+ROLES = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
+
+said_words = st.lists(st.sampled_from(WORDS), min_size=1, max_size=4).map(" ".join)
+roles = st.lists(st.sampled_from(list(ROLES)), min_size=1, max_size=6).filter(
+    lambda names: all(
+        a != "assistant" or b != "assistant" for a, b in pairwise(["assistant", *names])
+    )
+)
+turns = roles.flatmap(lambda names: st.tuples(*(st.tuples(st.just(r), said_words) for r in names)))
+answered = turns.filter(lambda said: any(role == "assistant" for role, _ in said))
+
+
+def chat(*said: tuple[str, str]) -> list[Message]:
+    return [Message(role=role, content=content) for role, content in said]
+
+
+def by_hand(messages: list[Message]) -> tuple[list[int], list[bool]]:
+    """The world's chat format, token by token: role marks are no answer, a last answer ends."""
+    known = tiny.tokenizer()
+    ids, answer = [known.convert_tokens_to_ids("<|start|>")], [False]
+    for turn, message in enumerate(messages):
+        ids.append(known.convert_tokens_to_ids(ROLES[message.role]))
+        answer.append(False)
+        content = [known.convert_tokens_to_ids("▁" + word) for word in message.content.split()]
+        if message.role == "assistant" and turn == len(messages) - 1:
+            content.append(known.convert_tokens_to_ids("<|end|>"))
+        ids += content
+        answer += [message.role == "assistant"] * len(content)
+    return ids, answer
+
+
+@given(turns)
+def test_the_answer_mask_is_that_of_a_token_by_token_rendering(said: list[tuple[str, str]]) -> None:
+    messages = chat(*said)
+    assert tokenise(tiny.tokenizer(), messages) == by_hand(messages)
+
+
+@given(turns, st.integers(1, 30))
+def test_max_length_cuts_ids_and_mask_alike(said: list[tuple[str, str]], length: int) -> None:
+    messages = chat(*said)
+    ids, answer = tokenise(tiny.tokenizer(), messages, max_length=length)
+    whole_ids, whole_answer = by_hand(messages)
+    assert (ids, answer) == (whole_ids[:length], whole_answer[:length])
+
+
+@given(st.lists(answered, min_size=1, max_size=3))
+def test_labels_are_the_answers_tokens_and_nothing_else(rows: list[Any]) -> None:
+    chats = [chat(*said) for said in rows]
+    for row, messages in zip(
+        training_rows(tiny.tokenizer(), chats, max_length=64), chats, strict=True
+    ):
+        ids, answer = by_hand(messages)
+        assert row["input_ids"] == ids
+        assert row["attention_mask"] == [1] * len(ids)
+        assert row["labels"] == [i if a else IGNORED for i, a in zip(ids, answer, strict=True)]
+
+
+@pytest.mark.parametrize("roles_said", [("assistant",), ("user", "assistant", "assistant")])
+def test_an_answer_to_nothing_is_refused(roles_said: tuple[str, ...]) -> None:
+    messages = chat(*((role, WORDS[0]) for role in roles_said))
+    with pytest.raises(InputError, match="put a user's turn before each answer"):
+        tokenise(tiny.tokenizer(), messages)
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
+    strict = tiny.build_tokenizer()
+    strict.chat_template = (
+        "{{ messages | length }}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    )
+    strict.add_tokens([str(n) for n in range(5)])
+    messages = chat(("user", WORDS[0]), ("assistant", WORDS[1]), ("user", WORDS[2]))
+    with pytest.raises(InputError, match="rewrites earlier turns"):
+        tokenise(strict, messages)
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused() -> None:
+    bare = tiny.build_tokenizer()
+    bare.chat_template = None
+    with pytest.raises(InputError, match="has no chat template; choose an instruction-tuned"):
+        tokenise(bare, chat(("user", WORDS[0])))
+
+
+def test_an_answer_beyond_max_length_is_refused_by_row() -> None:
+    rows = [
+        chat(("user", WORDS[0]), ("assistant", WORDS[1])),
+        chat(("user", " ".join(WORDS)), ("assistant", WORDS[1])),
+    ]
+    with pytest.raises(InputError, match="Row 2 has no answer within 8 tokens; raise max_length"):
+        training_rows(tiny.tokenizer(), rows, max_length=8)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 4), min_size=1, max_size=9),
+    size=st.integers(1, 4),
+    seed=st.integers(0, 3),
+)
+def test_neutral_batches_keep_every_chat_once(lengths: list[int], size: int, seed: int) -> None:
+    rows = [
+        chat(("user", WORDS[number]), ("assistant", " ".join(WORDS[:length])))
+        for number, length in enumerate(lengths)
+    ]
+    batches = neutral_batches(tiny.tokenizer(), rows, batch_size=size, max_length=64, seed=seed)
+    found = [
+        tuple(row[mask.bool()].tolist())
+        for batch in batches
+        for row, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+    assert sorted(found) == sorted(tuple(by_hand(row)[0]) for row in rows)
+    full, rest = divmod(len(rows), size)
+    assert [len(b["input_ids"]) for b in batches] == [size] * full + [rest] * (rest > 0)
+
+
+def test_the_order_of_neutral_text_is_the_seeds() -> None:
+    rows = [chat(("user", word), ("assistant", word)) for word in WORDS]
+
+    def order(seed: int) -> list[int]:
+        batches = neutral_batches(tiny.tokenizer(), rows, batch_size=3, max_length=64, seed=seed)
+        return torch.cat([batch["input_ids"][:, 2] for batch in batches]).tolist()
+
+    assert order(0) == order(0)
+    assert order(0) != order(1)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_on_the_side_that_was_asked_for(side: str) -> None:
+    pad = tiny.tokenizer().pad_token_id
+    batch = padded(tiny.tokenizer(), [[7, 8, 9], [10]], side=side)
+    short, mask = ([10, pad, pad], [1, 0, 0]) if side == "right" else ([pad, pad, 10], [0, 0, 1])
+    assert batch["input_ids"].tolist() == [[7, 8, 9], short]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], mask]
+
+
+def test_batches_are_right_padded_unless_said() -> None:
+    assert padded(tiny.tokenizer(), [[7, 8], [9]])["attention_mask"].tolist() == [[1, 1], [1, 0]]
+
+
+# Files
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+ANSWERED = json.dumps({"messages": [{"role": "assistant", "content": "x"}]})
+ASKED = json.dumps({"messages": [{"role": "user", "content": "x"}]})
+
+
+def test_chats_are_read_in_order_and_blank_lines_are_nothing(tmp_path: Path) -> None:
+    rows = tiny.chats(3)
+    path = write(tmp_path / "a.jsonl", *(json.dumps(row) + "\n" for row in rows))
+    assert [[m.model_dump() for m in c] for c in read_chats(path)] == [r["messages"] for r in rows]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([ANSWERED, ASKED], r"a\.jsonl, row 2 has no assistant turn to learn from\."),
+        ([], r"a\.jsonl holds no rows; expected one JSON object a line\."),
+        ([ANSWERED, "{"], r"a\.jsonl, line 2: the record: Invalid JSON"),
+        (['{"messages": [], "text": "x"}'], r"a\.jsonl, line 1: text: Extra inputs"),
+        (['{"messages": [{"role": "poet", "content": "x"}]}'], r"line 1: messages\.0\.role: "),
+        (['{"text": "x"}'], r"line 1: messages: Field required"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_by_line(
+    tmp_path: Path, lines: list[str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        read_chats(write(tmp_path / "a.jsonl", *lines))
+
+
+def test_a_missing_file_and_a_binary_one_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.jsonl cannot be read as UTF-8 text"):
+        read_chats(tmp_path / "none.jsonl")
+    (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=r"b\.jsonl cannot be read as UTF-8 text"):
+        read_chats(tmp_path / "b.jsonl")
