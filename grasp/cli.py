@@ -35,6 +35,7 @@ Add = Callable[[argparse.ArgumentParser], None]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; bad input is one sentence on standard error and exit code 2."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # beside a training job more are slower
     args = build_parser().parse_args(argv)
     try:
         return _run(args)

@@ -24,7 +24,7 @@ from grasp.data import neutral_batches, read_chats, training_rows
 from grasp.model_card import model_card
 from grasp.models import load_base
 from grasp.progress import Progress, silent
-from grasp.trainer import LoraTrainer, MetricsCallback
+from grasp.trainer import LoraTrainer, MetricsCallback, write_log
 
 _RESUME_FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin")
 
@@ -107,6 +107,7 @@ def _fit(
     started = time.monotonic()
     with writing_folder(out, keep=True) as folder:
         resumed = _resumable(folder, run)
+        write_log(folder, f"resumed from {resumed}" if resumed else f"started: {run.title}")
         trainer = _trainer(config, run, directions, folder=folder, progress=progress)
         trainer.train(resume_from_checkpoint=resumed)
         model = trainer.model
@@ -119,6 +120,7 @@ def _fit(
             }
         )
         model.save_pretrained(str(folder / "adapter"))
+        write_log(folder, f"finished: {finished.verdict}")
         _finish(folder, finished, directions)
     return finished
 
@@ -151,7 +153,7 @@ def _trainer(
         args=_arguments(config, folder / "checkpoints", device=model.device.type),
         train_dataset=training_rows(tokenizer, chats, max_length=config.max_length),
         data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
-        callbacks=[MetricsCallback(folder / "metrics.jsonl", progress)],
+        callbacks=[MetricsCallback(folder, progress)],
         directions=directions,
         protection=Protection.model_validate(run.protection) if run.protection else None,
         neutral=neutral,

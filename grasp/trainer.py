@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +101,10 @@ class LoraTrainer(GraspMixin, Trainer):  # type: ignore[misc]
 
 
 class MetricsCallback(TrainerCallback):  # type: ignore[misc]
-    """Write each logged step as a line of metrics.jsonl, and report progress."""
+    """Write each logged step to metrics.jsonl, and in words to log.txt; report progress."""
 
-    def __init__(self, path: Path, progress: Progress) -> None:
-        self._path = path
+    def __init__(self, folder: Path, progress: Progress) -> None:
+        self._folder = folder
         self._progress = progress
         self._start = time.time()
 
@@ -120,8 +121,9 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
             return
         kept = {name: value for name, value in logs.items() if name not in ("epoch", "grad_norm")}
         row = {"step": state.global_step, "time": time.time() - self._start, **kept}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        _append(self._folder / "metrics.jsonl", json.dumps(row))
+        shown = (f"{n} {row[n]:.4g}" for n in ("loss", "drift", "strength") if n in row)
+        write_log(self._folder, f"step {state.global_step}/{state.max_steps}: {', '.join(shown)}")
 
     def on_step_end(
         self,
@@ -132,6 +134,16 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Report the step; a cancelled job stops here."""
         self._progress(state.global_step, state.max_steps, "training")
+
+
+def write_log(folder: Path, words: str) -> None:
+    """Add one line, with the time, to a run's log.txt."""
+    _append(folder / "log.txt", f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC  {words}")
+
+
+def _append(path: Path, line: str) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
 
 
 def _monitor(guard: Guard) -> dict[str, Any]:
