@@ -48,7 +48,7 @@ def choice(tokenizer: Tokenizer, prompt: Prompt, answer: Answer) -> Score:
 
 def contains(_tokenizer: Tokenizer, prompt: Prompt, answer: Answer) -> Score:
     """1 where the greedy answer contains the expected text, else 0."""
-    if prompt.expected is None:
+    if not prompt.expected:
         raise InputError(f"Prompt {prompt.id!r}: scorer 'contains' needs 'expected'.")
     return Score(float(prompt.expected.casefold() in answer.text.casefold()))
 
