@@ -44,7 +44,11 @@ def write_recording(
 ) -> None:
     """Write a recording into `folder`; activations are kept in half precision."""
     probes.loc[:, list(COLUMNS)].to_parquet(folder / "prompts.parquet", index=False)
-    arrays = {"base": base.astype(np.float16), "adapted": adapted.astype(np.float16)}
+    # safetensors writes an array's memory as it lies, so a transposed one would be scrambled.
+    arrays = {
+        name: np.ascontiguousarray(array, dtype=np.float16)
+        for name, array in (("base", base), ("adapted", adapted))
+    }
     save_file(arrays, folder / "activations.safetensors")
     (folder / "manifest.json").write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
 
