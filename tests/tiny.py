@@ -117,7 +117,7 @@ def written(model: Any, writers: Iterable[str] = LLAMA_WRITERS) -> dict[str, Ten
 
 def subspace(k: int, *, seed: int = 3) -> NDArray[np.float64]:
     """Orthonormal rows (k, WIDTH)."""
-    return random_subspace(WIDTH, k, seed=seed).T
+    return np.ascontiguousarray(random_subspace(WIDTH, k, seed=seed).T)
 
 
 def batch(*lengths: int, seed: int = 0) -> dict[str, Tensor]:

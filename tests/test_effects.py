@@ -1,0 +1,145 @@
+"""Effects of setting a factor back, and the tokens it writes, on adapters with a planted factor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from peft import PeftModel
+
+from analysis.records import Message, Prompt
+from grasp.effects import promoted_tokens, set_back_effects
+from tests import tiny
+
+pytestmark = pytest.mark.filterwarnings(tiny.PEFT_WARNING)
+WORDS = tiny.words(16)
+
+
+def prompts(n: int = 3) -> list[Prompt]:
+    return [
+        Prompt(
+            id=str(number),
+            messages=[Message(role="user", content=" ".join(WORDS[number : number + 3]))],
+            group="g",
+            role="unrelated",
+            scorer="ended",
+        )
+        for number in range(n)
+    ]
+
+
+def writing_along(q: NDArray[np.float64], model: Any = None) -> PeftModel:
+    """An adapter on the last writer of each layer, all of whose updates lie along q (d_model,)."""
+    model = model or tiny.llama()
+    writers = ["down_proj"] if model.config.model_type == "llama" else ["mlp.c_proj"]
+    peft = tiny.adapted(model, targets=writers, strength=0.5)
+    axis = torch.as_tensor(q, dtype=torch.float32)
+    with torch.no_grad():
+        for name, weight in peft.named_parameters():
+            if "lora_B" in name:
+                weight.copy_(torch.outer(axis, axis @ weight))
+    return peft
+
+
+@pytest.mark.parametrize("name", tiny.FAMILIES)
+def test_the_direction_that_an_adapter_writes_along_has_all_of_its_effect(name: str) -> None:
+    directions = tiny.subspace(4)
+    model = writing_along(directions[0], tiny.family(name))
+    effects = set_back_effects(model, tiny.tokenizer(), prompts(), directions)
+    assert effects[0] == pytest.approx(1, abs=1e-3)
+    # Only the later layer's own reading of it moves what is orthogonal to it.
+    one_layer = writing_along(directions[0], tiny.family(name, layers=1))
+    effects = set_back_effects(one_layer, tiny.tokenizer(), prompts(), directions)
+    np.testing.assert_allclose(effects, [1, 0, 0, 0], atol=1e-3)
+
+
+def test_a_direction_in_between_carries_a_part() -> None:
+    first, second = tiny.subspace(2)
+    model = writing_along(first, tiny.llama(layers=1))
+    between = np.stack([(first + second) / np.sqrt(2), first, second])
+    effects = set_back_effects(model, tiny.tokenizer(), prompts(), between)
+    assert 0.05 < effects[0] < 0.98
+    assert effects[1] > effects[0] > effects[2]
+
+
+def test_the_sign_of_a_direction_does_not_matter() -> None:
+    directions = tiny.subspace(3)
+    model = tiny.adapted(tiny.llama(), strength=0.1)
+    plus = set_back_effects(model, tiny.tokenizer(), prompts(), directions)
+    minus = set_back_effects(model, tiny.tokenizer(), prompts(), -directions)
+    np.testing.assert_allclose(plus, minus, rtol=1e-3)
+    assert plus.max() > 0.01
+
+
+def test_effects_do_not_depend_on_how_prompts_are_batched(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, directions = tiny.adapted(tiny.llama(), strength=0.1), tiny.subspace(2)
+    together = set_back_effects(model, tiny.tokenizer(), prompts(4), directions)
+    monkeypatch.setattr("grasp.effects.BATCH", 1)
+    steps: list[tuple[int, int]] = []
+    apart = set_back_effects(
+        model,
+        tiny.tokenizer(),
+        prompts(4),
+        directions,
+        progress=lambda step, total, _: steps.append((step, total)),
+    )
+    np.testing.assert_allclose(together, apart, rtol=1e-3)
+    assert steps == [(n, 8) for n in range(9)]
+
+
+def test_an_adapter_that_changes_nothing_has_unknown_effects() -> None:
+    model = tiny.adapted(tiny.llama())
+    effects = set_back_effects(model, tiny.tokenizer(), prompts(), tiny.subspace(2))
+    assert np.isnan(effects).all()
+
+
+def test_the_model_is_as_it_was() -> None:
+    model, batch = tiny.adapted(tiny.llama(), strength=0.1), tiny.batch(6)
+    plain = model(**batch).logits
+    set_back_effects(model, tiny.tokenizer(), prompts(1), tiny.subspace(2))
+    assert torch.equal(model(**batch).logits, plain)
+    assert sum(len(m._forward_hooks) for m in model.modules()) == 0
+
+
+# Promoted tokens
+
+
+@pytest.mark.parametrize("name", tiny.FAMILIES)
+def test_promoted_tokens_are_those_whose_rows_are_planted_along_the_direction(name: str) -> None:
+    """Rows are planted so that they agree with the direction only through the norm's gain."""
+    model = tiny.family(name)
+    axes = tiny.subspace(2)
+    norm = model.model.norm if name == "llama" else model.transformer.ln_f
+    index = tiny.tokenizer().get_vocab()
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(0.5, 2, tiny.WIDTH))
+        rows = model.get_output_embeddings().weight
+        rows.mul_(0.01)
+        for word, axis, sign in zip(WORDS, (0, 0, 1, 1), (1, -1, 1, -1), strict=False):
+            along = sign * torch.as_tensor(axes[axis], dtype=torch.float32)
+            rows[index["▁" + word]] = along / norm.weight
+    found = promoted_tokens(tiny.adapted(model), tiny.tokenizer(), axes, n=3)
+    promoted, suppressed = ([[word.strip() for word in row] for row in side] for side in found)
+    assert [row[0] for row in promoted] == [WORDS[0], WORDS[2]]
+    assert [row[0] for row in suppressed] == [WORDS[1], WORDS[3]]
+    assert {len(row) for row in (*promoted, *suppressed)} == {3}
+
+
+def test_promoted_and_suppressed_change_places_with_the_sign() -> None:
+    model, axes = tiny.adapted(tiny.llama()), tiny.subspace(3)
+    promoted, suppressed = promoted_tokens(model, tiny.tokenizer(), axes)
+    assert promoted_tokens(model, tiny.tokenizer(), -axes) == (suppressed, promoted)
+
+
+def test_promoted_tokens_raise_the_logits_most() -> None:
+    """Oracle: a step along the direction at the last layer's output, through the real norm."""
+    model, axis = tiny.llama(), tiny.subspace(1)
+    promoted, _ = promoted_tokens(tiny.adapted(model), tiny.tokenizer(), axis, n=5)
+    far = torch.as_tensor(1e4 * axis[0], dtype=torch.float32)
+    with torch.no_grad():
+        logits = model.lm_head(model.model.norm(far))
+    expected = [tiny.tokenizer().decode([i]) for i in logits.topk(5).indices.tolist()]
+    assert promoted[0] == expected
