@@ -101,11 +101,12 @@ def shifts(layers: Sequence[tuple[int, pd.DataFrame]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["layer", "group", "value", "low", "high", "n"])
 
 
-def separation(table: pd.DataFrame) -> pd.DataFrame:
-    """AUC of adapted against base, and of each variant and group against the rest in the base.
+def separation(table: pd.DataFrame, *, by: str) -> pd.DataFrame:
+    """AUC of adapted against base, and of each value of `by` against the rest in the base.
 
     Args:
         table: as `projections` gives it.
+        by: "variant" or "group".
 
     Returns:
         Columns what, auc, low, high, n.
@@ -113,10 +114,9 @@ def separation(table: pd.DataFrame) -> pd.DataFrame:
     known = table.dropna(subset=["base", "adapted"])
     base = known["base"].to_numpy()
     found = {"adapted above base": auc(known["adapted"].to_numpy(), base)}
-    for column in ("variant", "group"):
-        if known[column].nunique() > 1:
-            by_name = group_separation(base, known[column].to_numpy(str))
-            found |= {f"{column} {name} above the rest, base": one for name, one in by_name.items()}
+    if known[by].nunique() > 1:
+        by_name = group_separation(base, known[by].to_numpy(str))
+        found |= {f"{name} above the rest, base model": one for name, one in by_name.items()}
     rows = [{"what": what, **_bounds(interval, name="auc")} for what, interval in found.items()]
     return pd.DataFrame(rows, columns=["what", "auc", "low", "high", "n"])
 

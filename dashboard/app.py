@@ -10,6 +10,7 @@ import streamlit as st
 from dashboard import caches
 from dashboard.markup import STYLE, literal
 from dashboard.selection import Key
+from dashboard.theme import FAVICON
 from grasp import jobs
 
 PAGES = (
@@ -26,6 +27,7 @@ def main() -> None:
     """Draw the frame and run the chosen page."""
     st.set_page_config(
         page_title="GRASP workbench",
+        page_icon=FAVICON,
         layout="wide",
         menu_items={"About": "GRASP workbench: find, label and remove what a LoRA also learned."},
     )
@@ -55,11 +57,12 @@ def _sidebar() -> None:
         st.caption("Workspace")
         st.markdown(f"**{literal(workspace.root.name)}**", help=f"`{workspace.root}`")
         for job in active[:5]:
-            with st.container(key=Key.job(job.id)):
+            with st.container(key=Key.active(job.id)):
                 st.page_link(
                     "views/retrain.py",
-                    label=f"{job.status}: {literal(job.title)}",
+                    label=f"Job {job.id} {job.status}",
                     icon=":material/progress_activity:",
+                    help=literal(job.title),
                     query_params={"job": str(job.id)},
                 )
         st.session_state.setdefault(Key.ANNOTATOR, _default_annotator())

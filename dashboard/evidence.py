@@ -11,7 +11,7 @@ from analysis.factor_table import FactorTable
 from analysis.workspace import Workspace
 from dashboard import caches, commands, job_panel, notices
 from dashboard.figures import evidence as figures
-from dashboard.markup import escape, frame_table, heat_map, literal
+from dashboard.markup import escape, heat_map, html_table, interval, literal
 from dashboard.selection import LAYER, Key, picker
 
 EXAMPLES = 4
@@ -54,7 +54,7 @@ def _not_recorded(workspace: Workspace, run: str) -> None:
 
 def _projections(workspace: Workspace, run: str, factor: str, layer: int) -> None:
     left, right = st.columns(2)
-    with left, st.container(border=True):
+    with left, st.container(border=True, height="stretch"):
         by = st.segmented_control(
             "Split by",
             ["variant", "group"],
@@ -70,19 +70,24 @@ def _projections(workspace: Workspace, run: str, factor: str, layer: int) -> Non
             "in grey, the base model knows the difference; if orange lies off grey, the "
             "fine-tune moved it."
         )
-        st.html(_separation(rows))
-    with right, st.container(border=True):
+    with right, st.container(border=True, height="stretch"):
         shifts = caches.shifts(workspace, run, factor)
         st.plotly_chart(figures.shift_by_layer(shifts), key=Key.SHIFT, config=_PLAIN_CHART)
         notices.reading(
             "0 is no change. A move of the same sign in groups that the fine-tune was not about is "
             "the mark of a spurious factor. Bars are 95 % intervals over probes."
         )
+        st.html(_separation(rows, by=str(by)))
 
 
-def _separation(rows: pd.DataFrame) -> str:
-    table = projection_tables.separation(rows)
-    return frame_table(table, caption="AUC 0.5 is no difference, 1 or 0 a complete one.")
+def _separation(rows: pd.DataFrame, *, by: str) -> str:
+    table = projection_tables.separation(rows, by=by)
+    cells = [
+        [escape(row["what"]), interval(row["auc"], row["low"], row["high"], row["n"])]
+        for row in table.to_dict("records")
+    ]
+    caption = "Area under the curve, with its 95 % interval: 0.5 is no difference, 1 or 0 is "
+    return html_table(["At this layer", "AUC"], cells, caption=f"{caption}a complete one.")
 
 
 def _examples(workspace: Workspace, run: str, factor: str, layer: int) -> None:
@@ -114,7 +119,7 @@ def _example(example: projection_tables.Example, limit: float) -> str:
 def _map(workspace: Workspace, run: str, factor: str, layer: int) -> None:
     points, explained = caches.moves(workspace, run, factor, layer=layer)
     left, right = st.columns(2)
-    with left, st.container(border=True):
+    with left, st.container(border=True, height="stretch"):
         state = st.plotly_chart(
             figures.shift_map(points, axes=[
                 f"component {i} ({share:.0%} of variance)" for i, share in enumerate(explained, 1)
@@ -129,7 +134,7 @@ def _map(workspace: Workspace, run: str, factor: str, layer: int) -> None:
             "tokens, in the two directions in which moves differ most. Draw around points to "
             "list them."
         )
-    with right, st.container(border=True):
+    with right, st.container(border=True, height="stretch"):
         picked = _picked(state.selection.points)
         rows = points[points["id"].isin(picked)] if picked else points
         st.markdown(literal(f"{len(rows)} of {len(points)} probes"))

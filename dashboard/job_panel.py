@@ -221,6 +221,11 @@ def _link_to_result(workspace: Workspace, job: Job) -> None:
         )
 
 
+def _open(job_id: int) -> None:
+    remember(JOB, str(job_id))
+    st.switch_page("views/retrain.py", query_params={"job": str(job_id)})
+
+
 def recent(workspace: Workspace, *, kinds: tuple[str, ...] = (), limit: int = 12) -> None:
     """The newest jobs as a list of links, newest first."""
     listed = [job for job in jobs.recent(workspace.database) if not kinds or job.kind in kinds][
@@ -234,10 +239,12 @@ def recent(workspace: Workspace, *, kinds: tuple[str, ...] = (), limit: int = 12
             word, colour = WORDS.get(job.status, (job.status, "gray"))
             with st.container(horizontal=True, vertical_alignment="center", gap="small"):
                 st.badge(word, color=colour, width=100)  # type: ignore[arg-type]
-                st.page_link(
-                    "views/retrain.py",
-                    label=f"Job {job.id}: {literal(job.title)}",
-                    query_params={"job": str(job.id)},
+                st.button(
+                    f"Job {job.id}: {literal(job.title)}",
+                    key=Key.job(job.id),
+                    type="tertiary",
+                    on_click=_open,
+                    args=(job.id,),
                     help=f"`{commands.shown(job.argv)}`",
                 )
                 st.caption(f"{job.created:%Y-%m-%d %H:%M} UTC")

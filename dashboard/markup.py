@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|$~:&^])")
@@ -64,15 +63,10 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption:
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
     body = "".join(f"<tr>{_cells(row)}</tr>" for row in rows)
     return (
-        f'<div class="table-scroll"><table class="plain"><caption>{escape(caption)}</caption>'
+        f'<div class="table-scroll"><table class="plain" aria-label="{escape(caption)}">'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<p class="table-note">{escape(caption)}</p>'
     )
-
-
-def frame_table(frame: pd.DataFrame, *, caption: str) -> str:
-    """A small data frame as a table, every cell escaped."""
-    rows = [[escape(cell) for cell in row] for row in frame.astype(str).to_numpy().tolist()]
-    return html_table([str(name) for name in frame.columns], rows, caption=caption)
 
 
 def _cells(row: Sequence[str]) -> str:
@@ -98,6 +92,9 @@ def _shade(value: float, limit: float) -> str:
 
 STYLE = """
 <style>
+@media (min-width: 900px) {
+  [data-testid="stMainBlockContainer"] { padding-left: 2.5rem; padding-right: 2.5rem; }
+}
 .tokens { display: flex; flex-wrap: wrap; gap: 2px 3px; line-height: 1.5; }
 .tokens .token { font-family: var(--st-code-font, monospace); font-size: 0.8rem; padding: 0 4px;
   border-radius: 3px; border: 1px solid rgba(125, 133, 143, 0.35); white-space: pre-wrap;
@@ -108,12 +105,11 @@ STYLE = """
 .example .about { font-size: 0.78rem; opacity: 0.75; }
 .table-scroll { overflow-x: auto; }
 table.plain { border-collapse: collapse; width: 100%; font-size: 0.86rem; }
-table.plain caption { text-align: left; font-size: 0.8rem; opacity: 0.75; caption-side: bottom;
-  padding-top: 0.35rem; }
+.table-note { font-size: 0.8rem; opacity: 0.75; margin: 0.35rem 0 0 0; }
 table.plain th, table.plain td { text-align: left; padding: 0.35rem 0.7rem; vertical-align: top;
   border: 0; border-bottom: 1px solid rgba(125, 133, 143, 0.28); font-weight: 400; }
 table.plain thead th { font-weight: 600; white-space: nowrap; }
-table.plain tbody th { font-weight: 600; }
+table.plain tbody th { font-weight: 600; min-width: 9.5rem; }
 table.plain .value { display: block; font-variant-numeric: tabular-nums; font-weight: 600; }
 table.plain .bounds { display: block; font-size: 0.72rem; opacity: 0.75; white-space: nowrap;
   font-variant-numeric: tabular-nums; }

@@ -99,6 +99,8 @@ class Key:
     METRIC = "compare-metric"
     INTERVALS = "compare-intervals"
     FLIPS = "compare-flips"
+    FLIPS_ARM = "compare-flips-arm"
+    FLIPS_ROLE = "compare-flips-role"
     FLIPS_AGAINST = "compare-flips-against"
     ROLE = "compare-role"
     GROUP = "compare-group"
@@ -113,8 +115,13 @@ class Key:
 
     @staticmethod
     def job(job_id: int) -> str:
-        """Key of the link to a job in the list of recent ones."""
+        """Key of the button that opens a job in the list of recent ones."""
         return f"job-{job_id}"
+
+    @staticmethod
+    def active(job_id: int) -> str:
+        """Key of the sidebar's link to an active job."""
+        return f"active-job-{job_id}"
 
 
 MAX_LENGTH = 300

@@ -21,6 +21,15 @@ CATEGORICAL = (BLUE, VERMILLION, GREEN, MAGENTA, OCHRE, VIOLET, GREY)
 BASE_COLOUR = GREY
 ADAPTED_COLOUR = VERMILLION
 
+# A picture of our own: for a page's named icon the browser would ask a font server outside.
+FAVICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">'
+    f'<rect width="32" height="32" rx="7" fill="{BLUE}"/>'
+    '<path d="M7 25 V7 M7 25 H25" stroke="#fff" stroke-width="2.5" stroke-linecap="round"/>'
+    '<circle cx="12" cy="11" r="2.5" fill="#fff"/><circle cx="18" cy="18" r="2.5" fill="#fff"/>'
+    '<circle cx="24" cy="20" r="2.5" fill="#fff"/></svg>'
+)
+
 _METHODS = {
     "base": (GREY, "diamond"),
     "naive": (VERMILLION, "square"),
@@ -41,7 +50,7 @@ SEQUENTIAL = [
 LOW_END = BLUE
 HIGH_END = VERMILLION
 
-_MARGIN = {"l": 56, "r": 16, "t": 36, "b": 46}
+_MARGIN = {"l": 64, "r": 16, "t": 44, "b": 40}
 
 
 def method_style(method: str, *, position: int = 0) -> tuple[str, str]:
@@ -58,10 +67,17 @@ def styled(
         height=height,
         margin=_MARGIN,
         showlegend=legend,
-        legend={"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
+        legend={
+            "orientation": "h",
+            "yref": "container",
+            "y": 0,
+            "yanchor": "bottom",
+            "x": 0,
+            "xanchor": "left",
+        },
         hoverlabel={"align": "left"},
         dragmode=False,
     )
-    figure.update_xaxes(title_text=x, title_standoff=8)
-    figure.update_yaxes(title_text=y, title_standoff=8)
+    figure.update_xaxes(title_text=x, title_standoff=6, automargin=True)
+    figure.update_yaxes(title_text=y, title_standoff=14, automargin=True)
     return figure

@@ -51,7 +51,8 @@ def frontier(table: pd.DataFrame, *, x: str = "task", y: str = "unrelated") -> g
                 customdata=[str(run)],
                 mode="markers+text",
                 text=[str(rows["label"].iloc[0])],
-                textposition="top right",
+                textposition="top left" if across["value"] > 0.5 else "top right",
+                cliponaxis=False,
                 name=str(rows["label"].iloc[0]),
                 marker={"color": colour, "symbol": symbol, "size": 12},
                 hovertemplate=(

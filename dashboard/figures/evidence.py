@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from dashboard.theme import ADAPTED_COLOUR, BASE_COLOUR, CATEGORICAL, styled
 
@@ -14,43 +15,40 @@ MAX_POINTS = 5000
 
 
 def histogram(projections: pd.DataFrame, *, by: str) -> go.Figure:
-    """Box and points of the projection for each value of `by`, base beside adapted.
+    """Histograms of the projection, one panel for each value of `by`, base beside adapted.
 
     Args:
         projections: one row a probe: id, group, variant, base and adapted, in base std.
         by: "group" or "variant".
     """
-    figure = go.Figure()
-    for model, colour in (("base", BASE_COLOUR), ("adapted", ADAPTED_COLOUR)):
-        for position, (name, rows) in enumerate(projections.groupby(by, sort=True)):
-            figure.add_trace(
-                go.Histogram(
-                    x=rows[model],
-                    name=f"{name}, {model}",
-                    legendgroup=model,
-                    marker={
-                        "color": colour,
-                        "pattern": {
-                            "shape": ("", "/", ".", "x", "\\", "-")[position % 6],
-                            "solidity": 0.35,
-                            "fgcolor": "white",
-                        },
-                        "line": {"width": 0.5, "color": "white"},
-                    },
-                    opacity=0.85,
-                    bingroup="projection",
-                    nbinsx=40,
-                    hovertemplate=f"{name}, {model}: %{{y}} at %{{x:.2f}} std<extra></extra>",
-                )
-            )
-    figure.update_layout(barmode="stack", bargap=0.04)
-    return styled(
-        figure,
-        title=f"Projection by {by}",
-        x="projection (standard deviations of the base model)",
-        y="probes",
-        height=380,
+    panels = sorted(projections[by].unique())
+    figure = make_subplots(
+        rows=len(panels),
+        shared_xaxes=True,
+        vertical_spacing=0.24 / max(len(panels), 2),
+        subplot_titles=[str(panel) for panel in panels],
     )
+    for row, panel in enumerate(panels, start=1):
+        rows = projections[projections[by] == panel]
+        for model, colour in (("base", BASE_COLOUR), ("adapted", ADAPTED_COLOUR)):
+            trace = go.Histogram(
+                x=rows[model],
+                name=model,
+                legendgroup=model,
+                showlegend=row == 1,
+                marker={"color": colour, "line": {"width": 0}},
+                opacity=0.65,
+                bingroup="projection",
+                nbinsx=40,
+                hovertemplate=f"{panel}, {model}: %{{y}} at %{{x:.2f}} std<extra></extra>",
+            )
+            figure.add_trace(trace, row=row, col=1)
+    figure.update_layout(barmode="overlay", bargap=0.04)
+    figure.update_annotations(x=0, xanchor="left", font_size=12)
+    height = 130 + (160 if len(panels) <= 3 else 110) * len(panels)
+    styled(figure, title=f"Projection by {by}", x="", y="probes", height=height)
+    figure.update_xaxes(title_text="projection (base std)", row=len(panels), col=1)
+    return figure
 
 
 def shift_by_layer(shifts: pd.DataFrame) -> go.Figure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,7 +59,7 @@ def module_map(modules: pd.DataFrame, *, measure: str, selected: str | None) -> 
             unselected={"marker": {"opacity": 1}},
         )
     )
-    height = max(260, min(640, 120 + 36 * modules["layer"].nunique()))
+    height = max(330, min(640, 120 + 36 * modules["layer"].nunique()))
     styled(figure, title=title, x="module", y="decoder layer", height=height, legend=False)
     figure.update_yaxes(dtick=1 if modules["layer"].nunique() <= 16 else None, showgrid=False)
     figure.update_xaxes(showgrid=False, categoryorder="array", categoryarray=places)
@@ -115,7 +115,7 @@ def factor_scree(
                 hovertemplate="%{customdata}: σ = %{y:.3g}<extra></extra>",
             )
         )
-    styled(figure, title="Residual-stream factors", x="index", y="singular value (units of W)")
+    styled(figure, title="Spectrum of the factors", x="index", y="singular value (units of W)")
     _axes(figure, log)
     return figure
 
@@ -166,18 +166,9 @@ def _axes(figure: go.Figure, log: bool) -> None:
     figure.update_yaxes(type="log" if log else "linear")
     if not log:
         figure.update_yaxes(rangemode="tozero")
-    figure.update_xaxes(dtick=_tick(figure), rangemode="tozero")
-
-
-def _tick(figure: go.Figure) -> int:
-    longest = max((len(trace.x) for trace in figure.data if trace.x is not None), default=1)
-    return max(1, round(longest / 12))
+    longest = max((max(trace.x, default=1) for trace in figure.data), default=1)
+    figure.update_xaxes(dtick=max(1, round(longest / 12)), tick0=1, range=[0.5, longest + 0.5])
 
 
 def _square(columns: int, rows: int) -> float:
     return max(6.0, min(26.0, 420 / max(columns, 1), 460 / max(rows, 1)))
-
-
-def counts(values: Mapping[str, float]) -> str:
-    """`name 0.12, name 0.3`, for a sentence under a chart."""
-    return ", ".join(f"{name} {value:.3g}" for name, value in values.items())

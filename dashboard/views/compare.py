@@ -123,7 +123,7 @@ def _comparison(workspace: Workspace, root: str, arms: list[RunManifest], split:
             "Better is to the right and down: the task is kept and the unrelated behaviour is "
             "not there. Bars are 95 % intervals. The base model marks where the rate began."
         )
-    with right, st.container(border=True):
+    with right, st.container(border=True, height="stretch"):
         _intervals(table)
     answers = caches.answers(workspace, ids, split=split)
     names = {run or BASE: label for run, label in labels.items()}
@@ -195,13 +195,17 @@ def _flips(answers: pd.DataFrame, names: dict[str, str], root: str) -> None:
         arm = st.selectbox(
             "Arm",
             others,
-            key="compare-flips-arm",
+            key=Key.FLIPS_ARM,
             index=min(1, len(others) - 1) if against == root else 0,
             format_func=lambda name: names[name],
         )
     if arm is None or against is None:
         st.caption("There is only one arm, so nothing can differ.")
         return
+    roles = [ANY, *(role for role in ROLES if (answers["role"] == role).any())]
+    role = st.pills("Role", roles, key=Key.FLIPS_ROLE, default=ANY, required=True,
+                    label_visibility="collapsed")  # fmt: skip
+    answers = answers if role == ANY else answers[answers["role"] == role]
     flips = evidence_tables.flips(answers, arm=arm, against=against, threshold=FLIP)
     st.markdown(
         literal(
@@ -210,7 +214,22 @@ def _flips(answers: pd.DataFrame, names: dict[str, str], root: str) -> None:
         )
     )
     if not flips.empty:
-        st.dataframe(flips, hide_index=True, height=260, key=Key.FLIPS, alt="Prompts that differ")
+        score = st.column_config.NumberColumn(format="%.3f")
+        columns = {
+            f"{what}:{name}": f"{names[name]}, {what}"
+            for name in (against, arm)
+            for what in ("score", "answer")
+        }
+        st.dataframe(
+            flips.rename(columns=columns),
+            hide_index=True,
+            height=min(260, 38 + 35 * len(flips)),
+            key=Key.FLIPS,
+            column_config={
+                title: score for name, title in columns.items() if name.startswith("score:")
+            },
+            alt="Prompts that differ",
+        )
         notices.reading("Scores are 0 to 1; for unrelated prompts 1 is the unwanted behaviour.")
 
 

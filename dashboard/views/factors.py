@@ -31,7 +31,7 @@ def page() -> None:
         if factor is None:
             notices.empty("No factors", "The updates of this run are all zero.")
             return
-        left, right = st.columns([11, 10], gap="medium")
+        left, right = st.columns([6, 5])
         with left:
             _list(workspace, table, factor)
             _words(table, factor)
@@ -62,7 +62,8 @@ def _list(workspace: Workspace, table: FactorTable, factor: str) -> None:
         runs.label_names(claims.get(runs.factor_name(table.manifest.run, one), {}))
         for one in table.table["id"]
     ]
-    shown = table.table.assign(label=names, rank=range(1, len(names) + 1))
+    above = ["yes" if one else "no" for one in table.table["significant"]]
+    shown = table.table.assign(label=names, significant=above)
 
     def clicked() -> None:
         rows = st.session_state[key].selection.rows
@@ -102,11 +103,11 @@ def _columns() -> dict[str, Any]:
         ),
         "singular_value": number("σ", format="%.3f", width=60, help="In the units of the weights."),
         "energy": number("energy", format="%.3f", width=65, help="σ² / Σσ² on its side."),
-        "significant": st.column_config.CheckboxColumn(
-            "above band", width=80, help="σ above the 95 % quantile of random updates."
+        "significant": st.column_config.TextColumn(
+            "above", width=55, help="σ above the 95 % quantile of random updates."
         ),
         "stability": number(
-            "stability", format="%.2f", width=70, help="0 to 1: found in other checkpoints."
+            "stable", format="%.2f", width=60, help="0 to 1: found in other checkpoints."
         ),
         "off_task": number(
             "off task", format="%.2f", width=65,
@@ -120,7 +121,7 @@ def _columns() -> dict[str, Any]:
 def _step(table: FactorTable, factor: str) -> None:
     ids = list(table.table["id"])
     position = table.position(factor)
-    left, middle, right = st.columns([2, 5, 2], vertical_alignment="bottom")
+    left, middle, right = st.columns([5, 9, 4], vertical_alignment="bottom")
     with left:
         st.button(
             "Previous", key=Key.FACTOR_PREVIOUS, shortcut="P", width="stretch",

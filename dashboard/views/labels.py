@@ -39,7 +39,9 @@ def page() -> None:
 
 def _of_run(history: list[LabelEvent]) -> list[LabelEvent]:
     owners = sorted({event.factor.rpartition("/")[0] for event in history})
-    run = st.selectbox("Run", [ALL, *owners], key=Key.LABELS_RUN, persist_state="session")
+    run = st.selectbox(
+        "Run", [ALL, *owners], key=Key.LABELS_RUN, persist_state="session", width=360
+    )
     if run == ALL:
         return history
     return [event for event in history if event.factor.rpartition("/")[0] == run]
@@ -81,7 +83,7 @@ def _history(history: list[LabelEvent]) -> None:
     st.dataframe(
         label_files.table(history).iloc[::-1],
         hide_index=True,
-        height=320,
+        height=min(320, 38 + 35 * len(history)),
         column_order=[
             "created", "annotator", "action", "factor", "name", "spurious", "polarity",
             "confidence", "note",

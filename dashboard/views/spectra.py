@@ -64,9 +64,9 @@ def _modules(workspace: Workspace, run: RunManifest, others: dict[str, Path], *,
     table = evidence_tables.module_table(spectra)
     module = chosen(MODULE, list(table["name"]), default=_strongest(table))
     left, right = st.columns([3, 2])
-    with left, st.container(border=True):
+    with left, st.container(border=True, height="stretch"):
         _map(table, module)
-    with right, st.container(border=True):
+    with right, st.container(border=True, height="stretch"):
         picker("Module", MODULE, list(table["name"]), key=Key.MODULE, default=module)
         _module_scree(spectra, others, str(module), run=run.id, log=log)
 
