@@ -6,7 +6,6 @@ import pandas as pd
 import streamlit as st
 
 from analysis import projection_tables
-from analysis.errors import GraspError
 from analysis.factor_table import FactorTable
 from analysis.workspace import Workspace
 from dashboard import caches, commands, job_panel, notices
@@ -93,11 +92,7 @@ def _separation(rows: pd.DataFrame, *, by: str) -> str:
 def _examples(workspace: Workspace, run: str, factor: str, layer: int) -> None:
     with st.container(border=True):
         st.markdown("**Strongest examples**")
-        try:
-            low, high, limit = caches.examples(workspace, run, factor, layer=layer, count=EXAMPLES)
-        except GraspError as error:
-            notices.problem("The examples cannot be shown.", str(error))
-            return
+        low, high, limit = caches.examples(workspace, run, factor, layer=layer, count=EXAMPLES)
         left, right = st.columns(2, gap="large")
         for column, name, examples in ((left, "High end", high), (right, "Low end", low)):
             with column:

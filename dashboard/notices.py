@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,6 +11,8 @@ import streamlit as st
 from analysis.errors import GraspError, NotFoundError
 from analysis.workspace import Broken
 from dashboard.markup import literal
+
+_log = logging.getLogger(__name__)
 
 
 def empty(title: str, text: str, *, command: str | None = None) -> None:
@@ -42,10 +45,20 @@ def broken_records(broken: Sequence[Broken]) -> None:
 
 @contextmanager
 def guarded(what: str) -> Iterator[None]:
-    """Turn an error that a person can put right into a notice, and go on with the page."""
+    """Turn an error into a notice, and go on with the page.
+
+    What no one foresaw is said as such; its traceback goes to the log of the server.
+    """
     try:
         yield
     except NotFoundError as error:
         st.info(literal(str(error)))
     except GraspError as error:
         problem(f"{what} cannot be shown.", str(error))
+    except Exception as error:
+        _log.exception("%s cannot be shown", what)
+        problem(
+            f"{what} cannot be shown.",
+            f"Unforeseen: {type(error).__name__}: {error}. "
+            "The terminal that serves this page has the details.",
+        )

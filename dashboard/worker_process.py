@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 from analysis.workspace import Workspace
 from grasp import jobs
 
 IDLE_SECONDS = 600
+
+# A worker that was just started has not yet said in the database that it lives.
+_started: dict[Path, subprocess.Popen[bytes]] = {}
+_lock = threading.Lock()
 
 
 def ensure_worker(workspace: Workspace) -> bool:
@@ -16,15 +22,21 @@ def ensure_worker(workspace: Workspace) -> bool:
 
     The worker outlives the dashboard, and ends by itself after ten idle minutes.
     """
-    if jobs.worker_alive(workspace.database):
-        return False
-    command = [sys.executable, "-m", "grasp", "worker", "--workspace", str(workspace.root)]
-    with (workspace.root / "worker.log").open("ab") as log:
-        subprocess.Popen(
+    with _lock:
+        mine = _started.get(workspace.root)
+        if (mine is not None and mine.poll() is None) or jobs.worker_alive(workspace.database):
+            return False
+        _started[workspace.root] = _start(workspace.root)
+        return True
+
+
+def _start(root: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "grasp", "worker", "--workspace", str(root)]
+    with (root / "worker.log").open("ab") as log:
+        return subprocess.Popen(
             [*command, "--idle-timeout", str(IDLE_SECONDS)],
             start_new_session=True,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
         )
-    return True

@@ -1,0 +1,89 @@
+"""Workspaces for the pages: empty, whole, and broken."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from streamlit.testing.v1 import AppTest  # noqa: E402
+
+from analysis.workspace import Workspace  # noqa: E402
+from dashboard import WORKSPACE_VARIABLE  # noqa: E402
+from tests import synthetic  # noqa: E402
+
+Open = Callable[..., AppTest]
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Workspace:
+    return synthetic.build(tmp_path / "whole")
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Workspace:
+    workspace = synthetic.build(tmp_path / "broken", live=False)
+    synthetic.break_records(workspace)
+    return workspace
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Workspace:
+    return Workspace.create(tmp_path / "empty")
+
+
+@pytest.fixture(autouse=True)
+def no_workers(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Processes that a page would have started; none is."""
+    started: list[list[str]] = []
+
+    class Process:
+        def __init__(self, command: list[str], **_: object) -> None:
+            started.append(command)
+
+        def poll(self) -> int | None:
+            return None
+
+    monkeypatch.setattr("dashboard.worker_process.subprocess.Popen", Process)
+    monkeypatch.setattr("dashboard.worker_process._started", {})
+    return started
+
+
+@pytest.fixture
+def open_page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
+    """Opens one page of the real application on a workspace, with URL parameters."""
+
+    def open_it(
+        page: str, workspace: Workspace, *, unforeseen: bool = False, **parameters: str
+    ) -> AppTest:
+        monkeypatch.setenv(WORKSPACE_VARIABLE, str(workspace.root))
+        test = AppTest.from_file(str(ROOT / "dashboard" / "app.py"), default_timeout=60)
+        for name, value in parameters.items():
+            test.query_params[name] = value
+        test.run()
+        if page != "workspace":
+            test.switch_page(f"views/{page}.py")
+            for name, value in parameters.items():
+                test.query_params[name] = value
+            test.run()
+        assert not test.exception, [one.value for one in test.exception]
+        assert unforeseen or "Unforeseen" not in words(test)
+        return test
+
+    with warnings.catch_warnings():
+        yield open_it
+
+
+def words(test: AppTest) -> str:
+    """Everything that is written on a page."""
+    parts = []
+    for kind in ("title", "header", "subheader", "markdown", "caption", "text", "code",
+                 "info", "warning", "error", "success", "html"):  # fmt: skip
+        parts += [str(one.value) for one in getattr(test, kind)]
+    return "\n".join(parts).replace("\\", "")

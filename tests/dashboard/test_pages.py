@@ -1,0 +1,205 @@
+"""Every page on an empty, a whole and a broken workspace: words, no traceback."""
+
+from __future__ import annotations
+
+import pytest
+
+from analysis import labels
+from analysis.workspace import Workspace
+from dashboard.selection import Key
+from grasp import jobs
+from tests.dashboard.conftest import Open, words
+
+PAGES = ("workspace", "spectra", "factors", "labels", "retrain", "compare")
+EMPTY = {
+    "workspace": "No runs yet",
+    "spectra": "No runs yet",
+    "factors": "No runs yet",
+    "labels": "No labels yet",
+    "retrain": "No runs yet",
+    "compare": "No runs yet",
+}
+HOSTILE = "<script>alert(1)</script>"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_empty_workspace_says_what_to_do(page: str, empty: Workspace, open_page: Open) -> None:
+    said = words(open_page(page, empty))
+    assert EMPTY[page] in said
+    if page != "labels":
+        assert f"grasp demo --workspace {empty.root} --no-serve" in said
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_whole_workspace_is_shown(page: str, whole: Workspace, open_page: Open) -> None:
+    test = open_page(page, whole, run="code-naive", family="code-naive")
+    assert test.title[0].value == page.capitalize()
+    assert not test.error
+    assert HOSTILE not in "".join(one.value for one in test.html)
+
+
+@pytest.mark.parametrize(
+    ("page", "reason"),
+    [
+        ("workspace", "torn"),
+        ("spectra", "truncated or not a safetensors file"),
+        ("factors", "schema version 99"),
+        ("labels", "What stands"),
+        ("retrain", "schema version 99"),
+        ("compare", "The evaluation of code-grasp cannot be shown"),
+    ],
+)
+def test_broken_records_are_said_in_words(
+    page: str, reason: str, broken: Workspace, open_page: Open
+) -> None:
+    said = words(open_page(page, broken, run="code-naive", family="code-naive"))
+    assert reason in said
+    assert "Traceback" not in said
+
+
+def test_broken_recording_leaves_the_rest_of_the_page(whole: Workspace, open_page: Open) -> None:
+    file = whole.folder("recordings", "code-naive") / "activations.safetensors"
+    file.write_bytes(file.read_bytes()[:64])
+    test = open_page("factors", whole, run="code-naive", factor="w2", unforeseen=True)
+    assert "The recording cannot be shown." in words(test)
+    assert test.selectbox(key=Key.FACTOR).value == "w2"
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"run": "../../etc/passwd", "factor": "'; DROP TABLE jobs; --", "layer": "-1"},
+        {"run": "<script>", "family": "x" * 5000, "split": "secret", "job": "1e9"},
+        {"module": "\x00", "job": "９", "prompt": "no such", "role": "root"},
+        {"job": "999999999", "layer": "00"},
+    ],
+)
+@pytest.mark.parametrize("page", PAGES)
+def test_hostile_urls_fall_back(
+    page: str, parameters: dict[str, str], whole: Workspace, open_page: Open
+) -> None:
+    test = open_page(page, whole, **parameters)
+    assert "Traceback" not in words(test)
+
+
+def test_selection_is_written_to_the_url(whole: Workspace, open_page: Open) -> None:
+    test = open_page("factors", whole, run="code-naive", factor="w1")
+    assert test.selectbox(key=Key.FACTOR).value == "w1"
+    test.button(key=Key.FACTOR_PREVIOUS).click().run()
+    assert test.query_params["factor"] == "w2"
+    test.selectbox(key=Key.RUN).select("medicine-naive").run()
+    assert test.query_params["run"] == "medicine-naive"
+    assert not test.exception
+
+
+def test_label_is_saved_and_withdrawn(whole: Workspace, open_page: Open) -> None:
+    test = open_page("factors", whole, run="medicine-naive")
+    assert test.query_params["factor"] == "w2"
+    test.text_input(key=Key.ANNOTATOR).set_value("cleo").run()
+    test.button(key=Key.label(1)).click().run()
+    assert test.text_input(key=Key.LABEL_NAME).value == "persona"
+    test.button(key=Key.LABEL_SAVE).click().run()
+    assert "Saved: medicine-naive/w2 is persona." in words(test)
+    history = labels.events(whole.database, factor="medicine-naive/w2")
+    assert [(one.annotator, one.name, one.spurious) for one in history] == [
+        ("cleo", "persona", True)
+    ]
+    test.button(key=Key.LABEL_WITHDRAW).click().run()
+    assert not test.exception
+    assert labels.current(labels.events(whole.database)).get("medicine-naive/w2") is None
+
+
+def test_label_without_a_name_is_refused_in_words(whole: Workspace, open_page: Open) -> None:
+    test = open_page("factors", whole, run="medicine-naive")
+    test.button(key=Key.LABEL_SAVE).click().run()
+    assert "A label needs a name" in words(test)
+    assert labels.events(whole.database, factor="medicine-naive/w2") == []
+
+
+def test_retrain_offers_spurious_factors_and_shows_the_command(
+    whole: Workspace, open_page: Open
+) -> None:
+    test = open_page("retrain", whole, run="code-naive")
+    assert test.multiselect(key=Key.RETRAIN_FACTORS).value == ["code-naive/w2"]
+    command = (
+        "grasp retrain code-naive --factors w2 --method grasp --out code-grasp-4 --evaluate "
+        f"--workspace {whole.root}"
+    )
+    assert command in words(test)
+    assert len(jobs.recent(whole.database)) == 4
+
+
+def test_active_job_is_shown_without_a_url(whole: Workspace, open_page: Open) -> None:
+    said = words(open_page("retrain", whole))
+    assert "Job 4: Retrain code-naive with grasp" in said
+    assert "Step 40 of 120" in said
+
+
+def test_failed_job_says_why_and_can_be_queued_again(
+    whole: Workspace, open_page: Open, no_workers: list[list[str]]
+) -> None:
+    test = open_page("retrain", whole, job="2")
+    assert "The loss became NaN at step 12." in words(test)
+    assert "No checkpoint was saved" in words(test)
+    test.button(key=Key.JOB_REQUEUE).click().run()
+    assert not test.exception
+    assert jobs.get(whole.database, 2).status == "queued"
+    assert no_workers[0][1:4] == ["-m", "grasp", "worker"]
+
+
+def test_cancel_is_asked_for(whole: Workspace, open_page: Open) -> None:
+    test = open_page("retrain", whole, job="4")
+    test.button(key=Key.JOB_CANCEL).click().run()
+    assert jobs.get(whole.database, 4).cancel_requested
+
+
+def test_adapter_path_is_checked_before_a_job_is_queued(
+    whole: Workspace, open_page: Open, no_workers: list[list[str]]
+) -> None:
+    test = open_page("workspace", whole)
+    test.text_input(key=Key.ADAPTER_PATH).set_value("/no/such/folder")
+    test.button(key=Key.ADAPTER_ADD).click().run()
+    assert "is not a folder on this machine" in words(test)
+    folder = whole.folder("runs", "code-naive") / "adapter"
+    test.text_input(key=Key.ADAPTER_PATH).set_value(str(folder))
+    test.button(key=Key.ADAPTER_ADD).click().run()
+    assert jobs.recent(whole.database)[0].argv[:2] == ["import", str(folder)]
+    assert len(no_workers) == 1
+
+
+def test_arms_table_holds_the_numbers_of_the_evaluations(whole: Workspace, open_page: Open) -> None:
+    from analysis.evaluation import read_evaluation
+
+    said = words(open_page("compare", whole, family="code-naive"))
+    for run in ("code-naive.base", "code-naive", "code-grasp", "code-caft"):
+        summary = read_evaluation(whole.folder("evaluations", run)).summary["confirmation"]
+        for metric in ("unrelated", "task", "format"):
+            found = summary[metric]
+            assert f"{found.value:.3f}" in said
+            assert f"{found.low:.3f} to {found.high:.3f}, n = {found.n}" in said
+
+
+def test_exploration_is_marked(whole: Workspace, open_page: Open) -> None:
+    test = open_page("compare", whole, family="code-naive", split="exploration")
+    assert "Report the confirmation prompts" in test.warning[0].value
+
+
+def test_missing_evaluation_gives_the_command(whole: Workspace, open_page: Open) -> None:
+    import shutil
+
+    shutil.rmtree(whole.folder("evaluations", "code-random"))
+    said = words(open_page("compare", whole, family="code-naive"))
+    assert f"grasp evaluate code-random --workspace {whole.root}" in said
+
+
+def test_missing_recording_offers_to_record(
+    whole: Workspace, open_page: Open, no_workers: list[list[str]]
+) -> None:
+    import shutil
+
+    shutil.rmtree(whole.folder("recordings", "code-naive"))
+    test = open_page("factors", whole, run="code-naive")
+    test.button(key=Key.RECORD).click().run()
+    assert not test.exception
+    assert jobs.recent(whole.database)[0].argv[:2] == ["record", "code-naive"]
+    assert no_workers
