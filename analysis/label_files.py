@@ -1,9 +1,10 @@
-"""Label events as CSV and JSON, and labels read from a CSV file, checked before one is added."""
+"""Label events as CSV and JSON, and events read from a CSV file, all checked before one is added."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -11,7 +12,7 @@ import pandas as pd
 from analysis.database import LabelEvent
 from analysis.errors import GraspError, InputError
 from analysis.factor_table import run_factors
-from analysis.labels import Claim, add_label
+from analysis.labels import Claim, add_label, withdraw_label
 from analysis.workspace import Workspace
 
 COLUMNS = (
@@ -58,23 +59,35 @@ def to_json(history: Sequence[LabelEvent]) -> str:
 
 
 def import_csv(workspace: Workspace, content: bytes) -> int:
-    """Add the labels of a CSV file to the history and give back how many; all or none.
+    """Add the events of a CSV file to the history and give back how many; all or none.
 
     Raises:
-        InputError: not a CSV file, a column is missing, or a row cannot be a label; the
+        InputError: not a CSV file, a column is missing, or a row cannot be an event; the
             row is named and nothing is added.
     """
-    rows = _rows(content)
-    claims = [_claim(workspace, row, number) for number, row in enumerate(rows, start=2)]
-    for factor, annotator, claim, direction in claims:
-        add_label(
-            workspace.database,
-            factor=factor,
-            claim=claim,
-            annotator=annotator,
-            direction=direction,
-        )
-    return len(claims)
+    entries = [_entry(workspace, row, line) for line, row in enumerate(_rows(content), start=2)]
+    for entry in entries:
+        about: dict[str, Any] = {
+            "factor": entry.factor,
+            "annotator": entry.annotator,
+            "direction": entry.direction,
+        }
+        if entry.claim is None:
+            withdraw_label(workspace.database, note=entry.note, **about)
+        else:
+            add_label(workspace.database, claim=entry.claim, **about)
+    return len(entries)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One row that was checked; `claim` is None for a withdrawal."""
+
+    factor: str
+    annotator: str
+    direction: str
+    claim: Claim | None
+    note: str
 
 
 def _rows(content: bytes) -> list[dict[str, str]]:
@@ -85,36 +98,40 @@ def _rows(content: bytes) -> list[dict[str, str]]:
     missing = [name for name in _REQUIRED if name not in frame]
     if missing:
         raise InputError(f"The file has no column {', '.join(missing)}; its first line names them.")
-    if "action" in frame:
-        frame = frame[frame["action"].isin(["label", ""])]
     if frame.empty:
         raise InputError("The file holds no labels; expected one a line after the header.")
     return [{str(k): str(v) for k, v in row.items()} for row in frame.to_dict("records")]
 
 
-def _claim(workspace: Workspace, row: dict[str, str], line: int) -> tuple[str, str, Claim, str]:
-    spurious = row.get("spurious", "").strip().casefold()
-    confidence = row.get("confidence", "").strip()
-    if spurious not in _SPURIOUS:
-        raise InputError(f"Line {line}: spurious is {spurious!r}; expected yes, no or nothing.")
-    if confidence not in ("", "1", "2", "3"):
-        raise InputError(f"Line {line}: confidence is {confidence!r}; expected 1, 2, 3 or nothing.")
-    factor = _unguarded(row["factor"])
+def _entry(workspace: Workspace, row: dict[str, str], line: int) -> _Entry:
+    factor, annotator = _unguarded(row["factor"]), _unguarded(row["annotator"]).strip()
+    action = row.get("action", "") or "label"
+    if not annotator:
+        raise InputError(f"Line {line}: the annotator is missing.")
+    if action not in ("label", "withdraw"):
+        raise InputError(f"Line {line}: action is {action!r}; expected label or withdraw.")
     try:
-        claim = Claim(
-            name=_unguarded(row["name"]),
-            spurious=_SPURIOUS[spurious],
-            polarity=_unguarded(row.get("polarity", "")),
-            confidence=int(confidence) if confidence else None,
-            note=_unguarded(row.get("note", "")),
-        )
+        claim = _claim(row) if action == "label" else None
         direction = row.get("direction_sha256", "") or _direction(workspace, factor)
     except GraspError as error:
         raise InputError(f"Line {line}: {error}") from None
-    annotator = _unguarded(row["annotator"]).strip()
-    if not annotator:
-        raise InputError(f"Line {line}: the annotator is missing.")
-    return factor, annotator, claim, direction
+    return _Entry(factor, annotator, direction, claim, _unguarded(row.get("note", "")))
+
+
+def _claim(row: dict[str, str]) -> Claim:
+    spurious = row.get("spurious", "").strip().casefold()
+    confidence = row.get("confidence", "").strip()
+    if spurious not in _SPURIOUS:
+        raise InputError(f"spurious is {spurious!r}; expected yes, no or nothing.")
+    if confidence not in ("", "1", "2", "3"):
+        raise InputError(f"confidence is {confidence!r}; expected 1, 2, 3 or nothing.")
+    return Claim(
+        name=_unguarded(row["name"]),
+        spurious=_SPURIOUS[spurious],
+        polarity=_unguarded(row.get("polarity", "")),
+        confidence=int(confidence) if confidence else None,
+        note=_unguarded(row.get("note", "")),
+    )
 
 
 def _direction(workspace: Workspace, factor: str) -> str:

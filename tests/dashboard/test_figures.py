@@ -1,0 +1,190 @@
+"""Figures show the numbers they were given."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.records import RunManifest
+from dashboard.figures import comparison, evidence, spectra, training
+from dashboard.figures.lineage import lineage
+from dashboard.theme import CATEGORICAL
+
+MODULES = pd.DataFrame(
+    {
+        "name": ["layers.0.a", "layers.0.b", "layers.1.a", "layers.1.b"],
+        "layer": [0, 0, 1, 1],
+        "place": ["a", "b", "a", "b"],
+        "top": [0.1, 0.2, 0.3, 0.4],
+        "energy_top1": [0.5, 0.6, 0.7, 0.8],
+        "effective_rank": [1.0, 2.0, 3.0, 4.0],
+    }
+)
+FACTORS = pd.DataFrame(
+    {
+        "id": ["w1", "w2", "w3"],
+        "index": [1, 2, 3],
+        "singular_value": [2.0, 0.8, 0.4],
+        "null_median": [0.5, 0.45, 0.4],
+        "null_high": [0.6, 0.5, 0.45],
+        "significant": [True, True, False],
+    }
+)
+ARMS = pd.DataFrame(
+    [
+        ("", "base", "Base model", "task", 0.25, 0.2, 0.3, 50),
+        ("", "base", "Base model", "unrelated", 0.2, 0.15, 0.25, 40),
+        ("x", "naive", "Naive LoRA", "task", 0.98, 0.9, 1.0, 50),
+        ("x", "naive", "Naive LoRA", "unrelated", 0.9, 0.85, 0.95, 40),
+        ("x", "naive", "Naive LoRA", "removal", 0.0, np.nan, np.nan, np.nan),
+    ],
+    columns=["run", "method", "label", "metric", "value", "low", "high", "n"],
+)
+
+
+@pytest.mark.parametrize("measure", list(spectra.MEASURES))
+def test_map_colours_each_module_by_its_measure(measure: str) -> None:
+    (trace,) = spectra.module_map(MODULES, measure=measure, selected="layers.1.a").data
+    assert list(trace.customdata) == list(MODULES["name"])
+    np.testing.assert_array_equal(trace.marker.color, MODULES[measure])
+    np.testing.assert_array_equal(trace.y, MODULES["layer"])
+    assert [width > 0 for width in trace.marker.line.width] == [False, False, True, False]
+
+
+def test_factor_scree_marks_what_lies_above_the_band() -> None:
+    other = spectra.Scree("step 40", np.array([1.0, 0.3]))
+    figure = spectra.factor_scree(FACTORS, log=True, overlays=[other], selected="w2")
+    by_name = {trace.name: trace for trace in figure.data}
+    assert list(by_name["above the band"].customdata) == ["w1", "w2"]
+    assert list(by_name["within the band"].customdata) == ["w3"]
+    np.testing.assert_array_equal(by_name["random updates, 95 %"].y, FACTORS["null_high"])
+    np.testing.assert_array_equal(by_name["random updates, median"].y, FACTORS["null_median"])
+    np.testing.assert_array_equal(by_name["step 40"].y, [1.0, 0.3])
+    assert figure.layout.yaxis.type == "log"
+
+
+def test_factor_scree_without_a_band_has_none() -> None:
+    bare = FACTORS.assign(null_median=np.nan, null_high=np.nan)
+    names = [trace.name for trace in spectra.factor_scree(bare, log=False).data]
+    assert names == ["above the band", "within the band"]
+
+
+def test_scree_names_are_not_markup() -> None:
+    line = spectra.Scree("<b>run</b>", np.array([1.0]))
+    (trace,) = spectra.module_scree([line], log=False, module="o_proj").data
+    assert "<b>" not in trace.hovertemplate
+
+
+def test_histogram_has_a_panel_for_each_value() -> None:
+    rows = pd.DataFrame(
+        {
+            "id": ["a", "b", "c"],
+            "group": ["code", "code", "advice"],
+            "variant": ["good", "evil", "evil"],
+            "base": [0.0, 1.0, 2.0],
+            "adapted": [3.0, 4.0, 5.0],
+        }
+    )
+    figure = evidence.histogram(rows, by="variant")
+    shown = {(trace.name, trace.yaxis): list(trace.x) for trace in figure.data}
+    assert shown == {
+        ("base", "y"): [1.0, 2.0],
+        ("adapted", "y"): [4.0, 5.0],
+        ("base", "y2"): [0.0],
+        ("adapted", "y2"): [3.0],
+    }
+
+
+def test_shift_map_carries_ids_and_greys_the_rest() -> None:
+    points = pd.DataFrame(
+        {"id": ["a", "b"], "group": ["g", "g"], "variant": ["x", "y"], "x": [0, 1], "y": [2, 3]}
+    )
+    (trace,) = evidence.shift_map(points, axes=["one", "two"], chosen=["b"]).data
+    assert list(trace.customdata) == ["a", "b"]
+    assert trace.marker.opacity[0] < trace.marker.opacity[1]
+
+
+def test_shift_map_says_when_it_shows_fewer() -> None:
+    count = evidence.MAX_POINTS + 1
+    points = pd.DataFrame({"id": [str(i) for i in range(count)], "x": 0.0, "y": 0.0})
+    figure = evidence.shift_map(points.assign(group="g", variant="v"), axes=["1", "2"])
+    assert sum(len(trace.x) for trace in figure.data) == evidence.MAX_POINTS
+    assert str(count) in figure.layout.title.text
+
+
+def test_shift_by_layer_shows_intervals() -> None:
+    shifts = pd.DataFrame(
+        {"layer": [0, 1], "group": "g", "value": [1.0, 2.0], "low": [0.5, 1.0], "high": [2.0, 2.5],
+         "n": [8, 8]}
+    )  # fmt: skip
+    (trace,) = evidence.shift_by_layer(shifts).data
+    np.testing.assert_allclose(trace.error_y.array, [1.0, 0.5])
+    np.testing.assert_allclose(trace.error_y.arrayminus, [0.5, 1.0])
+
+
+def test_frontier_has_one_point_an_arm_with_both_intervals() -> None:
+    figure = comparison.frontier(ARMS)
+    assert [(trace.x[0], trace.y[0]) for trace in figure.data] == [(0.25, 0.2), (0.98, 0.9)]
+    naive = figure.data[1]
+    np.testing.assert_allclose(naive.error_x.array, [0.02])
+    np.testing.assert_allclose(naive.error_y.arrayminus, [0.05])
+
+
+def test_intervals_leave_out_arms_without_the_metric() -> None:
+    figure = comparison.intervals(ARMS, metric="removal")
+    (trace,) = figure.data
+    assert "n = unknown" in trace.hovertemplate
+
+
+def test_curves_show_loss_drift_and_tolerance() -> None:
+    metrics = pd.DataFrame(
+        {"step": [1, 2], "loss": [2.0, 1.0], "drift": [0.1, 0.05], "drift_layer_0": [0.2, 0.1]}
+    )
+    (loss,) = training.loss_curve(metrics, total=10).data
+    np.testing.assert_array_equal(loss.y, [2.0, 1.0])
+    drift = training.drift_curve(metrics, tolerance=0.02, total=10)
+    assert [trace.name for trace in drift.data] == ["layer 0", "mean over layers"]
+    assert drift.layout.shapes[0].y0 == 0.02
+
+
+def test_every_chart_has_a_title_and_named_axes() -> None:
+    metrics = pd.DataFrame({"step": [1], "loss": [2.0], "drift": [0.1]})
+    for figure in (
+        spectra.module_map(MODULES, measure="top", selected=None),
+        spectra.factor_scree(FACTORS, log=False),
+        comparison.frontier(ARMS),
+        training.loss_curve(metrics),
+        training.drift_curve(metrics, tolerance=None),
+    ):
+        assert figure.layout.title.text
+        assert figure.layout.xaxis.title.text
+        assert figure.layout.yaxis.title.text
+
+
+def test_lineage_is_plain_text_even_for_hostile_names() -> None:
+    run = RunManifest(
+        id='x"]; click n0 "javascript:alert(1)"',
+        title="t",
+        method="naive",
+        root="x",
+        base_model="<img src=x>",
+        config={},
+    )
+    source = lineage([run])
+    assert source.startswith("flowchart LR")
+    assert "<" not in source
+    assert '"]; click' not in source
+
+
+@pytest.mark.parametrize("background", ["#FFFFFF", "#12171D"])
+def test_marks_stand_out_on_both_backgrounds(background: str) -> None:
+    for colour in CATEGORICAL:
+        light, dark = sorted([_luminance(colour), _luminance(background)], reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 3.0, colour
+
+
+def _luminance(colour: str) -> float:
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
