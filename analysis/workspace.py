@@ -141,8 +141,13 @@ class Workspace:
         return read_manifest(folder / "manifest.json", _SCHEMAS[kind])
 
     def reference(self, path: str | Path) -> str:
-        """A path as it is saved: relative to the workspace where it lies in it."""
+        """A path as it is saved: relative to the workspace where it lies in it.
+
+        What is no path, such as a Hub id, stays as it is.
+        """
         absolute = Path(path).resolve()
+        if not absolute.exists():
+            return str(path)
         inside = absolute.is_relative_to(self.root)
         return str(absolute.relative_to(self.root) if inside else absolute)
 
