@@ -124,8 +124,6 @@ def select_directions(
     """
     if not factors:
         raise InputError("No factors are named; give at least one id, such as w2.")
-    if len(set(factors)) < len(factors):
-        raise InputError(f"A factor is named twice in {', '.join(factors)}.")
     names, rows = [], []
     for factor in factors:
         owner, _, name = factor.rpartition("/")
@@ -134,6 +132,8 @@ def select_directions(
         table = read_factors(folder) if is_folder else run_factors(workspace, owner or run)
         rows.append(table.direction(name))
         names.append(f"{table.manifest.run}/{name}")
+    if len(set(names)) < len(names):
+        raise InputError(f"A factor is named twice in {', '.join(factors)}.")
     if len({row.shape for row in rows}) > 1:
         raise InputError(f"The factors {', '.join(names)} belong to models of different width.")
     return names, np.stack(rows)
