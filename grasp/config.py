@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from analysis.errors import InputError
+
+Scheduler = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+]
+"""Those of transformers that need no settings of their own."""
 
 PATHS = ("base_model", "data", "neutral", "prompts", "probes")
 
@@ -18,6 +29,9 @@ class Settings(BaseModel):
     """Settings that refuse what they do not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
 class LoraSettings(Settings):
@@ -47,7 +61,7 @@ class TrainConfig(Settings):
     probes: str | None = None
     lora: LoraSettings = LoraSettings()
     learning_rate: float = Field(1e-4, gt=0)
-    lr_scheduler: str = "linear"
+    lr_scheduler: Scheduler = "linear"
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
@@ -172,8 +186,17 @@ def load_config(path: str | Path) -> TrainConfig:
 
 def parse_config(data: dict[str, Any], *, source: str) -> TrainConfig:
     """Check settings; the first that does not fit is named."""
+    return _checked(TrainConfig, data, source)
+
+
+def parse_protection(data: dict[str, Any], *, source: str) -> Protection:
+    """Check the settings of a protection; the first that does not fit is named."""
+    return _checked(Protection, data, source)
+
+
+def _checked(kind: type[SettingsT], data: dict[str, Any], source: str) -> SettingsT:
     try:
-        return TrainConfig.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])

@@ -38,6 +38,9 @@ def load_base(reference: str) -> tuple[PreTrainedModel, Tokenizer]:
         NotFoundError: neither a folder of that name nor a Hub model could be opened.
     """
     device = pick_device()
+    if reference.startswith(("/", ".")) and not Path(reference).is_dir():
+        # Else transformers looks for it on the Hub, and tries for a minute where there is none.
+        raise NotFoundError(f"There is no folder {reference}; name the base model's folder.")
     try:
         model = AutoModelForCausalLM.from_pretrained(reference, dtype=pick_dtype(device))
         tokenizer = AutoTokenizer.from_pretrained(reference)

@@ -71,7 +71,10 @@ class Guard:
 
     @torch.no_grad()
     def leakage(self) -> float:
-        """‖Qᵀ B‖ / ‖B‖ over writing modules: the share of the applied update that lies in Q."""
+        """‖Qᵀ B‖ / ‖B‖ over writing modules: the share of the applied update that lies in Q.
+
+        NaN where nothing was written yet, or the adapter has no writing module.
+        """
         inside = sum(float((self.basis.to(w).T @ w).float().square().sum()) for w in self._writers)
         whole = sum(float(w.float().square().sum()) for w in self._writers)
         return math.sqrt(inside / whole) if whole else math.nan
@@ -80,6 +83,14 @@ class Guard:
         """Drift on the neutral text, or None where none was given."""
         with self._plain():
             return self.anchor.drift(batches) if self.anchor is not None else None
+
+    def state(self) -> dict[str, float]:
+        """What a checkpoint keeps: λ, and the number of penalties so far."""
+        return {"strength": self.strength, "step": self._step}
+
+    def restore(self, state: dict[str, float]) -> None:
+        """Go on from `state`."""
+        self.strength, self._step = state["strength"], int(state["step"])
 
     def while_training(self, edit: Edit) -> Edit:
         """`edit`, but not while drift is measured.

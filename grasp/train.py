@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from pathlib import Path
@@ -12,21 +13,29 @@ import numpy as np
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import save_file
-from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainingArguments, set_seed
+from transformers import (
+    DataCollatorForSeq2Seq,
+    PreTrainedModel,
+    PrinterCallback,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from analysis.errors import InputError
 from analysis.factor_table import select_directions
 from analysis.records import RunManifest, sha256
 from analysis.workspace import Workspace, writing_folder
-from grasp.config import Method, Protection, TrainConfig, method, parse_config
+from grasp.config import Method, Protection, TrainConfig, method, parse_config, parse_protection
 from grasp.data import neutral_batches, read_chats, training_rows
 from grasp.model_card import model_card
 from grasp.models import load_base
 from grasp.progress import Progress, silent
-from grasp.trainer import LoraTrainer, MetricsCallback, write_log
+from grasp.trainer import GUARD_FILE, LoraTrainer, MetricsCallback, write_log
 
-_RESUME_FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin")
+_RESUME_FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", GUARD_FILE)
+_LAST_FILE = "trainer_state.json"
+"""The last file that a checkpoint gets, so one that has it is whole."""
 
 
 def train(
@@ -136,7 +145,7 @@ def _trainer(
     chats = read_chats(Path(config.data))
     model, tokenizer = load_base(config.base_model)
     set_seed(config.seed)
-    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **config.lora.model_dump()))
+    adapted = _with_lora(model, config)
     neutral = (
         neutral_batches(
             tokenizer,
@@ -155,11 +164,22 @@ def _trainer(
         data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
         callbacks=[MetricsCallback(folder, progress)],
         directions=directions,
-        protection=Protection.model_validate(run.protection) if run.protection else None,
+        protection=parse_protection(run.protection, source=f"run {run.id!r}")
+        if run.protection
+        else None,
         neutral=neutral,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _with_lora(model: PreTrainedModel, config: TrainConfig) -> PeftModel:
+    try:
+        lora = LoraConfig(task_type="CAUSAL_LM", **config.lora.model_dump())
+        return get_peft_model(model, lora)
+    except ValueError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"The lora settings do not fit {config.base_model}: {reason}") from None
 
 
 def _arguments(config: TrainConfig, checkpoints: Path, *, device: str) -> TrainingArguments:
@@ -176,6 +196,7 @@ def _arguments(config: TrainConfig, checkpoints: Path, *, device: str) -> Traini
         max_steps=config.max_steps,
         save_steps=config.save_steps or max(1, config.max_steps // 2),
         logging_steps=max(1, config.max_steps // 60),
+        logging_nan_inf_filter=False,
         seed=config.seed,
         bf16=device == "cuda",
         use_cpu=device == "cpu",
@@ -192,7 +213,9 @@ def _outcome(trainer: LoraTrainer, run: RunManifest) -> dict[str, Any]:
     guard = trainer.guard
     if guard is None:
         return {"results": results, "verdict": "Nothing was protected."}
-    results["leakage"] = guard.leakage()
+    leakage = guard.leakage()
+    if not math.isnan(leakage):
+        results["leakage"] = leakage
     drift = guard.drift()
     if drift is None:
         return {"results": results, "verdict": "Drift was not measured: no neutral text."}
@@ -239,6 +262,9 @@ def _resumable(folder: Path, run: RunManifest) -> str | None:
     plan_file = folder / "plan.json"
     checkpoints = folder / "checkpoints"
     same = plan_file.exists() and json.loads(plan_file.read_text()) == json.loads(plan)
+    for checkpoint in checkpoints.glob("checkpoint-*"):
+        if not (checkpoint / _LAST_FILE).exists():
+            shutil.rmtree(checkpoint)
     last = get_last_checkpoint(str(checkpoints)) if same and checkpoints.is_dir() else None
     if last is None:
         shutil.rmtree(folder)
@@ -250,9 +276,11 @@ def _resumable(folder: Path, run: RunManifest) -> str | None:
 
 
 def _truncate_metrics(path: Path, step: int) -> None:
+    """Drop the lines after `step`, and a last one that is not whole."""
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+        whole = [line for line in lines if line.endswith("\n")]
+        path.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
 
 
 def _inputs(config: TrainConfig) -> dict[str, str]:
@@ -268,4 +296,4 @@ def _overridden(
         return protection
     if protection is None:
         raise InputError(f"Method {arm!r} protects nothing, so it takes no strength or tolerance.")
-    return Protection.model_validate(protection.model_dump() | overrides)
+    return parse_protection(protection.model_dump() | overrides, source=f"method {arm!r}")

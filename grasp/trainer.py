@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from analysis.errors import InputError
 from grasp.anchor import Batch
 from grasp.config import Protection
 from grasp.progress import Progress
@@ -22,6 +24,9 @@ from grasp.protect import Guard, constrained, protect
 
 _MONITOR_BATCHES = 2
 """Neutral batches that the drift monitor looks at while training; all of them at the end."""
+
+GUARD_FILE = "guard.json"
+"""In a checkpoint: λ and the place in the neutral text."""
 
 
 class GraspMixin:
@@ -51,6 +56,7 @@ class GraspMixin:
         self._protection = protection or Protection()
         self._neutral = neutral
         self._optimizer_hook = ExitStack()
+        self.add_callback(_GuardInCheckpoints(self))  # type: ignore[attr-defined]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, with the subspace protected from the first step to the last."""
@@ -96,6 +102,37 @@ class GraspMixin:
         trainer.log(logs, *args, **kwargs)
 
 
+class _GuardInCheckpoints(TrainerCallback):  # type: ignore[misc]
+    """Save a guard's state with each checkpoint, so that a resumed run goes on with its λ."""
+
+    def __init__(self, trainer: GraspMixin) -> None:
+        self._trainer = trainer
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Write the file."""
+        if self._trainer.guard is not None and state.is_world_process_zero:
+            text = json.dumps(self._trainer.guard.state())
+            _guard_file(args, state).write_text(text, encoding="utf-8")
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Read it, where training starts from a checkpoint that has one."""
+        file = _guard_file(args, state)
+        if self._trainer.guard is not None and state.global_step and file.exists():
+            self._trainer.guard.restore(json.loads(file.read_text(encoding="utf-8")))
+
+
 class LoraTrainer(GraspMixin, Trainer):  # type: ignore[misc]
     """The trainer that runs of this project use."""
 
@@ -116,9 +153,18 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Append one line."""
+        """Append one line.
+
+        Raises:
+            InputError: the loss is no longer a number.
+        """
         if not logs or "loss" not in logs:
             return
+        if not math.isfinite(logs["loss"]):
+            raise InputError(
+                f"Training diverged: the loss is {logs['loss']} at step {state.global_step}. "
+                "Use a lower learning_rate, or a smaller lora_alpha."
+            )
         kept = {name: value for name, value in logs.items() if name not in ("epoch", "grad_norm")}
         row = {"step": state.global_step, "time": time.time() - self._start, **kept}
         _append(self._folder / "metrics.jsonl", json.dumps(row))
@@ -147,10 +193,15 @@ def _append(path: Path, line: str) -> None:
 
 
 def _monitor(guard: Guard) -> dict[str, Any]:
-    values: dict[str, Any] = {"leakage": guard.leakage()}
+    leakage = guard.leakage()
+    values: dict[str, Any] = {} if math.isnan(leakage) else {"leakage": leakage}
     drift = guard.drift(_MONITOR_BATCHES)
     if drift is not None:
         values |= {"drift": drift.rms, "drift_by_layer": drift.by_layer}
     if guard.protection.anchor:
         values |= {"penalty": guard.last_penalty, "strength": guard.strength}
     return values
+
+
+def _guard_file(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}" / GUARD_FILE
