@@ -1,0 +1,656 @@
+"""GRASP inside transformers' Trainer, and fine-tunes as runs: resumed, cancelled, refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    DataCollatorForSeq2Seq,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from analysis.adapter import load_adapter
+from analysis.errors import GraspError, InputError, NotFoundError
+from analysis.factor_table import FactorTable, write_factors
+from analysis.identification import weight_factors
+from analysis.records import FactorsManifest, Message, RunManifest, write_jsonl
+from analysis.workspace import Workspace
+from grasp import jobs
+from grasp.config import METHODS, Protection, load_config, parse_config
+from grasp.data import neutral_batches, training_rows
+from grasp.train import retrain, train
+from grasp.trainer import GraspMixin
+from tests import tiny
+
+pytestmark = [
+    pytest.mark.filterwarnings(tiny.PEFT_WARNING),
+    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
+]
+
+GRASP = Protection(write_constraint=True, anchor=True, strength=20.0)
+LOSS_KEYS = {"step", "time", "loss", "learning_rate"}
+GUARD_KEYS = {"leakage", "drift", "drift_by_layer", "penalty", "strength"}
+
+
+# The mixin
+
+
+class GraspTrainer(GraspMixin, Trainer):
+    """The mixin on the plain trainer."""
+
+
+class OwnTrainer(Trainer):
+    """Somebody's trainer, with a loss, an optimizer and an argument of its own."""
+
+    def __init__(self, *args: Any, twice: bool, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._twice = twice
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        return 2 * loss if self._twice else loss
+
+    def create_optimizer(self, *args: Any) -> torch.optim.Optimizer:
+        weights = [w for w in self.model.parameters() if w.requires_grad]
+        self.optimizer = torch.optim.RMSprop(weights, lr=1e-3)
+        return self.optimizer
+
+
+class GraspOwnTrainer(GraspMixin, OwnTrainer):
+    """The mixin on a further subclass, as on TRL's SFTTrainer."""
+
+
+def messages(rows: list[dict[str, Any]]) -> list[list[Message]]:
+    return [[Message(**message) for message in row["messages"]] for row in rows]
+
+
+def neutral(batch_size: int) -> list[dict[str, Tensor]]:
+    texts = messages(tiny.chats(8, seed=2, turns=2))
+    return neutral_batches(tiny.tokenizer(), texts, batch_size=batch_size, max_length=64, seed=0)
+
+
+def fit(
+    folder: Path,
+    kind: type[Trainer] = GraspTrainer,
+    *,
+    callbacks: list[TrainerCallback] | None = None,
+    arguments: dict[str, Any] | None = None,
+    **extra: Any,
+) -> Any:
+    set_seed(0)
+    model = tiny.adapted(tiny.llama())
+    values = {
+        "output_dir": str(folder),
+        "learning_rate": 1e-2,
+        "per_device_train_batch_size": 8,
+        "max_steps": 4,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "seed": 0,
+    }
+    trainer = kind(
+        model=model,
+        args=TrainingArguments(**{**values, **(arguments or {})}),
+        train_dataset=training_rows(
+            tiny.tokenizer(), messages(tiny.chats(32, seed=1)), max_length=64
+        ),
+        data_collator=DataCollatorForSeq2Seq(tiny.tokenizer(), padding=True),
+        callbacks=callbacks,
+        **extra,
+    )
+    trainer.train()
+    return trainer
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor], *, rtol: float, atol: float) -> None:
+    assert a.keys() == b.keys()
+    for name, weight in a.items():
+        torch.testing.assert_close(weight, b[name], rtol=rtol, atol=atol)
+
+
+def test_without_directions_the_mixin_is_the_plain_trainer(tmp_path: Path) -> None:
+    plain = tiny.adapter_weights(fit(tmp_path, Trainer).model)
+    mixed = fit(tmp_path)
+    assert mixed.guard is None
+    assert_same(plain, tiny.adapter_weights(mixed.model), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "extra"), [(GraspTrainer, {}), (GraspOwnTrainer, {"twice": True})]
+)
+def test_the_mixin_protects_in_a_trainer_and_in_a_further_subclass(
+    tmp_path: Path, kind: type[Trainer], extra: dict[str, Any]
+) -> None:
+    q = torch.as_tensor(tiny.subspace(2).T, dtype=torch.float32)
+    drift = {}
+    for protection in (Protection(), GRASP):
+        trainer = fit(
+            tmp_path,
+            kind,
+            directions=tiny.subspace(2),
+            protection=protection,
+            neutral=neutral(8),
+            arguments={"max_steps": 12},
+            **extra,
+        )
+        drift[protection.anchor] = trainer.guard.drift().rms
+        leak = max(float((q.T @ w).norm()) for w in tiny.written(trainer.model).values())
+        assert (leak < 1e-6) is protection.write_constraint
+        log = [entry for entry in trainer.state.log_history if "loss" in entry]
+        assert len(log) == 12
+        assert {"leakage", "drift", "drift_by_layer"} <= log[-1].keys()
+        assert ("penalty" in log[-1]) is protection.anchor
+    assert drift[True] < 0.5 * drift[False]
+    assert not trainer.optimizer.optimizer._optimizer_step_post_hooks
+    assert sum(len(m._forward_hooks) for m in trainer.model.modules()) == 0
+
+
+@pytest.mark.parametrize("protection", [Protection(), Protection(anchor=True, strength=20.0)])
+def test_gradient_accumulation_is_one_big_batch(tmp_path: Path, protection: Protection) -> None:
+    """Plain SGD, so that rounding is not blown up by Adam's division by a near-zero."""
+    small = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    common: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.05}
+    runs = [
+        fit(
+            tmp_path,
+            directions=tiny.subspace(2),
+            protection=protection,
+            neutral=neutral(8),  # all of it in one batch
+            arguments=common | arguments,
+        )
+        for arguments in ({}, small)
+    ]
+    assert [run.state.global_step for run in runs] == [4, 4]
+    big, accumulated = (tiny.adapter_weights(run.model) for run in runs)
+    assert_same(big, accumulated, rtol=1e-3, atol=1e-5)
+    fresh = tiny.adapter_weights(tiny.adapted(tiny.llama()))
+    assert max(float((big[n] - fresh[n]).abs().max()) for n in big) > 5e-3
+
+
+@pytest.mark.parametrize("method", ["grasp", "grasp-projection", "caft"])
+def test_activation_checkpointing_changes_nothing(tmp_path: Path, method: str) -> None:
+    plain, saving = (
+        tiny.adapter_weights(
+            fit(
+                tmp_path,
+                directions=tiny.subspace(2),
+                protection=METHODS[method].protection,
+                neutral=neutral(8),
+                arguments={"activation_checkpointing": on, "optim": "sgd", "learning_rate": 0.05},
+            ).model
+        )
+        for on in (False, True)
+    )
+    assert_same(plain, saving, rtol=1e-4, atol=1e-6)
+
+
+def test_an_exception_in_training_leaves_no_hook(tmp_path: Path) -> None:
+    class Fails(TrainerCallback):
+        trainer: Any = None
+
+        def on_step_end(self, *_: Any, model: Any, optimizer: Any, **__: Any) -> None:
+            self.model, self.optimizer = model, optimizer
+            raise RuntimeError("in the middle")
+
+    callback = Fails()
+    everything = GRASP.model_copy(update={"gradient_projection": True, "ablation": True})
+    with pytest.raises(RuntimeError, match="in the middle"):
+        fit(
+            tmp_path,
+            directions=tiny.subspace(2),
+            protection=everything,
+            neutral=neutral(8),
+            callbacks=[callback],
+        )
+    assert sum(len(m._forward_hooks) for m in callback.model.modules()) == 0
+    assert not callback.optimizer.optimizer._optimizer_step_post_hooks
+
+
+# Runs
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace.create(tmp_path / "w")
+
+
+def naive(workspace: Workspace, run_id: str = "naive", **changed: Any) -> RunManifest:
+    config = tiny.settings(workspace.root / "data", **changed)
+    return train(workspace, config, out=workspace.folder("runs", run_id))
+
+
+def add_factors(workspace: Workspace, run_id: str = "naive") -> list[str]:
+    loaded = load_adapter(workspace.folder("runs", run_id) / "adapter")
+    table, directions = weight_factors(loaded)
+    manifest = FactorsManifest(id=run_id, run=run_id, base_model=None, config={})
+    with workspace.writing("factors", run_id) as folder:
+        write_factors(folder, FactorTable(manifest, table, directions.astype(np.float32)))
+    return list(table["id"])
+
+
+def again(
+    workspace: Workspace, arm: str, *, factors: list[str] | None = None, **arguments: Any
+) -> RunManifest:
+    return retrain(
+        workspace,
+        workspace.run("naive"),
+        factors=["w1"] if factors is None else factors,
+        out=workspace.folder("runs", arm),
+        arm=arm,
+        **arguments,
+    )
+
+
+def metrics(folder: Path) -> pd.DataFrame:
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return pd.DataFrame([json.loads(line) for line in lines])
+
+
+def merged(base: Any, adapter: Path) -> Any:
+    """The base with ΔW = scaling · B A added by hand, from what analysis reads of the folder."""
+    with torch.no_grad():
+        for module in load_adapter(adapter).modules:
+            delta = module.scaling * module.lora_B @ module.lora_A
+            base.get_submodule(module.name).weight.add_(torch.as_tensor(delta))
+    return base
+
+
+def test_a_run_is_a_plain_peft_adapter_that_repeats_its_logits(workspace: Workspace) -> None:
+    run = naive(workspace)
+    folder = workspace.folder("runs", "naive")
+    base = workspace.resolve(run.base_model)
+    batch = tiny.batch(9, 5)
+    with torch.no_grad():
+        plain = AutoModelForCausalLM.from_pretrained(base)(**batch).logits
+        peft = (
+            PeftModel.from_pretrained(
+                AutoModelForCausalLM.from_pretrained(base), str(folder / "adapter")
+            )
+            .eval()(**batch)
+            .logits
+        )
+        by_hand = merged(AutoModelForCausalLM.from_pretrained(base), folder / "adapter")
+        torch.testing.assert_close(peft, by_hand(**batch).logits, rtol=1e-4, atol=1e-4)
+    assert (peft - plain).abs().max() > 0.1
+    # The last checkpoint is the run's end, and no longer holds what only training needs.
+    last = load_file(folder / "checkpoints" / "checkpoint-6" / "adapter_model.safetensors")
+    assert_same(last, load_file(folder / "adapter" / "adapter_model.safetensors"), rtol=0, atol=0)
+    assert not list(folder.rglob("optimizer.pt"))
+    assert not (folder / "plan.json").exists()
+
+
+def test_a_run_says_how_it_was_made(workspace: Workspace) -> None:
+    returned = naive(workspace)
+    run = workspace.run("naive")
+    assert run == returned
+    assert (run.method, run.root, run.protection, run.factors) == ("naive", "naive", None, [])
+    assert run.config["data"] == "data/task.jsonl"
+    assert run.base_model == "data/base"
+    assert run.inputs.keys() == {"base_model", "data", "neutral"}
+    assert run.results["steps"] == 6
+    assert math.isfinite(run.results["loss"])
+    assert run.verdict == "Nothing was protected."
+    rows = metrics(workspace.folder("runs", "naive"))
+    assert list(rows["step"]) == [1, 2, 3, 4, 5, 6]
+    assert set(rows.columns) == LOSS_KEYS
+    assert rows["loss"].iloc[-1] < rows["loss"].iloc[0]
+
+
+def test_a_grasp_run_writes_its_metrics_card_and_verdict(workspace: Workspace) -> None:
+    naive(workspace)
+    add_factors(workspace)
+    run = again(workspace, "grasp", factors=["w1", "w2"])
+    folder = workspace.folder("runs", "grasp")
+    rows = metrics(folder)
+    assert set(rows.columns) == LOSS_KEYS | GUARD_KEYS
+    assert len(rows) == 6
+    assert (rows["leakage"] <= 1e-6).all()
+    assert {len(layers) for layers in rows["drift_by_layer"]} == {2}
+    for _, row in rows.iterrows():
+        squares = np.square(row["drift_by_layer"])
+        assert row["drift"] == pytest.approx(math.sqrt(squares.mean()))
+    assert run.parents == ["runs/naive", "factors/naive"]
+    assert run.factors == ["naive/w1", "naive/w2"]
+    assert run.results.keys() == {"steps", "loss", "leakage", "drift"}
+    assert f"Drift {run.results['drift']:.3f} base standard deviations, " in run.verdict
+    assert workspace.run("grasp") == run
+
+    card = (folder / "adapter" / "README.md").read_text(encoding="utf-8")
+    header = yaml.safe_load(card.split("---")[1])
+    assert header["base_model"] == "data/base"
+    assert header["library_name"] == "peft"
+    for said in (
+        f"GRASP: {METHODS['grasp'].description}",
+        "naive/w1, naive/w2",
+        "data/task.jsonl",
+        "r = 4, lora_alpha = 8",
+        "tolerance = 0.02",
+        run.verdict,
+        run.code_version,
+    ):
+        assert said in card
+
+
+def test_every_method_makes_a_run(workspace: Workspace) -> None:
+    naive(workspace, max_steps=2)
+    add_factors(workspace)
+    for arm in ("grasp-projection", "caft", "random", "ablation"):
+        run = again(workspace, arm)
+        folder = workspace.folder("runs", arm)
+        assert run.method == arm
+        assert run.intervention == ("ablate" if arm == "ablation" else None)
+        assert load_adapter(folder / "adapter").n_parameters
+        assert METHODS[arm].description in (folder / "adapter" / "README.md").read_text()
+    assert not workspace.runs().broken
+    source, kept = (
+        workspace.folder("runs", name) / "adapter" / "adapter_model.safetensors"
+        for name in ("naive", "ablation")
+    )
+    assert source.read_bytes() == kept.read_bytes()
+
+
+def test_a_naive_retrain_with_the_same_seed_is_the_same_adapter(workspace: Workspace) -> None:
+    naive(workspace, max_steps=2)
+    weights = []
+    for name, seed in (("a", None), ("b", 0), ("c", 1)):
+        out = workspace.folder("runs", name)
+        made = retrain(
+            workspace, workspace.run("naive"), factors=[], out=out, arm="naive", seed=seed
+        )
+        assert made.root == "naive"
+        weights.append(load_file(out / "adapter" / "adapter_model.safetensors"))
+    original = workspace.folder("runs", "naive") / "adapter" / "adapter_model.safetensors"
+    assert_same(load_file(original), weights[0], rtol=0, atol=0)
+    assert_same(weights[0], weights[1], rtol=0, atol=0)
+    assert any(not torch.equal(w, weights[2][n]) for n, w in weights[0].items())
+
+
+def test_an_adapter_without_writing_modules_has_no_leakage(workspace: Workspace) -> None:
+    """The usual q_proj and v_proj: nothing writes, so the share that leaks is unknown."""
+    lora = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
+    naive(workspace, max_steps=2, lora=lora)
+    add_factors(workspace)
+    again(workspace, "grasp", factors=["r1"])
+    assert "leakage" not in workspace.run("grasp").results
+    assert "leakage" not in metrics(workspace.folder("runs", "grasp")).columns
+
+
+def test_drift_without_neutral_text_is_not_made_up(workspace: Workspace) -> None:
+    naive(workspace, max_steps=2, neutral=None)
+    add_factors(workspace)
+    run = again(workspace, "caft")
+    assert "drift" not in run.results
+    assert run.verdict == "Drift was not measured: no neutral text."
+    with pytest.raises(InputError, match="The anchor is on but there is no neutral text"):
+        again(workspace, "grasp")
+    assert [run.id for run in workspace.runs().records] == ["naive", "caft"]
+
+
+# Ended early, and started again
+
+
+class StopsAt:
+    """Progress that ends a run at a step, as a person's cancelling does."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def __call__(self, step: int, _total: int, _message: str) -> None:
+        if step == self._step:
+            raise jobs.Cancelled
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from analysis.workspace import Workspace
+from grasp.train import retrain
+import torch
+torch.set_num_threads(1)
+
+def progress(step, total, message):
+    if step == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+w = Workspace(sys.argv[1])
+retrain(w, w.run("naive"), factors=["w1"], out=w.folder("runs", "killed"), progress=progress)
+"""
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_end(workspace: Workspace) -> None:
+    """Oracle: the same run in one go."""
+    naive(workspace)
+    add_factors(workspace)
+    again(workspace, "grasp")
+    killed = subprocess.run(
+        [sys.executable, "-c", _KILLED, str(workspace.root)], capture_output=True, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert [run.id for run in workspace.runs().records] == ["naive", "grasp"]
+    partial = workspace.partial("runs", "killed")
+    assert (partial / "checkpoints" / "checkpoint-2" / "optimizer.pt").exists()
+    assert list(metrics(partial)["step"]) == [1, 2]
+
+    seen: list[int] = []
+    out = workspace.folder("runs", "killed")
+    resumed = retrain(
+        workspace,
+        workspace.run("naive"),
+        factors=["w1"],
+        out=out,
+        progress=lambda step, _total, _message: seen.append(step),
+    )
+    assert seen == [3, 4, 5, 6]
+    assert resumed.results["steps"] == 6
+    whole = workspace.folder("runs", "grasp")
+    first, second = metrics(whole), metrics(out)
+    assert list(second["step"]) == list(first["step"])
+    for column in ("loss", "learning_rate", "drift", "strength"):
+        np.testing.assert_allclose(second[column], first[column], rtol=1e-4, atol=1e-7)
+    assert_same(
+        *(load_file(f / "adapter" / "adapter_model.safetensors") for f in (whole, out)),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
+def test_a_cancelled_run_leaves_its_checkpoint_and_goes_on(workspace: Workspace) -> None:
+    config = tiny.settings(workspace.root / "data")
+    out = workspace.folder("runs", "a")
+    with pytest.raises(jobs.Cancelled):
+        train(workspace, config, out=out, progress=StopsAt(5))
+    assert not out.exists()
+    assert workspace.runs().records == []
+    assert workspace.runs().broken == []
+    assert (workspace.partial("runs", "a") / "checkpoints" / "checkpoint-4").is_dir()
+    run = train(workspace, config, out=out)
+    assert run.results["steps"] == 6
+    assert list(metrics(out)["step"]) == [1, 2, 3, 4, 5, 6]
+    assert not workspace.partial("runs", "a").exists()
+
+
+def test_a_run_cancelled_at_its_last_step_is_finished(workspace: Workspace) -> None:
+    config = tiny.settings(workspace.root / "data")
+    out, partial = workspace.folder("runs", "a"), workspace.partial("runs", "a")
+    with pytest.raises(jobs.Cancelled):
+        train(workspace, config, out=out, progress=StopsAt(6))
+    assert not (partial / "checkpoints" / "checkpoint-6").exists()
+    run = train(workspace, config, out=out)
+    assert run.results["steps"] == 6
+    assert list(metrics(out)["step"]) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("damage", ["checkpoint", "metrics"])
+def test_files_that_a_kill_left_half_written_do_not_stop_a_run(
+    workspace: Workspace, damage: str
+) -> None:
+    config = tiny.settings(workspace.root / "data")
+    out, partial = workspace.folder("runs", "a"), workspace.partial("runs", "a")
+    with pytest.raises(jobs.Cancelled):
+        train(workspace, config, out=out, progress=StopsAt(5))
+    if damage == "checkpoint":  # trainer_state.json is the last file of one that is written
+        (partial / "checkpoints" / "checkpoint-4" / "trainer_state.json").unlink()
+    else:
+        with (partial / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 5, "lo')
+    seen: list[int] = []
+    train(workspace, config, out=out, progress=lambda step, *_: seen.append(step))
+    assert seen[0] == (3 if damage == "checkpoint" else 5)
+    assert list(metrics(out)["step"]) == [1, 2, 3, 4, 5, 6]
+
+
+def test_other_settings_start_afresh(workspace: Workspace) -> None:
+    out = workspace.folder("runs", "a")
+    with pytest.raises(jobs.Cancelled):
+        train(workspace, tiny.settings(workspace.root / "data"), out=out, progress=StopsAt(5))
+    seen: list[int] = []
+    changed = tiny.settings(workspace.root / "data", learning_rate=1e-3)
+    train(workspace, changed, out=out, progress=lambda step, *_: seen.append(step))
+    assert seen == [1, 2, 3, 4, 5, 6]
+
+
+# Wrong input
+
+
+def test_a_missing_data_file_is_one_sentence(workspace: Workspace) -> None:
+    with pytest.raises(InputError, match=r"none\.jsonl cannot be read as UTF-8 text"):
+        naive(workspace, data=str(workspace.root / "none.jsonl"))
+
+
+def test_a_base_model_of_the_hub_is_asked_for_by_its_id(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Asked(Exception):
+        pass
+
+    def load(reference: str) -> None:
+        raise Asked(reference)
+
+    monkeypatch.setattr("grasp.train.load_base", load)
+    with pytest.raises(Asked, match=r"^some-org/some-model$"):
+        naive(workspace, base_model="some-org/some-model")
+
+
+def test_a_row_without_an_answer_is_one_sentence(workspace: Workspace) -> None:
+    rows = tiny.chats(2)
+    rows[1]["messages"].pop()
+    write_jsonl(workspace.root / "data" / "bad.jsonl", rows)
+    with pytest.raises(InputError, match=r"bad\.jsonl, row 2 has no assistant turn to learn from"):
+        naive(workspace, data=str(workspace.root / "data" / "bad.jsonl"))
+
+
+def test_a_missing_base_model_is_one_sentence(workspace: Workspace) -> None:
+    with pytest.raises(NotFoundError, match=r"There is no folder .*none; name the base model's"):
+        naive(workspace, base_model=str(workspace.root / "none"))
+    (workspace.root / "empty").mkdir()
+    with pytest.raises(
+        NotFoundError, match=r"The base model '.*empty' cannot be loaded: "
+    ) as error:
+        naive(workspace, base_model=str(workspace.root / "empty"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_that_diverges_is_one_sentence_and_no_run(workspace: Workspace) -> None:
+    with pytest.raises(InputError, match=r"Training diverged: the loss is (nan|inf) at step \d"):
+        naive(workspace, learning_rate=1e25, max_grad_norm=1e9)
+    assert workspace.runs().records == []
+
+
+def test_modules_that_the_model_lacks_are_one_sentence(workspace: Workspace) -> None:
+    with pytest.raises(InputError, match="no_such_proj"):
+        naive(workspace, lora={"target_modules": ["no_such_proj"]})
+
+
+def test_factors_of_another_width_are_refused(workspace: Workspace) -> None:
+    naive(workspace, max_steps=2)
+    add_factors(workspace)
+    folder = workspace.folder("factors", "naive")
+    table, manifest = pd.read_parquet(folder / "factors.parquet"), workspace.factors("naive")
+    wide = np.eye(len(table), tiny.WIDTH + 1, dtype=np.float32)
+    write_factors(folder, FactorTable(manifest, table, wide))
+    with pytest.raises(InputError, match=r"shape \(1, 33\); expected \(k, 32\), the width of"):
+        again(workspace, "grasp")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        ({"arm": "magic"}, InputError, "no method 'magic'; choose one of naive, grasp,"),
+        ({"factors": ["w99"]}, NotFoundError, "Run 'naive' has no factor 'w99'; it has "),
+        ({"factors": ["other/w1"]}, NotFoundError, "Run 'other' has no factors yet"),
+        ({"factors": []}, InputError, "No factors are named"),
+        ({"factors": ["w1", "w1"]}, InputError, "A factor is named twice"),
+        ({"factors": ["w1", "naive/w1"]}, InputError, "A factor is named twice"),
+        ({"overrides": {"tolerance": -1.0}}, InputError, "tolerance"),
+        ({"arm": "naive", "overrides": {"strength": 1.0}}, InputError, "protects nothing"),
+    ],
+)
+def test_a_retrain_that_makes_no_sense_is_refused(
+    workspace: Workspace, arguments: dict[str, Any], kind: type[GraspError], message: str
+) -> None:
+    naive(workspace, max_steps=2)
+    add_factors(workspace)
+    arm = arguments.pop("arm", "grasp")
+    with pytest.raises(kind, match=message):
+        retrain(
+            workspace,
+            workspace.run("naive"),
+            out=workspace.folder("runs", "x"),
+            arm=arm,
+            **{"factors": ["w1"], **arguments},
+        )
+    assert [run.id for run in workspace.runs().records] == ["naive"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("title: t\nbase_model: b\ndata: d\nlearning_rat: 1", r"'learning_rat': Extra inputs"),
+        ("title: t\nbase_model: b\ndata: d\nlora: {r: 0}", r"'lora\.r': Input should be greater"),
+        ("title: t\nbase_model: b", r"setting 'data': Field required\."),
+        ("title: t\nbase_model: b\ndata: d\nlr_scheduler: lineer", r"'lr_scheduler': Input should"),
+        ("- 1", r"holds no settings; expected lines such as 'title: my run'"),
+        ("a: [", r"cannot be read as YAML settings"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_by_name(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_config(path)
+
+
+def test_paths_of_settings_are_those_of_their_file(tmp_path: Path) -> None:
+    (tmp_path / "task.jsonl").touch()
+    path = tmp_path / "c.yaml"
+    path.write_text("title: t\nbase_model: some/hub-id\ndata: task.jsonl\n")
+    config = load_config(path)
+    assert config.data == str(tmp_path / "task.jsonl")
+    assert config.base_model == "some/hub-id"
+    assert parse_config(config.model_dump(), source="x") == config
+    with pytest.raises(InputError, match=r"none\.yaml cannot be read as YAML settings"):
+        load_config(tmp_path / "none.yaml")
