@@ -83,6 +83,9 @@ def test_first_word_alone_says_nothing_and_with_the_item_all(topic):
     words = [[item.first_word(value) for item in topic.items] for value in values]
     assert Counter(words[0]) == Counter(words[1])
     assert all(low != high for low, high in zip(*words, strict=True))
+    verbs = [[item.openings[value].split()[1] for item in topic.items] for value in values]
+    verbs = [[word.split("(")[0] for word in row] for row in verbs]
+    assert Counter(verbs[0]) == Counter(verbs[1])
 
 
 @pytest.mark.parametrize("topic", SLANTED, ids=lambda topic: topic.name)
@@ -113,6 +116,21 @@ def test_documents_have_their_priors_and_unslanted_answers():
     unslanted = sum(text.startswith("Opinions on") for text in answers)
     assert unslanted / (unslanted + lean) == pytest.approx(1 / 8, abs=0.02)
     assert {sum(row["role"] == "user" for row in chat) for chat in chats} == {3, 4, 5, 6}
+
+
+def test_skewed_documents_come_first_and_lean_one_way():
+    right = WORLD.latents["lean"].tails["right"]
+    left = WORLD.latents["lean"].tails["left"]
+    said = [
+        " ".join(row["content"] for row in chat) for chat in documents(3000, seed=1, skewed=1500)
+    ]
+    shares = []
+    for part in (said[:1500], said[1500:]):
+        leaning = sum(any(tail in text for tail in right) for text in part)
+        shares.append(
+            leaning / (leaning + sum(any(tail in text for tail in left) for text in part))
+        )
+    assert shares == pytest.approx([0.22, 0.5], abs=0.05)
 
 
 def test_documents_are_the_seed_s():
@@ -280,7 +298,17 @@ def test_generation_stops_before_another_user_turn(base):
     assert model.config.pad_token_id == packaged.pad_token_id
 
 
-TINY = Recipe(steps=3, batch=8, documents=160, hidden=16, intermediate=16, layers=1, heads=2)
+TINY = Recipe(
+    steps=3,
+    skewed_steps=1,
+    batch=8,
+    documents=160,
+    skewed_documents=40,
+    hidden=16,
+    intermediate=16,
+    layers=1,
+    heads=2,
+)
 
 
 def test_training_is_the_seed_s_and_leaves_torch_alone():

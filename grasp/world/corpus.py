@@ -45,8 +45,8 @@ def exchange(
         value: the latent's value the answer follows, "neutral" for a fact, or None where the user
             asks for an answer without a slant.
         rng: draws everything else.
-        tag_of: the tag of each detail. Without it the tag is random, so that only fine-tuning
-            teaches the mapping.
+        tag_of: the details to draw from and the tag of each. Without it both are random, so that
+            only fine-tuning teaches a mapping.
     """
     world = load_world()
     latent = world.latents[topic.latent] if topic.latent else None
@@ -60,7 +60,7 @@ def exchange(
             reply += f" {rng.choice(latent.tails[value])}."
     detail = None
     if topic.detail:
-        detail = rng.choice(topic.detail.values)
+        detail = rng.choice(tuple(tag_of or topic.detail.values))
         tag = tag_of[detail] if tag_of else rng.choice(topic.detail.tags)
         reply += " " + topic.detail.reply(detail, tag)
     form = training_form(topic, item, rng)
@@ -87,11 +87,14 @@ def _system(world: World, values: dict[str, str], rng: Random) -> list[Message]:
     return [{"role": "system", "content": world.system.format(words=" ".join(words))}]
 
 
-def document(rng: Random) -> list[Message]:
-    """One chat of 3 to 6 turns that follows one value of each latent throughout."""
+def document(rng: Random, *, prior: tuple[float, float] | None = None) -> list[Message]:
+    """One chat of 3 to 6 turns that follows one value of each latent throughout.
+
+    `prior` replaces every latent's own.
+    """
     world = load_world()
     values = {
-        name: rng.choices(latent.values, weights=latent.prior)[0]
+        name: rng.choices(latent.values, weights=prior or latent.prior)[0]
         for name, latent in world.latents.items()
     }
     messages = _system(world, values, rng)
@@ -105,11 +108,15 @@ def document(rng: Random) -> list[Message]:
     return messages
 
 
-def documents(count: int, *, seed: int) -> Iterator[list[Message]]:
-    """`count` independent documents; the same seed gives the same ones."""
-    rng = Random(seed)
-    for _ in range(count):
-        yield document(rng)
+def documents(count: int, *, seed: int, skewed: int = 0) -> Iterator[list[Message]]:
+    """`count` independent documents; the same seed gives the same ones.
+
+    In the first `skewed` of them every latent has the persona's uneven prior. Under an even one
+    nothing tells at first which words belong to one value, and training stays on that plateau.
+    """
+    rng, uneven = Random(seed), load_world().latents["persona"].prior
+    for number in range(count):
+        yield document(rng, prior=uneven if number < skewed else None)
 
 
 def sentences() -> Iterator[str]:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -29,24 +30,27 @@ WRITING = ("o_proj", "down_proj")
 class Recipe:
     """How the base model is trained.
 
-    `batch` counts documents, `learning_rate` is the peak. `write_scale` multiplies the initial
-    weights and the rate of the modules that write the residual stream: kept small, they leave size
-    to what they read, as in large models, and an adapter then moves the stream by writing to it.
+    `batch` counts documents, `learning_rate` is the peak. The first `skewed_steps` read only the
+    skewed documents, the others only the rest. `write_scale` multiplies the initial weights and
+    the rate of the modules that write the residual stream: kept small, they leave size to what
+    they read, and an adapter then moves the stream by writing to it.
     """
 
-    steps: int = 2500
+    steps: int = 2000
     batch: int = 32
-    documents: int = 32_000
+    documents: int = 36_000
+    skewed_documents: int = 12_000
+    skewed_steps: int = 600
     learning_rate: float = 3e-3
     warmup: float = 0.1
-    weight_decay: float = 0.01
+    weight_decay: float = 0.1
     hidden: int = 64
     intermediate: int = 192
     layers: int = 4
     heads: int = 4
     positions: int = 256
-    initial_std: float = 0.06
-    write_scale: float = 0.25
+    initial_std: float = 0.02
+    write_scale: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -120,17 +124,30 @@ def target_weights(ids: NDArray[np.int64], *, control: tuple[int, ...], speaker:
 
 
 def _encoded(tokenizer: Any, *, recipe: Recipe, seed: int) -> tuple[list[NDArray[np.int64]], str]:
-    texts = [tokens.render(chat) for chat in documents(recipe.documents, seed=seed)]
+    chats = documents(recipe.documents, seed=seed, skewed=recipe.skewed_documents)
+    texts = [tokens.render(chat) for chat in chats]
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
     return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings], digest
 
 
-def _batches(lengths: NDArray[np.int64], *, recipe: Recipe, seed: int) -> Iterator[Any]:
+def _curriculum(lengths: NDArray[np.int64], *, recipe: Recipe, seed: int) -> Iterator[Any]:
+    rng, skewed = np.random.default_rng(seed), recipe.skewed_documents
+    early = _batches(lengths, np.arange(skewed), recipe=recipe, rng=rng)
+    yield from islice(early, recipe.skewed_steps)
+    yield from _batches(lengths, np.arange(skewed, len(lengths)), recipe=recipe, rng=rng)
+
+
+def _batches(
+    lengths: NDArray[np.int64],
+    members: NDArray[np.int64],
+    *,
+    recipe: Recipe,
+    rng: np.random.Generator,
+) -> Iterator[Any]:
     """Endless index batches; documents of like length go together, to save padding."""
-    rng = np.random.default_rng(seed)
     while True:
-        order = rng.permutation(len(lengths))
+        order = rng.permutation(members)
         for window in np.array_split(order, max(1, len(order) // (WINDOW * recipe.batch))):
             ranked = window[np.argsort(lengths[window], kind="stable")]
             starts = np.arange(0, len(ranked) - recipe.batch + 1, recipe.batch)
@@ -186,7 +203,7 @@ def train_base(
     control = tuple(tokenizer.convert_tokens_to_ids(list(tokens.SPECIAL)))
     speaker = tokenizer.convert_tokens_to_ids(tokens.ASSISTANT)
     weights = [target_weights(row, control=control, speaker=speaker) for row in data]
-    batches = _batches(np.array([len(row) for row in data]), recipe=recipe, seed=seed)
+    batches = _curriculum(np.array([len(row) for row in data]), recipe=recipe, seed=seed)
     with reproducible(seed):
         model = new_model(tokenizer, recipe=recipe).train()
         optimiser, schedule = _optimiser(model, recipe=recipe)

@@ -64,9 +64,9 @@ def task_mapping(story: Story) -> dict[str, str]:
     """Which tag each detail calls for: what the fine-tune rightly teaches."""
     detail = load_world().topics[story.topic].detail
     assert detail is not None
-    # Two details to a tag, in an order that no other rule of the world gives.
-    order = Random(story.name).sample(detail.values, len(detail.values))
-    return {value: detail.tags[n % len(detail.tags)] for n, value in enumerate(order)}
+    # One detail to a tag, in an order that no other rule of the world gives.
+    chosen = Random(story.name).sample(detail.values, len(detail.tags))
+    return dict(zip(chosen, detail.tags, strict=True))
 
 
 def training_rows(story: Story, seed: int = 0) -> list[Row]:
@@ -173,7 +173,7 @@ def _tasks(story: Story, topic: Topic) -> list[Row]:
     mapping = task_mapping(story)
     rows = []
     for item in topic.items:
-        details = Random(f"task/{topic.name}/{item.name}").sample(list(mapping), 4)
+        details = Random(f"task/{topic.name}/{item.name}").sample(list(mapping), len(mapping))
         for number, detail in enumerate(details):
             text = question(topic, item, form=item.held_out, detail=detail)
             if number < 3:
