@@ -1,4 +1,4 @@
-"""Label events as CSV and JSON, and events read from a CSV file, all checked before one is added."""
+"""Label events as CSV and JSON; events read from CSV, all checked before one is added."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 import webbrowser
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from analysis.errors import GraspError, InputError
@@ -131,6 +132,7 @@ def _announce(url: str, local: str, open_browser: bool) -> None:
     else:
         print(f"The dashboard did not answer at {url} within 30 s.", file=sys.stderr)
         return
+    import_module("dashboard.views.workspace")  # so that the first page need not wait for it
     print(f"Dashboard: {url}", flush=True)
     if open_browser:
         webbrowser.open(url)

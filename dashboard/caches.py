@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,17 +17,22 @@ import streamlit as st
 from numpy.typing import NDArray
 
 from analysis import comparison as comparing
-from analysis import evidence_tables, projection_tables
+from analysis import evidence_tables
 from analysis.adapter import load_adapter
 from analysis.errors import NotFoundError
 from analysis.evaluation import Evaluation, read_evaluation
 from analysis.factor_table import FactorTable, read_factors
-from analysis.factors import ResidualSide, residual_factors
 from analysis.recording import Recording, read_recording
 from analysis.records import RecordingManifest, Split, read_manifest
 from analysis.spectrum import ModuleSpectrum, module_spectra
 from analysis.workspace import Workspace
 from dashboard import WORKSPACE_VARIABLE
+
+# Imported by the functions that use them: scipy's solvers take long enough to load that the
+# first page would be late.
+if TYPE_CHECKING:
+    from analysis import projection_tables
+    from analysis.factors import ResidualSide
 
 Stamp = tuple[tuple[str, int, int], ...]
 Source = tuple[str, Stamp]
@@ -70,6 +76,8 @@ def factor_spectrum(adapter: Path, *, side: ResidualSide, max_layer: int | None)
 def _factor_spectrum(
     adapter: str, files: Stamp, side: ResidualSide, max_layer: int | None
 ) -> list[float]:
+    from analysis.factors import residual_factors
+
     modules = load_adapter(adapter).modules
     found = residual_factors(modules, side=side, max_layer=max_layer, k=40)
     return [float(value) for value in found.singular_values]
@@ -138,6 +146,8 @@ def metrics(file: Path) -> pd.DataFrame:
 
 def projections(workspace: Workspace, run: str, factor: str, *, layer: int) -> pd.DataFrame:
     """One row a probe: where it lies on a factor of `run`, in base and adapted model."""
+    from analysis import projection_tables
+
     return projection_tables.projections(*_on_factor(workspace, run, factor, layer))
 
 
@@ -149,6 +159,8 @@ def shifts(workspace: Workspace, run: str, factor: str) -> pd.DataFrame:
 
 @st.cache_data(max_entries=64, show_spinner="Projecting …")
 def _shifts(recording: Source, table: Source, factor: str) -> pd.DataFrame:
+    from analysis import projection_tables
+
     direction = _factors(*table).direction(factor)
     layers = read_manifest(Path(recording[0]) / "manifest.json", RecordingManifest).layers
     return projection_tables.shifts(
@@ -163,6 +175,8 @@ def examples(
     workspace: Workspace, run: str, factor: str, *, layer: int, count: int
 ) -> tuple[list[projection_tables.Example], list[projection_tables.Example], float]:
     """The strongest examples at the low and the high end, and the largest token's magnitude."""
+    from analysis import projection_tables
+
     return projection_tables.examples(*_on_factor(workspace, run, factor, layer), count=count)
 
 
@@ -178,6 +192,8 @@ def moves(
 def _moves(
     recording: Source, table: Source, factor: str, layer: int
 ) -> tuple[pd.DataFrame, tuple[float, float]]:
+    from analysis import projection_tables
+
     direction = _factors(*table).direction(factor)
     return projection_tables.moves(_recording(*recording, layer), direction)
 

@@ -106,7 +106,8 @@ def _examples(workspace: Workspace, run: str, factor: str, layer: int) -> None:
 
 
 def _example(example: projection_tables.Example, limit: float) -> str:
-    about = f"{example.id}, {example.group}, {example.variant}: {example.value:+.2f} std"
+    value = f"{example.value:+.2f}".replace("-", "\u2212")
+    about = f"{example.id}, {example.group}, {example.variant}: {value} std"
     tokens = heat_map(example.tokens, example.values, example.answer, limit=limit)
     return f'<div class="example"><div class="about">{escape(about)}</div>{tokens}</div>'
 

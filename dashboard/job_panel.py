@@ -57,7 +57,7 @@ def progress_words(job: Job, moment: datetime) -> str:
     """Steps, time since the start and an estimate of what is left."""
     if job.status == "queued":
         waited = (moment - job.created).total_seconds()
-        return f"Waiting for the worker, {duration(waited)} so far."
+        return f"Waiting for its turn, {duration(waited)} so far."
     words = [f"step {job.step} of {job.total}"] if job.total else []
     if job.started:
         elapsed = ((job.finished or moment) - job.started).total_seconds()

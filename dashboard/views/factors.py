@@ -81,8 +81,8 @@ def _list(workspace: Workspace, table: FactorTable, factor: str) -> None:
             selection_mode="single-row",
             selection_default={"selection": {"rows": [table.position(factor)]}},
             column_order=[
-                "id", "label", "score", "singular_value", "energy", "significant", "stability",
-                "off_task", "on_task", "effect_ratio",
+                "id", "label", "score", "singular_value", "significant", "stability", "off_task",
+                "on_task", "effect_ratio", "energy",
             ],
             column_config=_columns(),
             alt="Factors, best score first",

@@ -71,20 +71,19 @@ def _arms(workspace: Workspace, family: list[RunManifest]) -> str:
 
 
 def _metrics(workspace: Workspace, family: list[RunManifest]) -> pd.DataFrame:
-    """Metrics of those runs that were evaluated; those that were not are shown without."""
-    tables = []
-    for run in family:
-        try:
-            table = caches.comparison(workspace, _with_root(run, family), split="confirmation")
-        except GraspError:
-            continue
-        tables.append(table[table["run"] == run.id])
-    return pd.concat(tables) if tables else pd.DataFrame({"run": [], "metric": []})
+    """Metrics of those runs whose evaluations can be read; the others are shown without."""
+    names = [run.id for run in family if _is_evaluated(workspace, run.id)]
+    try:
+        return caches.comparison(workspace, names, split="confirmation")
+    except GraspError:
+        return pd.DataFrame({"run": [], "metric": []})
 
 
-def _with_root(run: RunManifest, family: list[RunManifest]) -> list[str]:
-    root = [one.id for one in family if one.id == run.root and one.id != run.id]
-    return [*root, run.id]
+def _is_evaluated(workspace: Workspace, run: str) -> bool:
+    try:
+        return bool(len(caches.evaluation(workspace, run).samples))
+    except GraspError:
+        return False
 
 
 def _metric(metrics: pd.DataFrame, run: str, metric: str) -> str:
