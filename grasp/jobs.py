@@ -71,6 +71,7 @@ def request_cancel(database: Database, job_id: int) -> None:
 
 def requeue(database: Database, job_id: int) -> None:
     """Queue a job again that failed, was cancelled or interrupted; it goes on where it can."""
+    get(database, job_id)
     with database.session() as session:
         session.execute(
             update(Job)
@@ -96,19 +97,19 @@ def claim(database: Database, *, without: Sequence[str] = ()) -> Job | None:
     queued = Job.status == "queued"
     wanted = select(Job.id).where(queued, Job.kind.not_in(without)).order_by(Job.id).limit(1)
     with database.session() as session:
-        oldest = session.scalar(wanted)
+        # One statement, so that a process that loses a race for a job gets the next one.
         taken = session.scalar(
             update(Job)
-            .where(Job.id == oldest, queued)
+            .where(Job.id == wanted.scalar_subquery(), queued)
             .values(status="running", started=now(), **_here())
             .returning(Job.id)
         )
         return session.get(Job, taken) if taken else None
 
 
-def attach(database: Database, job_id: int) -> None:
-    """Say that this process runs the job now."""
-    _set(database, job_id, **_here())
+def attach(database: Database, job_id: int, *, pid: int | None = None) -> None:
+    """Say that this process, or process `pid` of this machine, runs the job now."""
+    _set(database, job_id, **(_here() | ({} if pid is None else {"pid": pid})))
 
 
 def report(database: Database, job_id: int, *, step: int, total: int, message: str) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 from analysis.errors import GraspError
@@ -43,10 +44,13 @@ def serve(workspace: Workspace, *, idle_timeout: float | None = None) -> None:
                 busy = time.monotonic()
             if job is None:
                 time.sleep(_POLL_SECONDS)
+            elif (args := _parsed(workspace, job.id, job.argv)) is None:
+                error = f"`grasp {' '.join(job.argv)}` is no command of this version."
+                jobs.finish(database, job.id, "failed", error=error)
             elif job.kind in TRAINING:
                 children.append(_start(workspace, job.id, job.argv))
             else:
-                _run_here(workspace, job.id, job.argv)
+                _run_here(workspace, job.id, args)
 
 
 def run_attached(args: argparse.Namespace) -> int:
@@ -81,31 +85,44 @@ def log_path(workspace: Workspace, job_id: int) -> Path:
     return folder / f"{job_id}.log"
 
 
+def _parsed(workspace: Workspace, job_id: int, argv: list[str]) -> argparse.Namespace | None:
+    """The job's command; None where it is none, and the log says why."""
+    with _logged(workspace, job_id):
+        try:
+            return build_parser().parse_args(_attached(workspace, job_id, argv))
+        except SystemExit:
+            return None
+
+
 def _start(workspace: Workspace, job_id: int, argv: list[str]) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "grasp", *_attached(workspace, job_id, argv)]
     with log_path(workspace, job_id).open("ab") as log:
-        return subprocess.Popen(
+        child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    # The child says so itself only when it has imported torch; until then the row would name
+    # this process, and would outlive a child that dies, or die with this process.
+    jobs.attach(workspace.database, job_id, pid=child.pid)
+    return child
 
 
-def _run_here(workspace: Workspace, job_id: int, argv: list[str]) -> None:
+def _run_here(workspace: Workspace, job_id: int, args: argparse.Namespace) -> None:
+    with _logged(workspace, job_id):
+        run_attached(args)
+
+
+@contextlib.contextmanager
+def _logged(workspace: Workspace, job_id: int) -> Iterator[None]:
     with (
         log_path(workspace, job_id).open("a", encoding="utf-8") as log,
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):
-        try:
-            args = build_parser().parse_args(_attached(workspace, job_id, argv))
-        except SystemExit:
-            error = f"`grasp {' '.join(argv)}` is no command of this version."
-            jobs.finish(workspace.database, job_id, "failed", error=error)
-            return
-        run_attached(args)
+        yield
 
 
 def _attached(workspace: Workspace, job_id: int, argv: list[str]) -> list[str]:
