@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from analysis.database import LabelEvent
+from analysis.errors import InputError
 from analysis.records import RunManifest
 from analysis.workspace import Workspace
 from grasp.config import METHODS
@@ -46,7 +47,10 @@ def adapter_folder(workspace: Workspace, run_id: str) -> Path:
 
 def has_adapter(workspace: Workspace, run_id: str) -> bool:
     """Whether a run has an adapter of its own; inference ablation uses the naive one."""
-    return (adapter_folder(workspace, run_id) / "adapter_config.json").is_file()
+    try:
+        return (adapter_folder(workspace, run_id) / "adapter_config.json").is_file()
+    except InputError:  # a manifest may call itself anything
+        return False
 
 
 def label_names(claims: Mapping[str, LabelEvent]) -> str:

@@ -375,11 +375,14 @@ def advance(workspace: Workspace, job_id: int, step: int) -> None:
 
 
 def break_records(workspace: Workspace) -> None:
-    """A run that is not JSON, factors of another schema, an evaluation cut short, a bad adapter."""
+    """Runs that are not JSON, of another schema or oddly named; other records cut short."""
     (workspace.root / "runs" / "torn").mkdir(exist_ok=True)
     (workspace.root / "runs" / "torn" / "manifest.json").write_text('{"schema_version": 1, ')
     (workspace.root / "runs" / "old").mkdir(exist_ok=True)
     (workspace.root / "runs" / "old" / "manifest.json").write_text('{"schema_version": 99}')
+    odd = workspace.run("code-naive").model_copy(update={"id": "../<b>odd", "root": "../<b>odd"})
+    (workspace.root / "runs" / "odd").mkdir(exist_ok=True)
+    (workspace.root / "runs" / "odd" / "manifest.json").write_text(odd.model_dump_json())
     factors = workspace.folder("factors", "code-naive") / "manifest.json"
     factors.write_text('{"schema_version": 99}')
     samples_file = workspace.folder("evaluations", "code-grasp") / "samples.parquet"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,16 +22,23 @@ from tests import synthetic  # noqa: E402
 Open = Callable[..., AppTest]
 
 
-@pytest.fixture
-def whole(tmp_path: Path) -> Workspace:
-    return synthetic.build(tmp_path / "whole")
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workspace = synthetic.build(tmp_path_factory.mktemp("synthetic") / "workspace")
+    workspace.database.engine.dispose()
+    return workspace.root
 
 
 @pytest.fixture
-def broken(tmp_path: Path) -> Workspace:
-    workspace = synthetic.build(tmp_path / "broken", live=False)
-    synthetic.break_records(workspace)
-    return workspace
+def whole(template: Path, tmp_path: Path) -> Workspace:
+    shutil.copytree(template, tmp_path / "whole")
+    return Workspace(tmp_path / "whole")
+
+
+@pytest.fixture
+def broken(whole: Workspace) -> Workspace:
+    synthetic.break_records(whole)
+    return whole
 
 
 @pytest.fixture

@@ -203,3 +203,12 @@ def test_missing_recording_offers_to_record(
     assert not test.exception
     assert jobs.recent(whole.database)[0].argv[:2] == ["record", "code-naive"]
     assert no_workers
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("name", ["../<b>odd", "torn"])
+def test_oddly_named_runs_are_survived(
+    page: str, name: str, broken: Workspace, open_page: Open
+) -> None:
+    test = open_page(page, broken, run=name, family=name)
+    assert "<b>" not in "".join(one.value for one in test.html)
