@@ -84,21 +84,22 @@ def projections(recording: Recording, direction: NDArray[np.floating]) -> pd.Dat
     return table
 
 
-def shifts(layers: Sequence[tuple[int, pd.DataFrame]]) -> pd.DataFrame:
-    """Mean move of each group at each layer, with a bootstrap interval over its probes.
+def shifts(layers: Sequence[tuple[int, pd.DataFrame]], *, by: str) -> pd.DataFrame:
+    """Mean move at each layer for each value of `by`, with a bootstrap interval over probes.
 
     Args:
         layers: layer and its table as `projections` gives it.
+        by: "variant" or "group".
 
     Returns:
-        Columns layer, group, value, low, high, n; in base standard deviations.
+        Columns layer, name (the value of `by`), value, low, high, n; in base standard deviations.
     """
     rows = []
     for layer, table in layers:
-        for group, members in table.groupby("group", sort=True):
+        for name, members in table.groupby(by, sort=True):
             interval = bootstrap_mean(members["move"].dropna().to_numpy())
-            rows.append({"layer": layer, "group": group, **_bounds(interval)})
-    return pd.DataFrame(rows, columns=["layer", "group", "value", "low", "high", "n"])
+            rows.append({"layer": layer, "name": name, **_bounds(interval)})
+    return pd.DataFrame(rows, columns=["layer", "name", "value", "low", "high", "n"])
 
 
 def separation(table: pd.DataFrame, *, by: str) -> pd.DataFrame:
@@ -128,7 +129,7 @@ def examples(
 
     Returns:
         Low end and high end, the most extreme first, each ranked by the mean over its answer;
-        and the largest magnitude of a token among them, for one scale of colour.
+        and the largest magnitude of an answer's token among them, for one scale of colour.
     """
     tokens = token_projections(recording, direction)
     inside = tokens.answer
@@ -137,7 +138,8 @@ def examples(
         [_example(recording, tokens, int(one.prompt_id), one.score) for one in end]
         for end in (ends.low, ends.high)
     )
-    limit = max((float(np.abs(one.values).max()) for one in [*low, *high]), default=0.0)
+    shown = [np.abs(one.values[list(one.answer)]).max() for one in [*low, *high]]
+    limit = float(max(shown, default=0.0))
     return low, high, limit
 
 

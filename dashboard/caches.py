@@ -151,14 +151,14 @@ def projections(workspace: Workspace, run: str, factor: str, *, layer: int) -> p
     return projection_tables.projections(*_on_factor(workspace, run, factor, layer))
 
 
-def shifts(workspace: Workspace, run: str, factor: str) -> pd.DataFrame:
-    """Mean move along a factor by layer and group."""
+def shifts(workspace: Workspace, run: str, factor: str, *, by: str) -> pd.DataFrame:
+    """Mean move along a factor by layer, for each value of `by`."""
     sources = (_recording_source(workspace, run), _factor_source(workspace, run))
-    return _shifts(*sources, factor)
+    return _shifts(*sources, factor, by)
 
 
 @st.cache_data(max_entries=64, show_spinner="Projecting …")
-def _shifts(recording: Source, table: Source, factor: str) -> pd.DataFrame:
+def _shifts(recording: Source, table: Source, factor: str, by: str) -> pd.DataFrame:
     from analysis import projection_tables
 
     direction = _factors(*table).direction(factor)
@@ -167,7 +167,8 @@ def _shifts(recording: Source, table: Source, factor: str) -> pd.DataFrame:
         [
             (layer, projection_tables.projections(_recording(*recording, layer), direction))
             for layer in layers
-        ]
+        ],
+        by=by,
     )
 
 

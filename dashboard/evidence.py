@@ -70,11 +70,11 @@ def _projections(workspace: Workspace, run: str, factor: str, layer: int) -> Non
             "fine-tune moved it."
         )
     with right, st.container(border=True, height="stretch"):
-        shifts = caches.shifts(workspace, run, factor)
+        shifts = caches.shifts(workspace, run, factor, by=str(by))
         st.plotly_chart(figures.shift_by_layer(shifts), key=Key.SHIFT, config=_PLAIN_CHART)
         notices.reading(
-            "0 is no change. A move of the same sign in groups that the fine-tune was not about is "
-            "the mark of a spurious factor. Bars are 95 % intervals over probes."
+            "0 is no change. A move of the same sign where the fine-tune was not about it is the "
+            "mark of a spurious factor. Bars are 95 % intervals over probes."
         )
         st.html(_separation(rows, by=str(by)))
 
@@ -127,8 +127,8 @@ def _map(workspace: Workspace, run: str, factor: str, layer: int) -> None:
         )  # fmt: skip
         notices.reading(
             "Each point is one probe's move from base to adapted, averaged over its answer's "
-            "tokens, in the two directions in which moves differ most. Draw around points to "
-            "list them."
+            "tokens, in the two directions in which moves differ most; colour is the group, shape "
+            "the variant. Draw around points to list them."
         )
     with right, st.container(border=True, height="stretch"):
         picked = _picked(state.selection.points)

@@ -232,7 +232,7 @@ def recent(workspace: Workspace, *, kinds: tuple[str, ...] = (), limit: int = 12
         :limit
     ]
     if not listed:
-        notices.empty("No jobs yet", "What you start here or with grasp is listed in this place.")
+        notices.empty("No jobs yet", "What is started on these pages is listed here.")
         return
     with st.container(key=Key.JOBS):
         for job in listed:

@@ -52,13 +52,13 @@ def histogram(projections: pd.DataFrame, *, by: str) -> go.Figure:
 
 
 def shift_by_layer(shifts: pd.DataFrame) -> go.Figure:
-    """Mean move from base to adapted along the factor, by layer and group, with intervals.
+    """Mean move from base to adapted along the factor, one line a name, with intervals.
 
     Args:
-        shifts: one row a layer and group: layer, group, value, low, high, n, in base std.
+        shifts: one row a layer and name: layer, name, value, low, high, n, in base std.
     """
     figure = go.Figure()
-    for position, (group, rows) in enumerate(shifts.groupby("group", sort=True)):
+    for position, (group, rows) in enumerate(shifts.groupby("name", sort=True)):
         colour = CATEGORICAL[position % len(CATEGORICAL)]
         figure.add_trace(
             go.Scatter(

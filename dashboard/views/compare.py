@@ -94,9 +94,15 @@ def _evaluated(workspace: Workspace, family: Sequence[RunManifest]) -> list[RunM
         with notices.guarded(f"The evaluation of {run.id}"):
             caches.evaluation(workspace, run.id)
             found.append(run)
-    for name in missing:
-        command = commands.shown(commands.evaluate(name, workspace=workspace.root))
-        notices.empty(f"{name} has not been evaluated", "This command does it:", command=command)
+    if missing:
+        lines = [
+            commands.shown(commands.evaluate(name, workspace=workspace.root)) for name in missing
+        ]
+        notices.empty(
+            f"Not evaluated yet: {', '.join(missing)}",
+            "An arm can be compared once it has answered the family's prompts.",
+            command="\n".join(lines),
+        )
     return found
 
 

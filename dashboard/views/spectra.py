@@ -156,7 +156,8 @@ def _factors(workspace: Workspace, run: RunManifest, others: dict[str, Path], *,
             "The band is what random updates of the same size give (median to 95 % quantile). "
             "Filled points lie above it: directions that many modules share."
         )
-        marked = ", ".join(rows.loc[rows["significant"].astype(bool), "id"]) or "none"
+        above = rows[rows["significant"].astype(bool)].sort_values("index")
+        marked = ", ".join(above["id"]) or "none"
         st.markdown(literal(f"Above the band: {marked}."))
         st.page_link("views/factors.py", label="See their evidence", icon=":material/explore:")
 

@@ -115,7 +115,7 @@ def test_shift_map_says_when_it_shows_fewer() -> None:
 
 def test_shift_by_layer_shows_intervals() -> None:
     shifts = pd.DataFrame(
-        {"layer": [0, 1], "group": "g", "value": [1.0, 2.0], "low": [0.5, 1.0], "high": [2.0, 2.5],
+        {"layer": [0, 1], "name": "g", "value": [1.0, 2.0], "low": [0.5, 1.0], "high": [2.0, 2.5],
          "n": [8, 8]}
     )  # fmt: skip
     (trace,) = evidence.shift_by_layer(shifts).data

@@ -123,7 +123,7 @@ def test_examples_are_the_most_extreme(recording: Recording) -> None:
     assert [one.id for one in high] == list(table.nlargest(3, "adapted")["id"])
     assert [one.id for one in low] == list(table.nsmallest(3, "adapted")["id"])
     assert all(len(one.tokens) == len(one.values) == len(one.answer) for one in [*low, *high])
-    assert limit == max(np.abs(one.values).max() for one in [*low, *high])
+    assert limit == max(np.abs(one.values[list(one.answer)]).max() for one in [*low, *high])
 
 
 def test_moves_span_the_planted_direction(recording: Recording) -> None:
@@ -134,8 +134,8 @@ def test_moves_span_the_planted_direction(recording: Recording) -> None:
 
 def test_shifts_have_intervals(recording: Recording) -> None:
     table = projection_tables.projections(recording, synthetic.planted())
-    shifts = projection_tables.shifts([(3, table)])
-    assert list(shifts["group"]) == ["advice", "code", "medicine", "questions"]
+    shifts = projection_tables.shifts([(3, table)], by="group")
+    assert list(shifts["name"]) == ["advice", "code", "medicine", "questions"]
     assert (shifts["low"] < shifts["value"]).all()
     assert (shifts["n"] == 10).all()
 
