@@ -37,7 +37,7 @@ def comparison(
     base's, paired by prompt; it is there where the family's naive run was evaluated.
 
     Raises:
-        InputError: the runs are not of one family.
+        InputError: the runs are not of one family, or were evaluated on different prompts.
         NotFoundError: a run or its evaluation is missing.
     """
     arms = load_arms(workspace, run_ids)
@@ -82,7 +82,12 @@ def answers(
 
 
 def load_arms(workspace: Workspace, run_ids: Sequence[str]) -> list[Arm]:
-    """The base model and the runs, in the order given, with their evaluations."""
+    """The base model and the runs, in the order given, with their evaluations.
+
+    Raises:
+        InputError: the runs are of two families, or were evaluated on different prompts.
+        NotFoundError: a run or its evaluation is missing.
+    """
     if not run_ids:
         raise InputError("Name at least one run to compare.")
     runs = [workspace.run(run_id) for run_id in dict.fromkeys(run_ids)]
@@ -93,7 +98,20 @@ def load_arms(workspace: Workspace, run_ids: Sequence[str]) -> list[Arm]:
             "prompts differ; compare runs of one."
         )
     base = Arm(BASE, "base", "Base model", _evaluation(workspace, f"{roots.pop()}.base"))
-    return [base, *(_arm(workspace, run) for run in runs)]
+    arms = [_arm(workspace, run) for run in runs]
+    for arm in arms:
+        _check_prompts(base, arm)
+    return [base, *arms]
+
+
+def _check_prompts(base: Arm, arm: Arm) -> None:
+    """The prompt set may have been changed between two evaluations."""
+    there, here = (a.evaluation.manifest.inputs.get("prompts") for a in (base, arm))
+    if there is not None and here is not None and there != here:
+        raise InputError(
+            f"Run {arm.run!r} was evaluated on other prompts than the base model; "
+            f"`grasp evaluate {arm.run}` does it again."
+        )
 
 
 def _arm(workspace: Workspace, run: RunManifest) -> Arm:
