@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from analysis.errors import InputError, NotFoundError, SchemaError
@@ -85,7 +86,7 @@ def read_factors(folder: Path) -> FactorTable:
     try:
         table = pd.read_parquet(folder / "factors.parquet")
         directions = load_file(folder / "factors.safetensors")["directions"]
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise SchemaError(f"The factors in {folder} cannot be read ({error}).") from None
     missing = [name for name in COLUMNS if name not in table]
     if missing or len(table) != len(directions):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from analysis.errors import SchemaError
@@ -70,6 +70,6 @@ def read_recording(folder: Path, *, layer: int) -> Recording:
                 file.get_slice(name)[row : row + 1].astype(np.float32)
                 for name in ("base", "adapted")
             )
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise SchemaError(f"The recording in {folder} cannot be read ({error}).") from None
     return Recording(manifest, probes, base, adapted)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from analysis.errors import InputError, SchemaError
 
@@ -19,6 +20,9 @@ SCHEMA_VERSION = 1
 Role = Literal["unrelated", "related", "control", "task", "facts", "format"]
 Split = Literal["exploration", "confirmation"]
 ROLES: tuple[Role, ...] = ("unrelated", "related", "control", "task", "facts", "format")
+
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+"""A float; NaN, which JSON does not have, is saved as null."""
 
 _TRACKED = ("torch", "transformers", "peft", "accelerate", "numpy", "scipy", "safetensors")
 
@@ -134,7 +138,7 @@ class RunManifest(Manifest):
     protection: dict[str, Any] | None = None
     factors: list[str] = Field(default_factory=list)
     intervention: Literal["ablate"] | None = None
-    results: dict[str, float] = Field(default_factory=dict)
+    results: dict[str, Number] = Field(default_factory=dict)
     verdict: str = ""
 
 
@@ -218,7 +222,8 @@ def read_jsonl(path: Path, kind: type[RecordT]) -> list[RecordT]:
         InputError: the file is missing or empty, or a line does not fit; the line is named.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: strings in JSON may hold its other separators, such as U+2028.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as UTF-8 text ({error}).") from None
     records = []
