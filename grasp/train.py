@@ -79,7 +79,10 @@ def retrain(
         progress: called at every step.
     """
     chosen = method(arm)
-    config = parse_config(source.config | ({} if seed is None else {"seed": seed}), source="run")
+    config = parse_config(
+        source.config | ({} if seed is None else {"seed": seed}),
+        source=f"run {source.id!r} cannot be trained again",
+    )
     names, directions = (
         (factors, None)
         if arm == "naive"

@@ -19,9 +19,14 @@ from analysis.adapter import load_adapter
 from analysis.errors import InputError
 from analysis.records import RunManifest, sha256
 from analysis.spectrum import module_spectra
-from analysis.workspace import Workspace, writing_folder
+from analysis.workspace import Workspace, workspace_of, writing_folder
 from grasp.cli import Result
-from grasp.commands.places import adapter_folder, run_folder, workspace_for
+from grasp.commands.places import (
+    adapter_folder,
+    named_workspace,
+    run_folder,
+    workspace_for,
+)
 from grasp.progress import Progress, TerminalProgress
 
 if TYPE_CHECKING:
@@ -129,11 +134,8 @@ def compare(args: argparse.Namespace) -> Result:
 
 def _lazy_workspace(args: argparse.Namespace) -> Workspace:
     """The workspace, not created: reading an adapter folder needs none."""
-    from analysis.workspace import workspace_of
-    from grasp.commands.places import DEFAULT
-
     found = None if args.workspace else workspace_of(Path(args.adapter))
-    return found or Workspace(args.workspace or DEFAULT)
+    return found or Workspace(named_workspace(args))
 
 
 def _effect_inputs(

@@ -1,4 +1,8 @@
-"""Commands that run a model: train, retrain, record, generate, evaluate."""
+"""Commands that run a model: train, retrain, record, generate, evaluate.
+
+What runs one is imported when the words on the line have been looked up, since that takes
+seconds, and a misspelt name should not.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +22,13 @@ from grasp.progress import Progress, TerminalProgress
 
 def train(args: argparse.Namespace, progress: Progress | None = None) -> Result:
     """A naive fine-tune from a file of settings."""
-    from grasp.train import train as fit
-
+    config = load_config(args.config)
     workspace = workspace_for(args, args.out)
     out = out_folder(workspace, args.out, overwrite=args.overwrite)
     progress = progress or TerminalProgress()
-    run = fit(workspace, load_config(args.config), out=out, progress=progress)
+    from grasp.train import train as fit
+
+    run = fit(workspace, config, out=out, progress=progress)
     return _trained(workspace, out, run, args, progress)
 
 
@@ -59,10 +64,10 @@ def retrain(args: argparse.Namespace, progress: Progress | None = None) -> Resul
 
 def record(args: argparse.Namespace, progress: Progress | None = None) -> Result:
     """Activations of base and adapted model on the run's probes."""
-    from grasp.record import record_run
-
     workspace = workspace_for(args, args.run)
     folder, run = run_folder(workspace, args.run)
+    from grasp.record import record_run
+
     probes = Path(args.probes) if args.probes else None
     manifest = record_run(
         workspace,
@@ -78,12 +83,12 @@ def record(args: argparse.Namespace, progress: Progress | None = None) -> Result
 
 def generate(args: argparse.Namespace, progress: Progress | None = None) -> Result:
     """Greedy answers of base and run, one after the other."""
+    workspace = workspace_for(args, args.run)
+    folder, run = run_folder(workspace, args.run)
     from grasp.evaluate import chat_ids, intervention
     from grasp.evaluate import generate as reply
     from grasp.models import load_adapted
 
-    workspace = workspace_for(args, args.run)
-    folder, run = run_folder(workspace, args.run)
     model, tokenizer = load_adapted(workspace.resolve(run.base_model), folder / "adapter")
     chats = [chat_ids(tokenizer, [Message(role="user", content=text)]) for text in args.prompt]
     with intervention(model, folder, run):

@@ -15,13 +15,17 @@ DEFAULT = "workspace"
 
 def workspace_for(args: argparse.Namespace, *words: str) -> Workspace:
     """The workspace named by --workspace, or that one of `words` lies in, or the default."""
-    named = args.workspace or os.environ.get("GRASP_WORKSPACE")
     if args.workspace is None:
         for word in words:
             found = workspace_of(Path(word))
             if found is not None:
                 return found
-    return Workspace.create(named or DEFAULT)
+    return Workspace.create(named_workspace(args))
+
+
+def named_workspace(args: argparse.Namespace) -> str:
+    """The folder named by --workspace, or by the environment, or the default."""
+    return args.workspace or os.environ.get("GRASP_WORKSPACE") or DEFAULT
 
 
 def run_folder(workspace: Workspace, word: str) -> tuple[Path, RunManifest]:
