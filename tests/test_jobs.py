@@ -328,7 +328,9 @@ def test_a_training_that_dies_at_once_does_not_block_the_queue(
 ) -> None:
     database = workspace.database
     wrong = queue(database, "train", kind="train")
-    dies = queue(database, "train", "none.yaml", "--out", "a", kind="train")
+    config = workspace.root / "c.yaml"
+    config.write_text("title: t\nbase_model: b\ndata: d\n")
+    dies = queue(database, "train", str(config), "--out", "a", kind="train")
     monkeypatch.setenv("PYTHONPATH", str(workspace.root / "broken"))
     broken = workspace.root / "broken" / "peft"
     broken.mkdir(parents=True)
