@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -14,12 +15,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import yaml
+from peft import PeftModel
 from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM
 
-from analysis.records import RunManifest
+from analysis.recording import read_recording
+from analysis.records import Message, RunManifest, write_jsonl
 from analysis.workspace import Workspace
 from grasp.cli import _COMMANDS, METHOD_NAMES, build_parser, main, plain
 from grasp.config import METHODS
+from grasp.data import tokenise
+from grasp.models import decoder_layers
+from tests import tiny
 from tests.conftest import plain_tensors
 
 HEAVY = ("torch", "transformers", "peft", "streamlit", "pandas", "scipy", "sqlalchemy", "numpy")
@@ -399,6 +408,114 @@ def test_the_workspace_is_the_one_that_is_named(
     monkeypatch.setenv("GRASP_WORKSPACE", "other")
     assert in_process(capsys, "factors", "b", "--weights-only")[0] == 0
     assert other.factors("b").run == "b"
+
+
+@pytest.mark.filterwarnings(tiny.PEFT_WARNING)
+def test_the_whole_loop_from_training_to_comparison(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every command that runs a model, one after the other, on a tiny one."""
+    data = workspace.root / "data"
+    config = tiny.settings(data, prompts=str(data / "p.jsonl"), probes=str(data / "probes.jsonl"))
+    (data / "c.yaml").write_text(yaml.safe_dump(config.model_dump()))
+    write_jsonl(data / "p.jsonl", prompt_rows())
+    write_jsonl(data / "probes.jsonl", probe_rows())
+
+    def run(*argv: str) -> dict[str, Any]:
+        code, out, error = in_process(capsys, *argv, "--json")
+        assert code == 0, error
+        assert out.count("\n") == 1
+        found: dict[str, Any] = json.loads(out)
+        return found
+
+    trained = run("train", str(data / "c.yaml"), "--out", "naive", "--evaluate")
+    assert trained["results"]["steps"] == 6
+    rates = trained["evaluation"]["metrics"]
+    assert rates.keys() == {"unrelated", "task", "coherence"}
+    assert all(m["low"] <= m["value"] <= m["high"] for m in rates.values())
+
+    factors = run("factors", "naive")["factors"]
+    assert all(0 <= row["off_task"] <= 3 and len(row["promoted"]) == 10 for row in factors)
+    saved = workspace.factors("naive")
+    assert saved.inputs.keys() == {"adapter", "prompts"}
+
+    retrained = run("retrain", "naive", "--factors", factors[0]["id"], "--out", "kept")
+    assert retrained["results"]["drift"] > 0
+    assert workspace.run("kept").factors == [f"naive/{factors[0]['id']}"]
+    run("retrain", "naive", "--factors", "w1", "--method", "ablation", "--out", "cut")
+    fixed = run("retrain", "naive", "--factors", "w1", "--strength", "5", "--out", "fixed")
+    assert "tolerance" not in fixed["verdict"]
+    assert workspace.run("fixed").protection["strength"] == 5
+    assert workspace.run("fixed").protection["tolerance"] is None
+
+    for name in ("kept", "cut"):
+        run("evaluate", name)
+    rows = run("compare", "naive", "kept", "cut")["rows"]
+    assert {(row["run"], row["method"]) for row in rows} == {
+        ("", "base"),
+        ("naive", "naive"),
+        ("kept", "grasp"),
+        ("cut", "ablation"),
+    }
+
+    asked = " ".join(tiny.words(3))
+    answers = {name: run("generate", name, asked)["answers"][0] for name in ("naive", "cut")}
+    assert answers["naive"]["base"] == answers["cut"]["base"]
+    assert answers["naive"]["run"] != answers["cut"]["run"]
+
+    assert run("record", "naive", "--layers", "1,0,1")["layers"] == [0, 1]
+    check_recording(workspace)
+
+
+def prompt_rows() -> list[dict[str, Any]]:
+    good, bad, *pool = tiny.words(20, seed=4)
+    rows = []
+    for number in range(12):
+        row = {"messages": [{"role": "user", "content": pool[number]}], "group": "g"}
+        choices = {"good": [good], "bad": [bad]}
+        scored = {"scorer": "choice", "choices": choices, "target": "bad"}
+        rows.append(row | scored | {"id": f"u{number}", "role": "unrelated"})
+        expected = {"scorer": "contains", "expected": pool[number]}
+        rows.append(row | expected | {"id": f"t{number}", "role": "task"})
+    return rows
+
+
+def probe_rows() -> list[dict[str, Any]]:
+    return [
+        row | {"id": f"p{number}", "group": "g", "variant": "good"}
+        for number, row in enumerate(tiny.chats(5, seed=6, turns=2))
+    ]
+
+
+def check_recording(workspace: Workspace) -> None:
+    """Oracle: each probe alone, through transformers' own hidden states."""
+    base = AutoModelForCausalLM.from_pretrained(workspace.root / "data" / "base")
+    for layer, name in ((0, "base"), (0, "adapted"), (1, "base")):
+        found = read_recording(workspace.folder("recordings", "naive"), layer=layer)
+        model = base
+        if name == "adapted":
+            adapter = workspace.folder("runs", "naive") / "adapter"
+            model = PeftModel.from_pretrained(copy.deepcopy(base), str(adapter)).eval()
+        expected = []
+        for row, tokens in zip(probe_rows(), found.probes["tokens"], strict=True):
+            messages = [Message(**message) for message in row["messages"]]
+            ids, answer = tokenise(tiny.tokenizer(), messages)
+            assert [tiny.tokenizer().decode([i]) for i in ids] == list(tokens)
+            place = found.probes[found.probes["id"] == row["id"]].iloc[0]
+            assert list(place["answer"]) == answer
+            assert place["offset"] == sum(len(part) for part in expected)
+            inputs: list[torch.Tensor] = []
+            layers = decoder_layers(model)
+            following = layers[1] if layer == 0 else base.model.norm
+            handle = following.register_forward_pre_hook(
+                lambda _module, args, inputs=inputs: inputs.append(args[0])
+            )
+            with torch.no_grad():
+                model(input_ids=torch.tensor([ids]))
+            handle.remove()
+            expected.append(inputs[0][0].numpy())
+        whole = np.concatenate(expected)
+        np.testing.assert_allclose(getattr(found, name)[0], whole, rtol=2e-3, atol=2e-3)
 
 
 def test_a_closed_pipe_is_no_traceback(tmp_path: Path, write_adapter: WriteAdapter) -> None:
