@@ -99,14 +99,18 @@ def _final_norm(base: Any) -> Any:
 def _answered(
     model: Any, tokenizer: Tokenizer, prompts: Sequence[Prompt]
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Prompts with the adapted model's greedy answers, and where a token of them is predicted."""
+    """Prompts with the adapted model's greedy answers, and where a word of them is predicted.
+
+    The token that ends an answer is left out: what is measured is what is said, not whether
+    another turn follows, which a fine-tune on single turns changes everywhere.
+    """
     chats = [chat_ids(tokenizer, prompt.messages) for prompt in prompts]
     replies, _ = generate(model, tokenizer, chats)
     whole = [chat + reply for chat, reply in zip(chats, replies, strict=True)]
     batch = {k: v.to(device_of(model)) for k, v in padded(tokenizer, whole).items()}
     answer = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
     for row, (chat, ids) in enumerate(zip(chats, whole, strict=True)):
-        answer[row, len(chat) - 1 : len(ids) - 1] = True
+        answer[row, len(chat) - 1 : len(ids) - 2] = True
     return batch, answer
 
 

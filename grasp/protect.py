@@ -40,6 +40,7 @@ class Guard:
         self.anchor = anchor
         self.strength = protection.strength
         self.last_penalty = math.nan
+        self._seen: Drift | None = None
         self._writers = _writing_weights(model)
         self._step = 0
         self._measuring = False
@@ -53,8 +54,10 @@ class Guard:
         if self.anchor is None or not self.protection.anchor:
             return None
         with self._plain():
-            squared = self.anchor.drift_squared(self._step).mean()
+            by_layer = self.anchor.drift_squared(self._step)
         self._step += 1
+        self._seen = Drift(by_layer.detach().sqrt().tolist())
+        squared = by_layer.mean()
         penalty = self.strength * squared
         self.last_penalty = float(penalty.detach())
         if self.protection.tolerance is not None:
@@ -83,6 +86,10 @@ class Guard:
         """Drift on the neutral text, or None where none was given."""
         with self._plain():
             return self.anchor.drift(batches) if self.anchor is not None else None
+
+    def recent_drift(self) -> Drift | None:
+        """Drift for a monitor: as the last penalty saw it, else measured on one neutral batch."""
+        return self._seen or self.drift(1)
 
     def state(self) -> dict[str, float]:
         """What a checkpoint keeps: λ, and the number of penalties so far."""

@@ -198,7 +198,7 @@ def _arguments(config: TrainConfig, checkpoints: Path, *, device: str) -> Traini
         activation_checkpointing=config.gradient_checkpointing,
         max_steps=config.max_steps,
         save_steps=config.save_steps or max(1, config.max_steps // 2),
-        logging_steps=max(1, config.max_steps // 60),
+        logging_steps=max(1, config.max_steps // 40),
         logging_nan_inf_filter=False,
         seed=config.seed,
         bf16=device == "cuda",

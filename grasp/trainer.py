@@ -22,9 +22,6 @@ from grasp.config import Protection
 from grasp.progress import Progress
 from grasp.protect import Guard, constrained, protect
 
-_MONITOR_BATCHES = 2
-"""Neutral batches that the drift monitor looks at while training; all of them at the end."""
-
 GUARD_FILE = "guard.json"
 """In a checkpoint: λ and the place in the neutral text."""
 
@@ -195,7 +192,7 @@ def _append(path: Path, line: str) -> None:
 def _monitor(guard: Guard) -> dict[str, Any]:
     leakage = guard.leakage()
     values: dict[str, Any] = {} if math.isnan(leakage) else {"leakage": leakage}
-    drift = guard.drift(_MONITOR_BATCHES)
+    drift = guard.recent_drift()
     if drift is not None:
         values |= {"drift": drift.rms, "drift_by_layer": drift.by_layer}
     if guard.protection.anchor:
