@@ -75,7 +75,8 @@ def _cells(row: Sequence[str]) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.3f}".replace("-", "\u2212")
+    shown = f"{value:.3f}"
+    return "0.000" if shown == "-0.000" else shown.replace("-", "\u2212")
 
 
 def _visible(token: str) -> str:

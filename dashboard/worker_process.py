@@ -30,11 +30,16 @@ def ensure_worker(workspace: Workspace) -> bool:
         return True
 
 
-def _start(root: Path) -> subprocess.Popen[bytes]:
+def worker_command(root: Path) -> list[str]:
+    """The command that serves the queue of the workspace at `root`."""
     command = [sys.executable, "-m", "grasp", "worker", "--workspace", str(root)]
+    return [*command, "--idle-timeout", str(IDLE_SECONDS)]
+
+
+def _start(root: Path) -> subprocess.Popen[bytes]:
     with (root / "worker.log").open("ab") as log:
         return subprocess.Popen(
-            [*command, "--idle-timeout", str(IDLE_SECONDS)],
+            worker_command(root),
             start_new_session=True,
             stdin=subprocess.DEVNULL,
             stdout=log,

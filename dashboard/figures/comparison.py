@@ -49,9 +49,8 @@ def frontier(table: pd.DataFrame, *, x: str = "task", y: str = "unrelated") -> g
                 error_x=_bars(across, colour),
                 error_y=_bars(up, colour),
                 customdata=[str(run)],
-                mode="markers+text",
+                mode="markers",
                 text=[str(rows["label"].iloc[0])],
-                textposition="top left" if across["value"] > 0.5 else "top right",
                 cliponaxis=False,
                 name=str(rows["label"].iloc[0]),
                 marker={"color": colour, "symbol": symbol, "size": 12},
@@ -62,7 +61,7 @@ def frontier(table: pd.DataFrame, *, x: str = "task", y: str = "unrelated") -> g
             )
         )
     styled(figure, title="Frontier", x=f"{metric_name(x)} (share)", y=f"{metric_name(y)} (share)",
-           height=420, legend=False)  # fmt: skip
+           height=460)  # fmt: skip
     return figure
 
 

@@ -16,6 +16,11 @@ from dashboard.selection import FAMILY, RUN, Key
 from dashboard.theme import method_style
 
 SHOWN = ("unrelated", "removal", "task")
+LINKS = (
+    ("spectra", "Spectra", ":material/bar_chart:", RUN),
+    ("factors", "Factors", ":material/explore:", RUN),
+    ("compare", "Compare", ":material/compare_arrows:", FAMILY),
+)
 
 
 def page() -> None:
@@ -45,9 +50,10 @@ def _family(workspace: Workspace, root: str, family: list[RunManifest]) -> None:
         st.caption(f"{len(family)} runs of {literal(root)} on {base}")
         st.html(_arms(workspace, family))
         with st.container(horizontal=True):
-            for view, label in (("spectra", "Spectra"), ("factors", "Factors")):
-                st.page_link(f"views/{view}.py", label=label, query_params={RUN: root})
-            st.page_link("views/compare.py", label="Compare", query_params={FAMILY: root})
+            for view, label, icon, parameter in LINKS:
+                st.page_link(
+                    f"views/{view}.py", label=label, icon=icon, query_params={parameter: root}
+                )
         with st.expander("Where these came from", key=f"origin-{root}"):
             _origin(root, family)
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 from streamlit.testing.v1 import AppTest  # noqa: E402
 
 from analysis.workspace import Workspace  # noqa: E402
-from dashboard import WORKSPACE_VARIABLE  # noqa: E402
+from dashboard import WORKSPACE_VARIABLE, worker_process  # noqa: E402
 from tests import synthetic  # noqa: E402
 
 Open = Callable[..., AppTest]
@@ -52,14 +52,15 @@ def no_workers(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     started: list[list[str]] = []
 
     class Process:
-        def __init__(self, command: list[str], **_: object) -> None:
-            started.append(command)
-
         def poll(self) -> int | None:
             return None
 
-    monkeypatch.setattr("dashboard.worker_process.subprocess.Popen", Process)
-    monkeypatch.setattr("dashboard.worker_process._started", {})
+    def start(root: Path) -> Process:
+        started.append(worker_process.worker_command(root))
+        return Process()
+
+    monkeypatch.setattr(worker_process, "_start", start)
+    monkeypatch.setattr(worker_process, "_started", {})
     return started
 
 

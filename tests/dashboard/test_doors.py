@@ -64,6 +64,8 @@ def test_intervals_are_shown_with_three_decimals() -> None:
     shown = interval(0.12345, 0.1, 0.2, 30)
     assert "0.123" in shown
     assert "0.100 to 0.200, n = 30" in shown
+    assert "\u2212" not in interval(-0.0001, -0.0002, 0.0, 3)
+    assert "\u22120.100" in interval(-0.1, -0.2, 0.0, 3)
     assert "unknown" in interval(float("nan"), 0, 1, 3)
     assert "no interval" in interval(0.5, float("nan"), float("nan"), 1)
 
