@@ -236,6 +236,15 @@ def workspace(tmp_path: Path) -> Workspace:
     return Workspace.create(tmp_path / "w")
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A naive run with factors, for tests that add no run to it."""
+    workspace = Workspace.create(tmp_path_factory.mktemp("trained"))
+    naive(workspace, max_steps=2)
+    add_factors(workspace)
+    return workspace
+
+
 def naive(workspace: Workspace, run_id: str = "naive", **changed: Any) -> RunManifest:
     config = tiny.settings(workspace.root / "data", **changed)
     return train(workspace, config, out=workspace.folder("runs", run_id))
@@ -608,20 +617,16 @@ def test_factors_of_another_width_are_refused(workspace: Workspace) -> None:
     ],
 )
 def test_a_retrain_that_makes_no_sense_is_refused(
-    workspace: Workspace, arguments: dict[str, Any], kind: type[GraspError], message: str
+    trained: Workspace, arguments: dict[str, Any], kind: type[GraspError], message: str
 ) -> None:
-    naive(workspace, max_steps=2)
-    add_factors(workspace)
-    arm = arguments.pop("arm", "grasp")
     with pytest.raises(kind, match=message):
         retrain(
-            workspace,
-            workspace.run("naive"),
-            out=workspace.folder("runs", "x"),
-            arm=arm,
-            **{"factors": ["w1"], **arguments},
+            trained,
+            trained.run("naive"),
+            out=trained.folder("runs", "x"),
+            **{"arm": "grasp", "factors": ["w1"], **arguments},
         )
-    assert [run.id for run in workspace.runs().records] == ["naive"]
+    assert [run.id for run in trained.runs().records] == ["naive"]
 
 
 @pytest.mark.parametrize(
