@@ -36,12 +36,13 @@ def frontier(table: pd.DataFrame, *, x: str = "task", y: str = "unrelated") -> g
         y: the metric on the vertical axis.
     """
     figure = go.Figure()
-    for position, (run, rows) in enumerate(table.groupby("run", sort=False)):
+    styles = _styles(table)
+    for run, rows in table.groupby("run", sort=False):
         by_metric = {row["metric"]: row for row in rows.to_dict("records")}
         if x not in by_metric or y not in by_metric:
             continue
         across, up = by_metric[x], by_metric[y]
-        colour, symbol = method_style(str(rows["method"].iloc[0]), position=position)
+        colour, symbol = styles[run]
         figure.add_trace(
             go.Scatter(
                 x=[across["value"]],
@@ -69,8 +70,9 @@ def intervals(table: pd.DataFrame, *, metric: str) -> go.Figure:
     """One metric of every arm with its 95 % interval, first arm on top."""
     rows = table[table["metric"] == metric]
     figure = go.Figure()
-    for position, row in enumerate(rows.to_dict("records")):
-        colour, symbol = method_style(str(row["method"]), position=position)
+    styles = _styles(table)
+    for row in rows.to_dict("records"):
+        colour, symbol = styles[row["run"]]
         figure.add_trace(
             go.Scatter(
                 x=[row["value"]],
@@ -91,6 +93,18 @@ def intervals(table: pd.DataFrame, *, metric: str) -> go.Figure:
     styled(figure, title=name.capitalize(), x=f"{name} (share)", y="", height=height, legend=False)
     figure.update_yaxes(autorange="reversed", automargin=True)
     return figure
+
+
+def _styles(table: pd.DataFrame) -> dict[Hashable, tuple[str, str]]:
+    """Colour and marker of each run; further runs of one method get hollow markers."""
+    runs = table.drop_duplicates("run")
+    repeated = runs["method"].duplicated().tolist()
+    styles: dict[Hashable, tuple[str, str]] = {}
+    for position, (run, name) in enumerate(zip(runs["run"], runs["method"], strict=True)):
+        colour, symbol = method_style(str(name), position=position)
+        hollow = repeated[position] and not symbol.endswith("-open")
+        styles[run] = (colour, f"{symbol}-open" if hollow else symbol)
+    return styles
 
 
 def _bars(row: Mapping[Hashable, Any], colour: str) -> dict[str, object]:

@@ -123,7 +123,7 @@ def _comparison(workspace: Workspace, root: str, arms: list[RunManifest], split:
         on_click="ignore",
     )
     left, right = st.columns([3, 2])
-    with left, st.container(border=True):
+    with left, st.container(border=True, height="stretch"):
         st.plotly_chart(figures.frontier(table), key=Key.FRONTIER, config={"displayModeBar": False})
         notices.reading(
             "Better is to the right and down: the task is kept and the unrelated behaviour is "

@@ -188,3 +188,9 @@ def _luminance(colour: str) -> float:
     channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_a_second_run_of_a_method_is_hollow() -> None:
+    again = ARMS[ARMS["run"] == "x"].assign(run="y", label="Naive LoRA (y)")
+    figure = comparison.frontier(pd.concat([ARMS, again]))
+    assert [trace.marker.symbol for trace in figure.data] == ["diamond", "square", "square-open"]
