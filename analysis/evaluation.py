@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -69,8 +71,9 @@ def write_evaluation(
         split: summarise(samples, split=split) for split in splits
     }
     samples.loc[:, list(COLUMNS)].to_parquet(folder / "samples.parquet", index=False)
-    plain = {s: {m: asdict(i) for m, i in metrics.items()} for s, metrics in summary.items()}
-    (folder / "summary.json").write_text(json.dumps(plain, indent=2), encoding="utf-8")
+    plain = {s: {m: _plain(i) for m, i in metrics.items()} for s, metrics in summary.items()}
+    text = json.dumps(plain, indent=2, allow_nan=False)
+    (folder / "summary.json").write_text(text, encoding="utf-8")
     (folder / "manifest.json").write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
     return summary
 
@@ -86,9 +89,22 @@ def read_evaluation(folder: Path) -> Evaluation:
         samples = pd.read_parquet(folder / "samples.parquet")
         plain = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         summary = {
-            split: {metric: Interval(**interval) for metric, interval in metrics.items()}
+            split: {metric: _interval(saved) for metric, saved in metrics.items()}
             for split, metrics in plain.items()
         }
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise SchemaError(f"The evaluation in {folder} cannot be read ({error}).") from None
     return Evaluation(manifest, samples, summary)
+
+
+def _plain(interval: Interval) -> dict[str, Any]:
+    """As JSON has it, which has no NaN: what is unknown is null."""
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in asdict(interval).items()
+    }
+
+
+def _interval(saved: dict[str, Any]) -> Interval:
+    values: dict[str, Any] = {k: math.nan if v is None else v for k, v in saved.items()}
+    return Interval(**values)
