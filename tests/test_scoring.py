@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -368,6 +369,22 @@ def test_scores_that_are_unknown_do_not_count(tmp_path: Path) -> None:
         assert metrics["task"].value == 1
         assert metrics["task"].n == (known["split"] == split).sum()
     read_evaluation(tmp_path)
+
+
+def test_an_unknown_bound_is_null_in_the_file_and_nan_when_read(tmp_path: Path) -> None:
+    one = table({"task": [0.25]})
+    written = write_evaluation(tmp_path, manifest=manifest(), samples=one)
+    split = one["split"].iloc[0]
+    assert math.isnan(written[split]["task"].low)
+    saved = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert saved[split]["task"]["low"] is None
+    found = read_evaluation(tmp_path).summary[split]["task"]
+    assert (found.value, found.n, math.isnan(found.low), math.isnan(found.high)) == (
+        0.25,
+        1,
+        True,
+        True,
+    )
 
 
 @pytest.mark.parametrize("name", ["samples.parquet", "summary.json"])
