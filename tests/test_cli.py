@@ -464,7 +464,9 @@ def test_the_whole_loop_from_training_to_comparison(
     assert answers["naive"]["run"] != answers["cut"]["run"]
 
     assert run("record", "naive", "--layers", "1,0,1")["layers"] == [0, 1]
-    check_recording(workspace)
+    check_recording(workspace, [(0, "base"), (0, "adapted")])
+    assert run("record", "naive", "--layers", "1")["layers"] == [1]
+    check_recording(workspace, [(1, "base")])
 
 
 def prompt_rows() -> list[dict[str, Any]]:
@@ -487,10 +489,10 @@ def probe_rows() -> list[dict[str, Any]]:
     ]
 
 
-def check_recording(workspace: Workspace) -> None:
+def check_recording(workspace: Workspace, parts: list[tuple[int, str]]) -> None:
     """Oracle: each probe alone, through transformers' own hidden states."""
     base = AutoModelForCausalLM.from_pretrained(workspace.root / "data" / "base")
-    for layer, name in ((0, "base"), (0, "adapted"), (1, "base")):
+    for layer, name in parts:
         found = read_recording(workspace.folder("recordings", "naive"), layer=layer)
         model = base
         if name == "adapted":

@@ -12,6 +12,8 @@ from peft import PeftModel
 
 from analysis.records import Message, Prompt
 from grasp.effects import promoted_tokens, set_back_effects
+from grasp.evaluate import chat_ids, generate
+from grasp.hooks import clamp, edited_outputs, layer_outputs
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings(tiny.PEFT_WARNING)
@@ -54,6 +56,34 @@ def test_the_direction_that_an_adapter_writes_along_has_all_of_its_effect(name: 
     one_layer = writing_along(directions[0], tiny.family(name, layers=1))
     effects = set_back_effects(one_layer, tiny.tokenizer(), prompts(), directions)
     np.testing.assert_allclose(effects, [1, 0, 0, 0], atol=1e-3)
+
+
+def test_effects_are_those_of_a_loop_over_tokens_by_hand() -> None:
+    """Oracle: one forward pass for each token of each greedy answer; the last token is left out."""
+    model, q = tiny.adapted(tiny.llama(), strength=0.1), torch.tensor(tiny.subspace(1)).float()
+    q = torch.linalg.qr(q.T).Q
+    moved = whole = 0.0
+
+    def last(ids: list[int]) -> torch.Tensor:
+        return torch.softmax(model(input_ids=torch.tensor([ids])).logits[0, -1], dim=-1)
+
+    with torch.no_grad():
+        for prompt in prompts():
+            ids = chat_ids(tiny.tokenizer(), prompt.messages)
+            replies, _ = generate(model, tiny.tokenizer(), [ids])
+            for token in replies[0][:-1]:
+                adapted = last(ids)
+                assert int(adapted.argmax()) == token
+                with model.disable_adapter(), layer_outputs(model) as reference:
+                    base = last(ids)
+                with edited_outputs(model, clamp(q, list(reference))):
+                    set_back = last(ids)
+                whole += float((adapted - base).abs().sum()) / 2
+                moved += float((adapted - set_back).abs().sum()) / 2
+                ids = [*ids, token]
+    found = set_back_effects(model, tiny.tokenizer(), prompts(), tiny.subspace(1))
+    assert found[0] == pytest.approx(moved / whole, rel=1e-3)
+    assert found[0] > 0.01
 
 
 def test_a_direction_in_between_carries_a_part() -> None:
@@ -137,6 +167,8 @@ def test_promoted_and_suppressed_change_places_with_the_sign() -> None:
 def test_promoted_tokens_raise_the_logits_most() -> None:
     """Oracle: a step along the direction at the last layer's output, through the real norm."""
     model, axis = tiny.llama(), tiny.subspace(1)
+    with torch.no_grad():
+        model.model.norm.weight.copy_(torch.linspace(0.1, 3, tiny.WIDTH))
     promoted, _ = promoted_tokens(tiny.adapted(model), tiny.tokenizer(), axis, n=5)
     far = torch.as_tensor(1e4 * axis[0], dtype=torch.float32)
     with torch.no_grad():
