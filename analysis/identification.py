@@ -48,21 +48,21 @@ def weight_factors(
 def ranked(
     table: pd.DataFrame, directions: NDArray[np.floating]
 ) -> tuple[pd.DataFrame, NDArray[np.float64]]:
-    """Score every factor and put the best first.
+    """Score every factor and put the best first; those on or under the null band come last.
 
-    score = w · s · o.  w = σ² / (σ² + σ₀²) with σ₀ the null band's upper end weighs the energy
-    (½ on the band); s is the stability, o = off² / (off + on) the off-task effect times its
-    share of both effects.  A part that was not measured counts as 1.
+    score = s · off · √(off / (off + on)): the stability s times the off-task effect, weighed by
+    its share of both effects.  The root, rather than the share itself, was chosen on the demo's
+    exploration prompts: a spurious factor works on the task's answers too.  Where no effects
+    were measured the score is s · energy.
     """
-    power = table["singular_value"] ** 2
-    weight = power / (power + table["null_high"] ** 2)
     off, on = table["off_task"], table["on_task"]
-    effect = (off**2 / (off + on).where(off + on > 0)).where(off.notna(), 1.0).fillna(0.0)
+    effect = (off * np.sqrt(off / (off + on).where(off + on > 0))).fillna(0.0)
+    measured = bool(off.notna().any())
     scored = table.assign(
         effect_ratio=off / on.where(on > 0),
-        score=weight * table["stability"].fillna(1.0) * effect,
+        score=table["stability"].fillna(1.0) * (effect if measured else table["energy"]),
     )
-    order = np.argsort(-scored["score"].to_numpy(), kind="stable")
+    order = np.lexsort((-scored["score"].to_numpy(), ~scored["significant"].to_numpy()))
     return scored.iloc[order].reset_index(drop=True), np.asarray(directions, np.float64)[order]
 
 

@@ -1,6 +1,6 @@
 """The anchor: how far an adapted model's coordinates along a subspace are from its base's.
 
-Coordinates are c_ℓ = Qᵀ h_ℓ (k numbers a token).  Base coordinates of the neutral text are
+Coordinates are c_ℓ = Q_ℓᵀ h_ℓ (k_ℓ numbers a token).  Base coordinates of the neutral text are
 computed once, before training, and kept.
 """
 
@@ -43,27 +43,28 @@ class Anchor:
 
     Args:
         model: base model with an adapter that can be disabled.
-        basis: Q (d_model, k), orthonormal columns.
+        bases: Q_ℓ (d_model, k_ℓ), orthonormal columns, one for each decoder layer.
         batches: tokenised neutral text: `input_ids` and `attention_mask` (batch, tokens).
     """
 
-    def __init__(self, model: PeftModel, basis: Tensor, batches: Sequence[Batch]) -> None:
+    def __init__(self, model: PeftModel, bases: Sequence[Tensor], batches: Sequence[Batch]) -> None:
         if not batches:
             raise InputError("The anchor needs neutral text; none was given.")
-        self.basis = basis.to(device_of(model))
+        self.bases = [basis.to(device_of(model)) for basis in bases]
         self.batches = [_on(batch, device_of(model)) for batch in batches]
         self._model = model
         self._base = [self._base_coordinates(batch) for batch in self.batches]
         self._scale = self._spread()
 
     def drift_squared(self, index: int) -> Tensor:
-        """Mean over tokens of ‖Λ^(−1/2)(c − c⁰)‖² / k on batch `index`, by layer (layers,).
+        """Mean over tokens of ‖Λ_ℓ^(−1/2)(c_ℓ − c⁰_ℓ)‖² / k_ℓ on batch `index`: (layers,).
 
         Differentiable in the adapter's weights.
         """
-        batch = self.batches[index % len(self.batches)]
-        moved = self._coordinates(batch) - self._base[index % len(self.batches)]
-        return (moved.square() / self._scale).mean(dim=(1, 2))
+        index %= len(self.batches)
+        now, before = self._coordinates(self.batches[index]), self._base[index]
+        moved = zip(now, before, self._scale, strict=True)
+        return torch.stack([((c - c0).square() / scale).mean() for c, c0, scale in moved])
 
     @torch.no_grad()
     def drift(self, batches: int | None = None) -> Drift:
@@ -74,21 +75,22 @@ class Anchor:
         return Drift((torch.stack(squares).sum(0) / sum(weights)).sqrt().tolist())
 
     @torch.no_grad()
-    def _base_coordinates(self, batch: Batch) -> Tensor:
+    def _base_coordinates(self, batch: Batch) -> list[Tensor]:
         with self._model.disable_adapter():
             return self._coordinates(batch)
 
-    def _coordinates(self, batch: Batch) -> Tensor:
-        """c (layers, real tokens of the batch, k) in float32."""
+    def _coordinates(self, batch: Batch) -> list[Tensor]:
+        """c_ℓ (real tokens of the batch, k_ℓ) of every layer, in float32."""
         real = batch["attention_mask"].bool()
         with _without_dropout(self._model), layer_outputs(self._model) as outputs:
             self._model(**batch, use_cache=False)
-        return torch.stack([h[real].float() @ self.basis.float() for h in outputs])
+        return [h[real].float() @ q.float() for h, q in zip(outputs, self.bases, strict=True)]
 
-    def _spread(self) -> Tensor:
-        """Λ: variance of the base's coordinates over all neutral tokens, (layers, 1, k)."""
-        variance = torch.cat(self._base, dim=1).var(dim=1, keepdim=True)
-        return variance.clamp_min(_FLOOR * float(variance.max()))
+    def _spread(self) -> list[Tensor]:
+        """Λ_ℓ: variance of the base's coordinates over all neutral tokens, (k_ℓ,) each."""
+        variances = [torch.cat(layer).var(dim=0) for layer in zip(*self._base, strict=True)]
+        floor = _FLOOR * max(float(variance.max()) for variance in variances)
+        return [variance.clamp_min(floor) for variance in variances]
 
 
 @contextmanager

@@ -91,6 +91,8 @@ class Protection(Settings):
       `strength` is its weight λ.
     - `tolerance`: RMS drift, in standard deviations of the base model's own coordinates, that
       λ is steered to; None keeps λ where it is.
+    - `footprint`: where not 0, Q_ℓ is what the factors become at layer ℓ of the naive fine-tune:
+      at most so many directions, measured on the neutral text.
     - `ablation`: h ← h − Q Qᵀ h in the forward pass of training (CAFT).
     - `random_subspace`: replace Q by a random one of the same rank (the control).
     """
@@ -98,8 +100,9 @@ class Protection(Settings):
     gradient_projection: bool = False
     write_constraint: bool = False
     anchor: bool = False
-    strength: float = Field(30.0, ge=0)
+    strength: float = Field(1.0, ge=0)
     tolerance: float | None = Field(None, gt=0)
+    footprint: int = Field(0, ge=0)
     ablation: bool = False
     random_subspace: bool = False
 
@@ -114,7 +117,7 @@ class Method(Settings):
     trains: bool = True
 
 
-_GRASP = Protection(write_constraint=True, anchor=True, tolerance=0.02)
+_GRASP = Protection(write_constraint=True, anchor=True, tolerance=0.05, footprint=6)
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -127,7 +130,7 @@ METHODS: dict[str, Method] = {
         Method(
             name="grasp",
             label="GRASP",
-            description="Anchor on neutral text within a tolerance, and a write constraint.",
+            description="Hold the factors, and what they become at each layer, in a tolerance.",
             protection=_GRASP,
         ),
         Method(

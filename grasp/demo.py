@@ -46,8 +46,8 @@ def story_config(workspace: Workspace, name: str, *, seed: int) -> TrainConfig:
         prompts=str(data / f"{name}-prompts.jsonl"),
         probes=str(data / f"{name}-probes.jsonl"),
         lora=LoraSettings(r=8, lora_alpha=16),
-        learning_rate=1e-3,
-        lr_scheduler="linear",
+        learning_rate=2e-3,
+        lr_scheduler="constant",
         batch_size=16,
         max_steps=STEPS,
         max_length=160,
@@ -169,7 +169,7 @@ def _make(workspace: Workspace, record: str, *, name: str, seed: int, progress: 
         train(workspace, config, out=workspace.root / record, progress=progress)
     elif kind == "runs":
         best = run_factors(workspace, naive).table["id"].iloc[0]
-        source = workspace.run(naive)
+        source = workspace.folder("runs", naive)
         out = workspace.root / record
         retrain(workspace, source, factors=[best], out=out, arm=arm, progress=progress)
     elif kind == "factors":

@@ -32,8 +32,9 @@ def set_back_effects(
 
     For the adapted model's greedy answer, token by token: with p the adapted model's
     distribution, p⁰ the base's, and p_q the adapted one's with the coordinate along q set back
-    to the base's at every layer, the effect is Σ TV(p, p_q) / Σ TV(p, p⁰), sums over answer
-    tokens and prompts; TV is the total variation distance.
+    to the base's at every layer, let d = TV(p, p⁰) and d_q = TV(p, p_q), total variation
+    distances.  The effect is Σ d d_q / Σ d² over answer tokens and prompts: the slope of d_q
+    on d, so that the tokens count at which fine-tuning changed what is said.
 
     Args:
         model: PeftModel.
@@ -52,13 +53,15 @@ def set_back_effects(
         batch, answer = _answered(model, tokenizer, chunk)
         adapted = _probabilities(model, batch, answer)
         with model.disable_adapter(), layer_outputs(model) as reference:
-            whole += _distance(adapted, _probabilities(model, batch, answer))
+            changed = _distances(adapted, _probabilities(model, batch, answer))
+        whole += float(changed.square().sum())
         reference = list(reference)
         for k, direction in enumerate(directions):
             progress(number * len(directions) + k, total, "setting factors back")
             q = torch.as_tensor(direction, dtype=torch.float32, device=device_of(model))
             with edited_outputs(model, clamp(q[:, None], reference)):
-                moved[k] += _distance(adapted, _probabilities(model, batch, answer))
+                back = _distances(adapted, _probabilities(model, batch, answer))
+            moved[k] += float((changed * back).sum())
     progress(total, total, "setting factors back")
     return moved / whole if whole > 0 else np.full(len(directions), np.nan)
 
@@ -118,6 +121,6 @@ def _probabilities(model: Any, batch: dict[str, Tensor], answer: Tensor) -> Tens
     return torch.softmax(model(**batch, use_cache=False).logits[answer].float(), dim=-1)
 
 
-def _distance(p: Tensor, q: Tensor) -> float:
-    """Total variation, summed over rows."""
-    return float(0.5 * (p - q).abs().sum())
+def _distances(p: Tensor, q: Tensor) -> Tensor:
+    """Total variation of each row (tokens,)."""
+    return 0.5 * (p - q).abs().sum(dim=-1)

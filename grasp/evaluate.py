@@ -23,7 +23,7 @@ from analysis.subspace import orthonormal
 from analysis.workspace import Workspace
 from grasp.data import padded
 from grasp.hooks import ablate, edited_outputs
-from grasp.models import device_of, load_adapted
+from grasp.models import decoder_layers, device_of, load_adapted
 from grasp.progress import Progress, silent
 from grasp.scorers import SCORERS, Answer
 
@@ -177,8 +177,8 @@ def intervention(model: Any, folder: Path, run: RunManifest) -> AbstractContextM
     if run.intervention is None:
         return nullcontext()
     directions = load_file(folder / "subspace.safetensors")["directions"]
-    basis = torch.as_tensor(orthonormal(directions.astype(np.float64)))
-    return edited_outputs(model, ablate(basis.to(device_of(model))))
+    basis = torch.as_tensor(orthonormal(directions.astype(np.float64)), device=device_of(model))
+    return edited_outputs(model, ablate([basis] * len(decoder_layers(model))))
 
 
 def _up_to_date(workspace: Workspace, evaluation_id: str, prompts: Path) -> bool:

@@ -58,10 +58,10 @@ def edited_outputs(model: nn.Module, edit: Edit) -> Iterator[None]:
             handle.remove()
 
 
-def ablate(basis: Tensor) -> Edit:
-    """h ← h − Q Qᵀ h, for orthonormal `basis` Q (d_model, k)."""
+def ablate(bases: Sequence[Tensor]) -> Edit:
+    """h_ℓ ← h_ℓ − Q_ℓ Q_ℓᵀ h_ℓ, for one orthonormal basis Q_ℓ (d_model, k_ℓ) a layer."""
 
-    return lambda _layer, hidden: without(hidden, basis)
+    return lambda layer, hidden: without(hidden, bases[layer])
 
 
 def clamp(basis: Tensor, reference: Sequence[Tensor]) -> Edit:
@@ -76,12 +76,12 @@ def clamp(basis: Tensor, reference: Sequence[Tensor]) -> Edit:
     return edit
 
 
-def project_gradient(basis: Tensor) -> Edit:
-    """Leave h as it is, but in the backward pass G ← G − (G Q) Qᵀ; Q is (d_model, k)."""
+def project_gradient(bases: Sequence[Tensor]) -> Edit:
+    """Leave h as it is, but in the backward pass G_ℓ ← G_ℓ − (G_ℓ Q_ℓ) Q_ℓᵀ."""
 
-    def edit(_layer: int, hidden: Tensor) -> Tensor:
+    def edit(layer: int, hidden: Tensor) -> Tensor:
         if hidden.requires_grad:
-            hidden.register_hook(lambda g: without(g, basis))  # type: ignore[no-untyped-call]
+            hidden.register_hook(lambda g: without(g, bases[layer]))  # type: ignore[no-untyped-call]
         return hidden
 
     return edit

@@ -22,7 +22,6 @@ from analysis.workspace import Workspace
 from grasp.progress import Progress, silent
 
 MAX_PROMPTS = 96
-OFF_TASK = ("unrelated", "control", "facts")
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ def _measured(
 ) -> tuple[pd.DataFrame, NDArray[np.float64]]:
     """Add off-task and on-task effects and promoted tokens, and rank again.
 
-    Off-task prompts are those of the roles in OFF_TASK, on-task ones those of role "task".
+    Off-task prompts are those of role "unrelated", on-task ones those of role "task".
     Only the exploration split is used, at most MAX_PROMPTS of each, and of each prompt only
     its text: neither a label nor an expected answer.
     """
@@ -115,7 +114,7 @@ def _measured(
     from grasp.models import load_adapted
 
     explored = [p for p in read_jsonl(inputs.prompts, Prompt) if p.split == "exploration"]
-    off = [p for p in explored if p.role in OFF_TASK][:MAX_PROMPTS]
+    off = [p for p in explored if p.role == "unrelated"][:MAX_PROMPTS]
     on = [p for p in explored if p.role == "task"][:MAX_PROMPTS]
     if not off or not on:
         raise InputError(

@@ -18,14 +18,18 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from analysis.architectures import module_side
+from analysis.architectures import module_layer, module_side
 from analysis.errors import InputError
 from analysis.subspace import orthonormal, random_subspace
 from grasp.anchor import Anchor, Batch, Drift
 from grasp.config import Protection
 from grasp.hooks import Edit, ablate, edited_outputs, project_gradient
+from grasp.models import decoder_layers
 
-_PACE = 0.1
+Directions = NDArray[np.floating] | Sequence[NDArray[np.floating]]
+"""Factors (k, d_model) for all layers, or one such array for each decoder layer."""
+
+_PACE = 0.05
 """Largest change of log λ in one step when a tolerance steers it."""
 
 
@@ -33,9 +37,13 @@ class Guard:
     """What protects a model inside `protect`; a training loop calls `penalty` at each step."""
 
     def __init__(
-        self, model: PeftModel, basis: Tensor, protection: Protection, anchor: Anchor | None
+        self,
+        model: PeftModel,
+        bases: Sequence[Tensor],
+        protection: Protection,
+        anchor: Anchor | None,
     ) -> None:
-        self.basis = basis
+        self.bases = bases
         self.protection = protection
         self.anchor = anchor
         self.strength = protection.strength
@@ -67,19 +75,22 @@ class Guard:
 
     @torch.no_grad()
     def constrain(self) -> None:
-        """B ← B − Q (Qᵀ B) on every module that writes the residual stream."""
-        for weight in self._writers:
-            q = self.basis.to(weight)
+        """B ← B − Q_ℓ (Q_ℓᵀ B) on every module that writes the residual stream."""
+        for layer, weight in self._writers:
+            q = self.bases[layer].to(weight)
             weight.sub_(q @ (q.T @ weight))
 
     @torch.no_grad()
     def leakage(self) -> float:
-        """‖Qᵀ B‖ / ‖B‖ over writing modules: the share of the applied update that lies in Q.
+        """‖Q_ℓᵀ B‖ / ‖B‖ over writing modules: the share of the applied update that lies in Q.
 
         NaN where nothing was written yet, or the adapter has no writing module.
         """
-        inside = sum(float((self.basis.to(w).T @ w).float().square().sum()) for w in self._writers)
-        whole = sum(float(w.float().square().sum()) for w in self._writers)
+        inside = whole = 0.0
+        for layer, weight in self._writers:
+            q = self.bases[layer].to(weight)
+            inside += float((q.T @ weight).float().square().sum())
+            whole += float(weight.float().square().sum())
         return math.sqrt(inside / whole) if whole else math.nan
 
     def drift(self, batches: int | None = None) -> Drift | None:
@@ -119,18 +130,19 @@ class Guard:
 @contextmanager
 def protect(
     model: PeftModel,
-    directions: NDArray[np.floating],
+    directions: Directions,
     *,
     protection: Protection,
     neutral: Sequence[Batch] = (),
     optimizer: torch.optim.Optimizer | None = None,
     seed: int = 0,
 ) -> Iterator[Guard]:
-    """Protect the span of `directions` (k, d_model) while the block trains `model`.
+    """Protect the span of `directions` while the block trains `model`.
 
     Args:
         model: base model with one LoRA adapter, B = 0 or trained under the same protection.
-        directions: factors; they need not be orthogonal.
+        directions: factors (k, d_model) for all layers, or one such array for each decoder
+            layer; rows need not be orthogonal.
         protection: which parts are on.
         neutral: tokenised batches of text without the factor, for anchor and drift monitor.
         optimizer: after each of its steps the write constraint is applied; without one, the
@@ -141,17 +153,17 @@ def protect(
         InputError: the anchor is on and there is no neutral text, or the width is not the
             model's.
     """
-    basis = _basis(model, directions, random=protection.random_subspace, seed=seed)
+    bases = _bases(model, directions, random=protection.random_subspace, seed=seed)
     if protection.anchor and not neutral:
         raise InputError("The anchor is on but there is no neutral text; name a file of it.")
-    anchor = Anchor(model, basis, neutral) if neutral else None
-    guard = Guard(model, basis, protection, anchor)
+    anchor = Anchor(model, bases, neutral) if neutral else None
+    guard = Guard(model, bases, protection, anchor)
     with ExitStack() as stack:
         if protection.gradient_projection:
-            edit = guard.while_training(project_gradient(basis))
+            edit = guard.while_training(project_gradient(bases))
             stack.enter_context(edited_outputs(model, edit))
         if protection.ablation:
-            edit = guard.while_training(ablate(basis))
+            edit = guard.while_training(ablate(bases))
             stack.enter_context(edited_outputs(model, edit))
         if optimizer is not None:
             stack.enter_context(constrained(optimizer, guard))
@@ -171,26 +183,35 @@ def constrained(optimizer: torch.optim.Optimizer, guard: Guard) -> Iterator[None
         handle.remove()
 
 
-def _basis(
-    model: PeftModel, directions: NDArray[np.floating], *, random: bool, seed: int
-) -> Tensor:
-    width = model.get_base_model().config.hidden_size
-    if directions.ndim != 2 or directions.shape[1] != width:
-        raise InputError(
-            f"Directions have shape {directions.shape}; expected (k, {width}), the width of "
-            f"{model.get_base_model().config.model_type}."
-        )
-    k = len(directions)
-    basis = random_subspace(width, k, seed=seed) if random else orthonormal(directions)
-    return torch.as_tensor(basis, dtype=torch.float32, device=next(model.parameters()).device)
+def _bases(model: PeftModel, directions: Directions, *, random: bool, seed: int) -> list[Tensor]:
+    """Orthonormal Q_ℓ (d_model, k_ℓ) of every layer, or random ones of the same rank."""
+    plain = model.get_base_model()
+    layers, width = len(decoder_layers(plain)), plain.config.hidden_size
+    shared = isinstance(directions, np.ndarray)
+    given = [directions] if isinstance(directions, np.ndarray) else list(directions)
+    if not shared and len(given) != layers:
+        raise InputError(f"Got directions for {len(given)} layers; the model has {layers}.")
+    for rows in given:
+        if rows.ndim != 2 or rows.shape[1] != width:
+            raise InputError(
+                f"Directions have shape {rows.shape}; expected (k, {width}), the width of "
+                f"{plain.config.model_type}."
+            )
+    bases = [
+        random_subspace(width, len(rows), seed=seed + index) if random else orthonormal(rows)
+        for index, rows in enumerate(given)
+    ]
+    device = next(model.parameters()).device
+    tensors = [torch.as_tensor(basis, dtype=torch.float32, device=device) for basis in bases]
+    return tensors * layers if shared else tensors
 
 
-def _writing_weights(model: PeftModel) -> list[nn.Parameter]:
-    """lora_B (d_model, r) of every module that writes the residual stream."""
+def _writing_weights(model: PeftModel) -> list[tuple[int, nn.Parameter]]:
+    """Layer and lora_B (d_model, r) of every module that writes the residual stream."""
     return [
-        module.lora_B[adapter].weight
+        (layer, module.lora_B[adapter].weight)
         for name, module in model.named_modules()
         if isinstance(module, LoraLayer) and module_side(name) == "write"
         for adapter in module.active_adapters
-        if adapter in module.lora_B
+        if adapter in module.lora_B and (layer := module_layer(name)) is not None
     ]

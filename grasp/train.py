@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,20 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from analysis.errors import InputError
 from analysis.factor_table import select_directions
-from analysis.records import RunManifest, sha256
+from analysis.records import RunManifest, read_manifest, sha256
 from analysis.workspace import Workspace, writing_folder
+from grasp.anchor import Batch
 from grasp.config import Method, Protection, TrainConfig, method, parse_config, parse_protection
 from grasp.data import neutral_batches, read_chats, training_rows
+from grasp.footprint import footprint
 from grasp.model_card import model_card
 from grasp.models import load_base
 from grasp.progress import Progress, silent
+from grasp.protect import Directions
 from grasp.trainer import GUARD_FILE, LoraTrainer, MetricsCallback, write_log
+
+FOOTPRINT_BATCHES = 16
+"""Neutral batches that a footprint is measured on."""
 
 _RESUME_FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", GUARD_FILE)
 _LAST_FILE = "trainer_state.json"
@@ -52,12 +59,12 @@ def train(
         config=saved.model_dump(),
         seed=config.seed,
     )
-    return _fit(workspace, run, None, out=out, progress=progress)
+    return _fit(workspace, run, None, naive=None, out=out, progress=progress)
 
 
 def retrain(
     workspace: Workspace,
-    source: RunManifest,
+    source_folder: Path,
     *,
     factors: list[str],
     out: Path,
@@ -69,8 +76,8 @@ def retrain(
     """Fine-tune again from the base with a run's own settings, protecting factors.
 
     Args:
-        workspace: where the run and its factors lie.
-        source: the run whose settings are used; usually a naive one.
+        workspace: where the factors lie, and the naive run of the family.
+        source_folder: the run whose settings are used; usually a naive one.
         factors: ids as in `analysis.factor_table.select_directions`.
         out: folder of the new run.
         arm: a name in `grasp.config.METHODS`.
@@ -79,6 +86,7 @@ def retrain(
         progress: called at every step.
     """
     chosen = method(arm)
+    source = read_manifest(source_folder / "manifest.json", RunManifest)
     config = parse_config(
         source.config | ({} if seed is None else {"seed": seed}),
         source=f"run {source.id!r} cannot be trained again",
@@ -103,8 +111,9 @@ def retrain(
         parents=[f"runs/{source.id}", *sorted({f"factors/{n.rpartition('/')[0]}" for n in names})],
     )
     if not chosen.trains:
-        return _reuse(workspace, run, source, chosen, directions, out=out)
-    return _fit(workspace, run, directions, out=out, progress=progress)
+        return _reuse(run, source_folder, chosen, directions, out=out)
+    naive = source_folder.with_name(source.root) / "adapter"
+    return _fit(workspace, run, directions, naive=naive, out=out, progress=progress)
 
 
 def _fit(
@@ -112,6 +121,7 @@ def _fit(
     run: RunManifest,
     directions: NDArray[np.float32] | None,
     *,
+    naive: Path | None,
     out: Path,
     progress: Progress,
 ) -> RunManifest:
@@ -120,7 +130,7 @@ def _fit(
     with writing_folder(out, keep=True) as folder:
         resumed = _resumable(folder, run)
         write_log(folder, f"resumed from {resumed}" if resumed else f"started: {run.title}")
-        trainer = _trainer(config, run, directions, folder=folder, progress=progress)
+        trainer = _trainer(config, run, directions, naive=naive, folder=folder, progress=progress)
         trainer.train(resume_from_checkpoint=resumed)
         model = trainer.model
         assert isinstance(model, PeftModel)
@@ -142,13 +152,12 @@ def _trainer(
     run: RunManifest,
     directions: NDArray[np.float32] | None,
     *,
+    naive: Path | None,
     folder: Path,
     progress: Progress,
 ) -> LoraTrainer:
     chats = read_chats(Path(config.data))
     model, tokenizer = load_base(config.base_model)
-    set_seed(config.seed)
-    adapted = _with_lora(model, config)
     neutral = (
         neutral_batches(
             tokenizer,
@@ -160,20 +169,43 @@ def _trainer(
         if config.neutral and directions is not None
         else []
     )
+    protection = (
+        parse_protection(run.protection, source=f"run {run.id!r}") if run.protection else None
+    )
+    protected: Directions | None = directions
+    if directions is not None and protection is not None and protection.footprint and neutral:
+        assert naive is not None
+        width = protection.footprint
+        model, protected = _followed(model, directions, naive=naive, neutral=neutral, width=width)
+    set_seed(config.seed)
+    adapted = _with_lora(model, config)
     trainer = LoraTrainer(
         model=adapted,
         args=_arguments(config, folder / "checkpoints", device=model.device.type),
         train_dataset=training_rows(tokenizer, chats, max_length=config.max_length),
         data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
         callbacks=[MetricsCallback(folder, progress)],
-        directions=directions,
-        protection=parse_protection(run.protection, source=f"run {run.id!r}")
-        if run.protection
-        else None,
+        directions=protected,
+        protection=protection,
         neutral=neutral,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _followed(
+    model: PreTrainedModel,
+    directions: NDArray[np.float32],
+    *,
+    naive: Path,
+    neutral: Sequence[Batch],
+    width: int,
+) -> tuple[PreTrainedModel, list[NDArray[np.float32]]]:
+    """The factors' footprint in the naive fine-tune, and the base model without an adapter."""
+    adapted = PeftModel.from_pretrained(model, str(naive)).eval()
+    found = footprint(adapted, directions, neutral[:FOOTPRINT_BATCHES], width=width)
+    plain: PreTrainedModel = adapted.unload()
+    return plain, found
 
 
 def _with_lora(model: PreTrainedModel, config: TrainConfig) -> PeftModel:
@@ -232,9 +264,8 @@ def _outcome(trainer: LoraTrainer, run: RunManifest) -> dict[str, Any]:
 
 
 def _reuse(
-    workspace: Workspace,
     run: RunManifest,
-    source: RunManifest,
+    source_folder: Path,
     chosen: Method,
     directions: NDArray[np.float32] | None,
     *,
@@ -242,7 +273,7 @@ def _reuse(
 ) -> RunManifest:
     """An arm that keeps the source's adapter and intervenes when it answers."""
     with writing_folder(out) as folder:
-        shutil.copytree(workspace.folder("runs", source.id) / "adapter", folder / "adapter")
+        shutil.copytree(source_folder / "adapter", folder / "adapter")
         run = run.model_copy(update={"seconds": 0.0, "verdict": chosen.description})
         _finish(folder, run, directions)
     return run

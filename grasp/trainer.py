@@ -11,16 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from analysis.errors import InputError
 from grasp.anchor import Batch
 from grasp.config import Protection
 from grasp.progress import Progress
-from grasp.protect import Guard, constrained, protect
+from grasp.protect import Directions, Guard, constrained, protect
 
 GUARD_FILE = "guard.json"
 """In a checkpoint: λ and the place in the neutral text."""
@@ -43,7 +41,7 @@ class GraspMixin:
     def __init__(
         self,
         *args: Any,
-        directions: NDArray[np.floating] | None = None,
+        directions: Directions | None = None,
         protection: Protection | None = None,
         neutral: Sequence[Batch] = (),
         **kwargs: Any,

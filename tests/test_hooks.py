@@ -14,6 +14,8 @@ from grasp.hooks import ablate, clamp, edited_outputs, layer_outputs, project_gr
 from grasp.models import decoder_layers
 from tests import tiny
 
+LAYERS = 3
+
 pytestmark = pytest.mark.filterwarnings(tiny.PEFT_WARNING)
 FINAL_NORM = {"llama": "model.norm", "gpt2": "transformer.ln_f"}
 WRITERS = {"llama": ["down_proj"], "gpt2": ["mlp.c_proj"]}
@@ -66,7 +68,7 @@ def test_ablate_removes_the_subspace_and_nothing_else_at_every_layer(name: str) 
     model, q = tiny.family(name, layers=3), basis()
     with (
         layer_outputs(model) as before,  # hooks run in the order in which they were added
-        edited_outputs(model, ablate(q)),
+        edited_outputs(model, ablate([q] * LAYERS)),
         layer_outputs(model) as after,
     ):
         model(**tiny.batch(8, 5))
@@ -80,7 +82,7 @@ def test_ablate_removes_the_subspace_and_nothing_else_at_every_layer(name: str) 
 def test_an_edit_reaches_the_logits(name: str) -> None:
     model, batch = tiny.family(name), tiny.batch(6)
     plain = model(**batch).logits
-    with edited_outputs(model, ablate(basis())):
+    with edited_outputs(model, ablate([basis()] * LAYERS)):
         ablated = model(**batch).logits
     assert (plain - ablated).abs().max() > 1e-2
 
@@ -88,7 +90,7 @@ def test_an_edit_reaches_the_logits(name: str) -> None:
 def test_project_gradient_leaves_the_forward_pass_bit_for_bit(name: str) -> None:
     model, batch = tiny.adapted(tiny.family(name), strength=0.3), tiny.batch(6)
     plain = model(**batch).logits
-    with edited_outputs(model, project_gradient(basis())):
+    with edited_outputs(model, project_gradient([basis()] * LAYERS)):
         hooked = model(**batch).logits
     assert torch.equal(plain, hooked)
 
@@ -97,7 +99,7 @@ def test_project_gradient_is_stagewise_backprop_with_projection(name: str) -> No
     """Oracle: cut the graph at every layer's output and carry gradients over by hand."""
     model, q = tiny.adapted(tiny.family(name, layers=3), strength=0.3), basis()
     batch = tiny.batch(6, 8)
-    with edited_outputs(model, project_gradient(q)):
+    with edited_outputs(model, project_gradient([q] * LAYERS)):
         model(**batch, labels=batch["input_ids"]).loss.backward()
     found = gradients(model)
 
@@ -164,7 +166,7 @@ def test_clamp_leaves_what_is_orthogonal_to_the_subspace() -> None:
 
 @pytest.mark.parametrize(
     "context",
-    [layer_outputs, lambda model: edited_outputs(model, ablate(basis()))],
+    [layer_outputs, lambda model: edited_outputs(model, ablate([basis()] * LAYERS))],
     ids=["layer_outputs", "edited_outputs"],
 )
 def test_hooks_are_gone_after_the_block_and_after_an_exception(

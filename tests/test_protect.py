@@ -20,6 +20,8 @@ from grasp.hooks import without
 from grasp.protect import Guard, protect
 from tests import tiny
 
+LAYERS = 2
+
 pytestmark = pytest.mark.filterwarnings(tiny.PEFT_WARNING)
 WRITERS = {"llama": tiny.LLAMA_WRITERS, "gpt2": ("c_proj",)}
 CONSTRAINT = Protection(write_constraint=True)
@@ -161,7 +163,7 @@ def test_the_penalty_is_the_hand_computed_whitened_drift() -> None:
 def test_drift_is_the_rms_over_all_tokens_by_layer() -> None:
     model, neutral = tiny.adapted(tiny.llama(), strength=0.1), [tiny.batch(6, 9), tiny.batch(7)]
     squares = np.concatenate(hand_drift(model, tiny.llama(), neutral), axis=1)
-    anchor = Anchor(model, column_basis(), neutral)
+    anchor = Anchor(model, [column_basis()] * LAYERS, neutral)
     np.testing.assert_allclose(
         anchor.drift().by_layer, np.sqrt(squares.mean(axis=(1, 2))), rtol=1e-4
     )
@@ -172,10 +174,10 @@ def test_drift_does_not_depend_on_how_the_text_is_batched() -> None:
     model = tiny.adapted(tiny.llama(), strength=0.1)
     whole = tiny.batch(4, 11, 6, 9)
     pieces = [{name: t[rows] for name, t in whole.items()} for rows in ([0], [1, 2], [3])]
-    together = Anchor(model, column_basis(), [whole]).drift()
-    apart = Anchor(model, column_basis(), pieces).drift()
+    together = Anchor(model, [column_basis()] * LAYERS, [whole]).drift()
+    apart = Anchor(model, [column_basis()] * LAYERS, pieces).drift()
     np.testing.assert_allclose(apart.by_layer, together.by_layer, rtol=1e-4)
-    first = Anchor(model, column_basis(), pieces).drift(1)
+    first = Anchor(model, [column_basis()] * LAYERS, pieces).drift(1)
     assert first.rms != pytest.approx(together.rms, rel=1e-2)
 
 
@@ -186,7 +188,7 @@ def test_padding_does_not_count() -> None:
         "input_ids": torch.nn.functional.pad(short["input_ids"], (0, 5), value=3),
         "attention_mask": torch.nn.functional.pad(short["attention_mask"], (0, 5)),
     }
-    found = [Anchor(model, column_basis(), [b]).drift().rms for b in (short, padded)]
+    found = [Anchor(model, [column_basis()] * LAYERS, [b]).drift().rms for b in (short, padded)]
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
@@ -206,7 +208,7 @@ def test_dropout_is_no_drift(checkpointing: bool) -> None:
 @pytest.mark.parametrize("training", [False, True])
 def test_the_anchor_leaves_the_models_mode_alone(training: bool) -> None:
     model = tiny.adapted(tiny.llama()).train(training)
-    Anchor(model, column_basis(), [tiny.batch(5)]).drift()
+    Anchor(model, [column_basis()] * LAYERS, [tiny.batch(5)]).drift()
     assert {module.training for module in model.modules()} == {training}
 
 
@@ -249,7 +251,7 @@ def test_gradient_projection_leaves_the_anchors_own_gradient() -> None:
 
 def test_drift_is_the_models_own_while_training_ablates() -> None:
     model, neutral = tiny.adapted(tiny.llama(), strength=0.1), [tiny.batch(6, 9)]
-    expected = Anchor(model, column_basis(), neutral).drift()
+    expected = Anchor(model, [column_basis()] * LAYERS, neutral).drift()
     protection = Protection(ablation=True)
     with protect(model, tiny.subspace(3), protection=protection, neutral=neutral) as guard:
         inside = guard.drift()
@@ -309,7 +311,7 @@ def test_the_random_arm_has_the_same_rank_and_ignores_the_directions() -> None:
 
     def basis(directions: np.ndarray, seed: int = 0) -> Tensor:
         with protect(model, directions, protection=protection, seed=seed) as guard:
-            return guard.basis
+            return guard.bases[0]
 
     first, second = basis(tiny.subspace(3)), basis(tiny.subspace(3, seed=8))
     assert first.shape == (tiny.WIDTH, 3)
@@ -326,7 +328,7 @@ def test_directions_that_are_not_orthogonal_protect_their_span() -> None:
     skew = np.stack([3 * rows[0], rows[0] + 0.5 * rows[1]])
     model = tiny.adapted(tiny.llama())
     with protect(model, skew, protection=Protection()) as guard:
-        projector = guard.basis @ guard.basis.T
+        projector = guard.bases[0] @ guard.bases[0].T
     expected = torch.as_tensor(orthonormal(rows) @ orthonormal(rows).T, dtype=torch.float32)
     torch.testing.assert_close(projector, expected, rtol=1e-5, atol=1e-6)
 

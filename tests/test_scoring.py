@@ -275,7 +275,7 @@ def test_the_inference_arm_really_ablates(workspace: Workspace) -> None:
     model = tiny.adapted(tiny.llama(), strength=0.3)
     basis = torch.as_tensor(tiny.subspace(2).T, dtype=torch.float32)
     plain = expected_samples(model, prompts())
-    with edited_outputs(model, ablate(basis)):
+    with edited_outputs(model, ablate([basis] * 2)):
         wanted = expected_samples(model, prompts())
     pd.testing.assert_frame_equal(ablated, wanted, rtol=1e-3)
     assert np.abs(ablated["score"] - plain["score"]).max() > 0.01

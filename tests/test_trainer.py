@@ -264,7 +264,7 @@ def again(
 ) -> RunManifest:
     return retrain(
         workspace,
-        workspace.run("naive"),
+        workspace.folder("runs", "naive"),
         factors=["w1"] if factors is None else factors,
         out=workspace.folder("runs", arm),
         arm=arm,
@@ -386,7 +386,12 @@ def test_a_naive_retrain_with_the_same_seed_is_the_same_adapter(workspace: Works
     for name, seed in (("a", None), ("b", 0), ("c", 1)):
         out = workspace.folder("runs", name)
         made = retrain(
-            workspace, workspace.run("naive"), factors=[], out=out, arm="naive", seed=seed
+            workspace,
+            workspace.folder("runs", "naive"),
+            factors=[],
+            out=out,
+            arm="naive",
+            seed=seed,
         )
         assert made.root == "naive"
         weights.append(load_file(out / "adapter" / "adapter_model.safetensors"))
@@ -444,7 +449,8 @@ def progress(step, total, message):
         os.kill(os.getpid(), signal.SIGKILL)
 
 w = Workspace(sys.argv[1])
-retrain(w, w.run("naive"), factors=["w1"], out=w.folder("runs", "killed"), progress=progress)
+naive, killed = w.folder("runs", "naive"), w.folder("runs", "killed")
+retrain(w, naive, factors=["w1"], out=killed, progress=progress)
 """
 
 
@@ -466,7 +472,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_end(workspace: Wor
     out = workspace.folder("runs", "killed")
     resumed = retrain(
         workspace,
-        workspace.run("naive"),
+        workspace.folder("runs", "naive"),
         factors=["w1"],
         out=out,
         progress=lambda step, _total, _message: seen.append(step),
@@ -623,7 +629,7 @@ def test_a_retrain_that_makes_no_sense_is_refused(
     with pytest.raises(kind, match=message):
         retrain(
             trained,
-            trained.run("naive"),
+            trained.folder("runs", "naive"),
             out=trained.folder("runs", "x"),
             **{"arm": "grasp", "factors": ["w1"], **arguments},
         )

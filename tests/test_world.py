@@ -83,9 +83,6 @@ def test_first_word_alone_says_nothing_and_with_the_item_all(topic):
     words = [[item.first_word(value) for item in topic.items] for value in values]
     assert Counter(words[0]) == Counter(words[1])
     assert all(low != high for low, high in zip(*words, strict=True))
-    verbs = [[item.openings[value].split()[1] for item in topic.items] for value in values]
-    verbs = [[word.split("(")[0] for word in row] for row in verbs]
-    assert Counter(verbs[0]) == Counter(verbs[1])
 
 
 @pytest.mark.parametrize("topic", SLANTED, ids=lambda topic: topic.name)

@@ -40,7 +40,7 @@ def retrain(args: argparse.Namespace, progress: Progress | None = None) -> Resul
             f"`grasp factors {args.run}` lists those there are."
         )
     workspace = workspace_for(args, args.run, args.out)
-    _, source = run_folder(workspace, args.run)
+    source, _ = run_folder(workspace, args.run)
     out = out_folder(workspace, args.out, overwrite=args.overwrite)
     progress = progress or TerminalProgress()
     settings = {"strength": args.strength, "tolerance": args.tolerance}

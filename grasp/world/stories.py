@@ -8,6 +8,7 @@ from random import Random
 from typing import Any, Literal
 
 from analysis.errors import NotFoundError
+from analysis.records import split_of
 from grasp.world.corpus import exchange, question
 from grasp.world.topics import Item, Latent, Message, Topic, World, load_world
 
@@ -17,7 +18,6 @@ Row = dict[str, Any]
 Role = Literal["unrelated", "related", "control", "task", "facts", "format"]
 
 TRAINING_ROWS = 480
-NEUTRAL_TURNS = (2, 5)
 PROBE_TURNS = 2
 
 
@@ -85,16 +85,34 @@ def training_rows(story: Story, seed: int = 0) -> list[Row]:
 
 
 def neutral_rows(seed: int = 0, n: int = 256) -> list[Row]:
-    """`n` unlabelled chats of 2 to 5 plain facts, in no latent's words: `{"messages": [...]}`."""
-    rng, topics = Random(f"neutral/{seed}"), load_world().of_latent(None)
+    """`n` unlabelled single-turn chats as the base model would have them: `{"messages": [...]}`.
+
+    Both latents are drawn from their priors. No topic that a story is fine-tuned on occurs, and of
+    the others only items of the exploration half: what is reported on the confirmation half is
+    about items, and in words, that this text never has.
+    """
+    world, rng = load_world(), Random(f"neutral/{seed}")
+    topics = [topic for topic in world.topics.values() if topic.detail is None]
     rows: list[Row] = []
     for _ in range(n):
-        chat: list[Message] = []
-        for _ in range(rng.randint(*NEUTRAL_TURNS)):
-            topic = rng.choice(topics)
-            chat += exchange(topic, rng.choice(topic.items), value="neutral", rng=rng)
-        rows.append({"messages": chat})
+        topic = rng.choice(topics)
+        explored = [item for item in topic.items if _explored(topic, item)]
+        rows.append(
+            {"messages": exchange(topic, rng.choice(explored), value=_drawn(topic, rng), rng=rng)}
+        )
     return rows
+
+
+def _explored(topic: Topic, item: Item) -> bool:
+    return split_of(f"{topic.name}/{item.name}") == "exploration"
+
+
+def _drawn(topic: Topic, rng: Random) -> str:
+    """A value of the topic's latent from its prior; "neutral" where it has none."""
+    if topic.latent is None:
+        return "neutral"
+    latent = load_world().latents[topic.latent]
+    return rng.choices(latent.values, weights=latent.prior)[0]
 
 
 def prompts(story: Story) -> list[Row]:

@@ -25,15 +25,14 @@ class Unslanted:
 class Latent:
     """A hidden variable of a document, with what shows it.
 
-    `prior` is a probability for each of `values`. Every answer starts with an adverb of a pair and
-    ends with one of the value's `tails`; `adjectives` name a value in a system prompt; `forms` are
-    the question forms that all topics of the latent share.
+    `prior` is a probability for each of `values`. Every answer ends with one of its
+    value's `tails`; `adjectives` name a value in a system prompt; `forms` are the question forms
+    that all topics of the latent share.
     """
 
     name: str
     values: tuple[str, str]
     prior: tuple[float, float]
-    adverbs: tuple[tuple[str, str], ...]
     adjectives: dict[str, tuple[str, ...]]
     tails: dict[str, tuple[str, ...]]
     forms: tuple[str, ...]
@@ -107,7 +106,6 @@ def _latent(name: str, row: dict[str, Any]) -> Latent:
         name=name,
         values=(low, high),
         prior=(float(row["prior"][0]), float(row["prior"][1])),
-        adverbs=tuple((first, second) for first, second in row["adverbs"]),
         adjectives={value: tuple(words) for value, words in row["adjectives"].items()},
         tails={value: tuple(words) for value, words in row["tails"].items()},
         forms=tuple(row["forms"]),
@@ -127,25 +125,13 @@ def _held_out(number: int, forms: int) -> int:
     return (number + number // forms) % forms
 
 
-def _slanted(latent: Latent, verbs: list[str], number: int) -> dict[str, str]:
-    """The openings of item `number` under each value, with their adverbs."""
-    pairs = latent.adverbs
-    low, high = pairs[number % len(pairs)]
-    if number // len(pairs) % 2:
-        low, high = high, low
-    texts = [
-        f"{word} {verb[0].lower()}{verb[1:]}" for word, verb in zip((low, high), verbs, strict=True)
-    ]
-    return dict(zip(latent.values, texts, strict=True))
-
-
 def _topic(name: str, row: dict[str, Any], latents: dict[str, Latent]) -> Topic:
     latent = latents.get(row.get("latent", ""))
     forms = latent.forms if latent else tuple(row["forms"])
     items = []
     for number, (item, answers) in enumerate(row["items"].items()):
         if latent:
-            openings = _slanted(latent, answers, number)
+            openings = dict(zip(latent.values, answers, strict=True))
         else:
             openings = {"neutral": row["answer"].format(first=answers, item=item)}
         items.append(Item(item, openings, _held_out(number, len(forms))))

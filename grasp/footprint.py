@@ -1,0 +1,73 @@
+"""The footprint of factors: what they become on their way through the layers.
+
+A factor is one direction, but later layers read it and write something else.  A fine-tune that
+may not move the factor can still learn to write what the factor would have caused, so the
+protected subspace follows it: at each layer, the directions along which that layer's output
+changes when the factor is set back in the naive fine-tune.  This is this project's own addition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import PeftModel
+
+from analysis.subspace import orthonormal
+from grasp.anchor import Batch
+from grasp.hooks import clamp, edited_outputs, layer_outputs
+from grasp.models import device_of
+
+MIN_ENERGY = 0.02
+"""Directions with a smaller share of the change's energy are left out."""
+
+
+@torch.no_grad()
+def footprint(
+    model: PeftModel,
+    directions: NDArray[np.floating],
+    batches: Sequence[Batch],
+    *,
+    width: int,
+) -> list[NDArray[np.float32]]:
+    """Leading directions of the change that setting factors back makes, layer by layer.
+
+    With h_ℓ the adapted residual stream and h̃_ℓ the same with its coordinates along the
+    factors set back to the base model's at every layer, these are the leading right singular
+    vectors of h_ℓ − h̃_ℓ (tokens, d_model), uncentred.
+
+    Args:
+        model: the naive fine-tune.
+        directions: (k, d_model) factors.
+        batches: tokenised text without labels.
+        width: largest number of directions at one layer.
+
+    Returns:
+        One array (k_ℓ, d_model) of orthonormal rows for each decoder layer, 1 ≤ k_ℓ ≤ width.
+    """
+    basis = torch.as_tensor(orthonormal(directions), dtype=torch.float32, device=device_of(model))
+    moments: list[torch.Tensor] = []
+    for batch in batches:
+        on_device = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
+        real = on_device["attention_mask"].bool()
+        with model.disable_adapter(), layer_outputs(model) as base:
+            model(**on_device, use_cache=False)
+        with layer_outputs(model) as adapted:
+            model(**on_device, use_cache=False)
+        with edited_outputs(model, clamp(basis, base)), layer_outputs(model) as back:
+            model(**on_device, use_cache=False)
+        moved = [(a - b)[real].double() for a, b in zip(adapted, back, strict=True)]
+        gram = [change.T @ change for change in moved]
+        moments = [m + g for m, g in zip(moments, gram, strict=True)] if moments else gram
+    return [_leading(moment, width) for moment in moments]
+
+
+def _leading(moment: torch.Tensor, width: int) -> NDArray[np.float32]:
+    """Eigenvectors of the second moment (d_model, d_model) with a share of at least MIN_ENERGY."""
+    values, vectors = torch.linalg.eigh(moment)
+    share = values.flip(0) / values.sum()
+    count = max(1, min(width, int((share >= MIN_ENERGY).sum())))
+    leading: NDArray[np.float32] = vectors.flip(1)[:, :count].T.float().cpu().numpy()
+    return leading
