@@ -205,6 +205,11 @@ def _jobs(p: argparse.ArgumentParser) -> None:
     group.add_argument("--requeue", type=int, metavar="ID")
 
 
+def _bench(p: argparse.ArgumentParser) -> None:
+    p.add_argument("what_to_measure", metavar="WHAT", choices=("identification", "removal"))
+    p.add_argument("--seeds", type=int, default=3, help="fine-tuning seeds; default: 3")
+
+
 def _export(p: argparse.ArgumentParser) -> None:
     p.add_argument("--out", required=True, metavar="FILE.zip")
 
@@ -223,5 +228,6 @@ _COMMANDS: dict[str, tuple[str, str, Add]] = {
     "compare": ("adapters", "The trade-off table of runs of one family", _compare),
     "jobs": ("services", "The queue: list, cancel, queue again", _jobs),
     "worker": ("services", "Run queued jobs", _worker),
+    "bench": ("services", "Measure identification or removal over seeds", _bench),
     "export": ("services", "Pack the workspace into one archive", _export),
 }

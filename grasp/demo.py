@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import queue
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from analysis.comparison import comparison
 from analysis.errors import GraspError
@@ -122,6 +125,14 @@ def _lay_out(workspace: Workspace, *, seed: int) -> None:
         write_jsonl(data / f"{name}.jsonl", training_rows(story, seed=seed))
         write_jsonl(data / f"{name}-prompts.jsonl", prompts(story))
         write_jsonl(data / f"{name}-probes.jsonl", probes(story))
+        config = story_config(workspace, name, seed=seed).located(lambda path: _beside(data, path))
+        text = yaml.safe_dump(config.model_dump(), sort_keys=False)
+        (data / f"{name}.yaml").write_text(text, encoding="utf-8")
+
+
+def _beside(folder: Path, path: str) -> str:
+    """A path as a settings file in `folder` names it."""
+    return os.path.relpath(path, folder)
 
 
 def _records(name: str) -> list[str]:

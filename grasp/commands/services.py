@@ -73,6 +73,23 @@ def jobs(args: argparse.Namespace) -> Result:
     return Result({"jobs": rows}, "\n".join(lines) or "No jobs yet.")
 
 
+def bench(args: argparse.Namespace) -> Result:
+    """The demo's stories over several seeds: how well factors are found, and removed."""
+    from grasp.bench import build_seeds, identification_table, removal_table
+
+    root = Path(args.workspace or "bench-workspace")
+    workspaces = build_seeds(root, seeds=args.seeds)
+    measure = identification_table if args.what_to_measure == "identification" else removal_table
+    rows = measure(workspaces)
+    lines = ["  ".join(f"{_shown(value):<14}" for value in row.values()) for row in rows]
+    header = "  ".join(f"{name:<14}" for name in rows[0])
+    return Result({"seeds": args.seeds, "rows": rows}, "\n".join([header, *lines]))
+
+
+def _shown(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
 def export(args: argparse.Namespace) -> Result:
     """Pack the workspace into one zip archive that opens elsewhere."""
     workspace = workspace_for(args)
