@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
-import scipy.special
-import scipy.stats
 from numpy.typing import ArrayLike, NDArray
 
 from analysis.errors import InputError
@@ -46,8 +45,13 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
         raise InputError(f"Got {successes} successes of {n}; expected 0 ≤ successes ≤ n.")
     if n == 0:
         return _unknown(0, "wilson", confidence)
-    bounds = scipy.stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    return Interval(successes / n, float(bounds.low), float(bounds.high), n, "wilson", confidence)
+    z, share = _z(confidence), successes / n
+    centre = share + z**2 / (2 * n)
+    width = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    # At the ends the bound is exact, and rounding must not carry it past them.
+    low = 0.0 if successes == 0 else (centre - width) / (1 + z**2 / n)
+    high = 1.0 if successes == n else (centre + width) / (1 + z**2 / n)
+    return Interval(share, low, high, n, "wilson", confidence)
 
 
 def bootstrap_mean(
@@ -193,14 +197,16 @@ def auc(positive: ArrayLike, negative: ArrayLike, *, confidence: float = 0.95) -
 
     Source: DeLong et al. 1988, Biometrics 44; Pepe 2003, section 5.2 (logit).
     """
+    from scipy.stats import rankdata  # a second to load, which pages without an area spare
+
     _check_confidence(confidence)
     (high,), (low,) = _columns(positive), _columns(negative)
     m, n = high.size, low.size
     if min(m, n) == 0:
         return _unknown(m + n, "delong", confidence)
-    ranks = scipy.stats.rankdata(np.concatenate([high, low]))
-    above = (ranks[:m] - scipy.stats.rankdata(high)) / n
-    below = 1 - (ranks[m:] - scipy.stats.rankdata(low)) / m
+    ranks = rankdata(np.concatenate([high, low]))
+    above = (ranks[:m] - rankdata(high)) / n
+    below = 1 - (ranks[m:] - rankdata(low)) / m
     area = float(above.mean())
     if min(m, n) < 2:
         return Interval(area, np.nan, np.nan, m + n, "delong", confidence)
@@ -209,7 +215,7 @@ def auc(positive: ArrayLike, negative: ArrayLike, *, confidence: float = 0.95) -
         return _separated(area, m, n, confidence)
     logit, width = np.log(area / (1 - area)), np.sqrt(variance) / (area * (1 - area))
     bounds = logit + _z(confidence) * width * np.array([-1, 1])
-    low_bound, high_bound = scipy.special.expit(bounds)
+    low_bound, high_bound = 1 / (1 + np.exp(-bounds))
     return Interval(area, float(low_bound), float(high_bound), m + n, "delong", confidence)
 
 
@@ -270,7 +276,7 @@ def _check_confidence(confidence: float) -> None:
 
 
 def _z(confidence: float) -> float:
-    return float(scipy.stats.norm.ppf((1 + confidence) / 2))
+    return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
 def _unknown(n: int, method: str, confidence: float) -> Interval:
