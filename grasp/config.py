@@ -117,7 +117,7 @@ class Method(Settings):
     trains: bool = True
 
 
-_GRASP = Protection(write_constraint=True, anchor=True, tolerance=0.1, footprint=6)
+_GRASP = Protection(write_constraint=True, anchor=True, tolerance=0.08, footprint=6)
 
 METHODS: dict[str, Method] = {
     method.name: method

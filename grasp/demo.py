@@ -80,9 +80,13 @@ def build(workspace: Workspace, *, seed: int = 0) -> None:
         process.start()
     try:
         _follow(processes, updates)
-    finally:
+    except BaseException:
         for process in processes:
             process.terminate()
+        raise
+    finally:
+        for process in processes:
+            process.join()
 
 
 def summary(workspace: Workspace) -> tuple[dict[str, Any], str]:
