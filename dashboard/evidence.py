@@ -135,7 +135,7 @@ def _map(workspace: Workspace, run: str, factor: str, layer: int) -> None:
         rows = points[points["id"].isin(picked)] if picked else points
         st.markdown(literal(f"{len(rows)} of {len(points)} probes"))
         st.dataframe(
-            rows[["id", "group", "variant", "move", "text"]],
+            rows[["group", "variant", "move", "text", "id"]],
             hide_index=True,
             height=380,
             key=Key.SHIFT_TABLE,

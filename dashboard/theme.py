@@ -1,7 +1,8 @@
 """Colours and chart layout: mid-tones that read on light and on dark, and to colour-blind eyes.
 
 Every mark has a contrast of at least 3 to 1 against both page backgrounds, so figures need not
-know which one is shown; text and grid lines are left to Streamlit's chart theme.
+know which one is shown; only the sequential scale comes nearer to them, at its ends.  Text and
+grid lines are left to Streamlit's chart theme.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ _METHODS = {
 }
 
 SEQUENTIAL = [
-    [0.0, "#C8D9EA"],
-    [0.35, "#7FB0DC"],
+    [0.0, "#A9C8E8"],
+    [0.35, "#6FA6DA"],
     [0.7, "#2E75B9"],
-    [1.0, "#0F3F70"],
+    [1.0, "#17508F"],
 ]
 
 LOW_END = BLUE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -34,6 +35,8 @@ PAGES = {
 START_SECONDS = 60.0
 LOAD_MS = 60_000
 POLL_SECONDS = 0.2
+
+_PROBE = re.compile(rf"/({'|'.join(PAGES)})/_stcore/(health|host-config)$")
 
 Found = TypeVar("Found")
 
@@ -100,11 +103,15 @@ def opened(
 
 
 def _complaints(page: Page, host: str) -> list[str]:
-    """What goes wrong on a page, as it goes wrong."""
+    """What goes wrong on a page, as it goes wrong.
+
+    Streamlit's client finds out where its server's root is by asking under the page's own path
+    first, which is a 404 on the console.
+    """
     found: list[str] = []
 
     def said(message: ConsoleMessage) -> None:
-        if message.type == "error":
+        if message.type == "error" and not _PROBE.search(message.location["url"]):
             found.append(f"console: {message.text} ({message.location['url']})")
 
     def asked(request: Request) -> None:

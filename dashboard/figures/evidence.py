@@ -45,8 +45,9 @@ def histogram(projections: pd.DataFrame, *, by: str) -> go.Figure:
             figure.add_trace(trace, row=row, col=1)
     figure.update_layout(barmode="overlay", bargap=0.04)
     figure.update_annotations(x=0, xanchor="left", font_size=12)
-    height = 130 + (160 if len(panels) <= 3 else 110) * len(panels)
+    height = 145 + (160 if len(panels) <= 3 else 110) * len(panels)
     styled(figure, title=f"Projection by {by}", x="", y="probes", height=height)
+    figure.update_layout(margin_t=60)  # the first panel's name lies under the title
     figure.update_xaxes(title_text="projection (base std)", row=len(panels), col=1)
     return figure
 

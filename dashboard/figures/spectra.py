@@ -61,7 +61,8 @@ def module_map(modules: pd.DataFrame, *, measure: str, selected: str | None) -> 
     )
     height = max(330, min(640, 120 + 36 * modules["layer"].nunique()))
     styled(figure, title=title, x="module", y="decoder layer", height=height, legend=False)
-    figure.update_yaxes(dtick=1 if modules["layer"].nunique() <= 16 else None, showgrid=False)
+    dtick = 1 if modules["layer"].nunique() <= 16 else None
+    figure.update_yaxes(dtick=dtick, showgrid=False, zeroline=False)
     figure.update_xaxes(showgrid=False, categoryorder="array", categoryarray=places)
     return figure
 
@@ -106,6 +107,7 @@ def factor_scree(
                 marker={
                     "color": colour,
                     "symbol": symbol,
+                    "opacity": 1,  # Plotly's own is 0.7 where sizes differ
                     "size": [15 if one == selected else 10 for one in rows["id"]],
                     "line": {
                         "width": [3 if one == selected else 1 for one in rows["id"]],

@@ -231,6 +231,7 @@ def _flips(answers: pd.DataFrame, names: dict[str, str], root: str) -> None:
             hide_index=True,
             height=min(260, 38 + 35 * len(flips)),
             key=Key.FLIPS,
+            column_order=["prompt", *columns.values(), "role", "group", "prompt_id"],
             column_config={
                 title: score for name, title in columns.items() if name.startswith("score:")
             },

@@ -88,26 +88,27 @@ def _list(workspace: Workspace, table: FactorTable, factor: str) -> None:
             alt="Factors, best score first",
         )  # fmt: skip
     notices.reading(
-        "Best score first; select a row. The score multiplies energy above the band, stability and "
-        "the off-task effect; a part that was not measured counts as 1. It suggests; you decide."
+        "Those above the band first, then by score; select a row. The score is stability times "
+        "the off-task effect, weighed by its share of both effects; where no effects were "
+        "measured, stability times energy. It suggests; you decide."
     )
 
 
 def _columns() -> dict[str, Any]:
     number = st.column_config.NumberColumn
     return {
-        "id": st.column_config.TextColumn("factor", pinned=True, width=70),
-        "label": st.column_config.TextColumn("label", width=90),
+        "id": st.column_config.TextColumn("factor", pinned=True, width=55),
+        "label": st.column_config.TextColumn("label", width=80),
         "score": number(
             "score", format="%.3f", width=60, help="What the list is ordered by."
         ),
-        "singular_value": number("σ", format="%.3f", width=60, help="In the units of the weights."),
+        "singular_value": number("σ", format="%.3f", width=55, help="In the units of the weights."),
         "energy": number("energy", format="%.3f", width=65, help="σ² / Σσ² on its side."),
         "significant": st.column_config.TextColumn(
             "above", width=55, help="σ above the 95 % quantile of random updates."
         ),
         "stability": number(
-            "stable", format="%.2f", width=60, help="0 to 1: found in other checkpoints."
+            "stable", format="%.2f", width=55, help="0 to 1: found in other checkpoints."
         ),
         "off_task": number(
             "off task", format="%.2f", width=65,
