@@ -1,14 +1,16 @@
 """A recording seen along one factor: tables of projections, moves, examples and maps.
 
-Projections are in standard deviations of the base model's own, taken over the answers' tokens
-of the same layer; 0 is the base model's mean there.
+Projections are in standard deviations of the base model's own, taken over the chosen tokens of
+the same layer; 0 is the base model's mean there.  A probe is read at its *decision* token, the last
+before its last answer: what precedes it has shown which end of a latent the chat is at, and no word
+of the answer is there yet to be mistaken for it.  Examples are read over all answers' tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -26,6 +28,7 @@ from analysis.recording import Recording
 from analysis.statistics import Interval, auc, bootstrap_mean
 
 Float64Array = NDArray[np.float64]
+At = Literal["decision", "answer"]
 
 
 @dataclass(frozen=True)
@@ -43,42 +46,44 @@ class Example:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Every token of a recording: its probe's row, whether it answers, both projections (n,)."""
+    """Every token of a recording: its probe's row, whether it is chosen, both projections (n,)."""
 
     probe: NDArray[np.intp]
-    answer: NDArray[np.bool_]
+    chosen: NDArray[np.bool_]
     base: Float64Array
     adapted: Float64Array
 
 
-def token_projections(recording: Recording, direction: NDArray[np.floating]) -> Tokens:
+def token_projections(recording: Recording, direction: NDArray[np.floating], *, at: At) -> Tokens:
     """Standardised projections of all tokens of a one-layer recording on `direction` (d_model,).
+
+    `at` names the tokens that are chosen, and that the base model's mean and spread are taken over.
 
     Raises:
         SchemaError: probes and activations do not fit, or no token belongs to an answer.
         InputError: dimensions differ.
     """
-    probe, answer = _index(recording)
+    probe, chosen = _index(recording, at)
     unit = np.asarray(direction, np.float64)[None]
     base, adapted = (project(array[0], unit) for array in (recording.base, recording.adapted))
-    reference = base[answer]
+    reference = base[chosen]
     return Tokens(
         probe,
-        answer,
+        chosen,
         standardise(base, reference)[:, 0],
         standardise(adapted, reference)[:, 0],
     )
 
 
 def projections(recording: Recording, direction: NDArray[np.floating]) -> pd.DataFrame:
-    """One row a probe, its answer's tokens averaged: id, group, variant, base, adapted, move, text.
+    """One row a probe, at its decision token: id, group, variant, base, adapted, move, text.
 
     `move` is adapted − base; `text` is the answer.
     """
-    tokens = token_projections(recording, direction)
+    tokens = token_projections(recording, direction, at="decision")
     table = recording.probes[["id", "group", "variant"]].astype(str).reset_index(drop=True)
     for name, values in (("base", tokens.base), ("adapted", tokens.adapted)):
-        table[name] = _answer_means(values[:, None], tokens)[:, 0]
+        table[name] = _chosen_means(values[:, None], tokens)[:, 0]
     table["move"] = table["adapted"] - table["base"]
     table["text"] = [_answer_text(row) for row in recording.probes.to_dict("records")]
     return table
@@ -131,8 +136,8 @@ def examples(
         Low end and high end, the most extreme first, each ranked by the mean over its answer;
         and the largest magnitude of an answer's token among them, for one scale of colour.
     """
-    tokens = token_projections(recording, direction)
-    inside = tokens.answer
+    tokens = token_projections(recording, direction, at="answer")
+    inside = tokens.chosen
     ends = strongest(tokens.adapted[inside], tokens.probe[inside], how="mean", n=count)
     low, high = (
         [_example(recording, tokens, int(one.prompt_id), one.score) for one in end]
@@ -146,16 +151,15 @@ def examples(
 def moves(
     recording: Recording, direction: NDArray[np.floating]
 ) -> tuple[pd.DataFrame, tuple[float, float]]:
-    """PCA of h_adapted − h_base, averaged over each answer: the table of `projections` with x, y.
+    """PCA of h_adapted − h_base at the decision tokens: the table of `projections` with x, y.
 
     Returns:
         The table, and the two components' shares of variance.
     """
     table = projections(recording, direction)
-    probe, answer = _index(recording)
-    tokens = Tokens(probe, answer, np.empty(0), np.empty(0))
+    tokens = Tokens(*_index(recording, "decision"), np.empty(0), np.empty(0))
     change = recording.adapted[0].astype(np.float64) - recording.base[0]
-    means = _answer_means(change, tokens)
+    means = _chosen_means(change, tokens)
     known = np.isfinite(means).all(axis=1)
     plane = pca_map(means[known])
     table = table[known].assign(x=plane.coordinates[:, 0], y=plane.coordinates[:, 1])
@@ -163,10 +167,10 @@ def moves(
     return table.reset_index(drop=True), (float(shares[0]), float(shares[1]))
 
 
-def _index(recording: Recording) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """Probe row and answer mark of every token of the activations."""
+def _index(recording: Recording, at: At) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Probe row of every token of the activations, and whether it is chosen."""
     total = recording.base.shape[1]
-    probe, answer = np.full(total, -1), np.zeros(total, dtype=bool)
+    probe, chosen = np.full(total, -1), np.zeros(total, dtype=bool)
     for row, one in enumerate(recording.probes.to_dict("records")):
         start, marks = int(one["offset"]), np.asarray(one["answer"], dtype=bool)
         if start < 0 or start + len(marks) > total or len(marks) != len(one["tokens"]):
@@ -175,16 +179,24 @@ def _index(recording: Recording) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
                 f"{start + len(one['tokens'])} of {total}; record the run again."
             )
         probe[start : start + len(marks)] = row
-        answer[start : start + len(marks)] = marks
-    if answer.sum() < 2:
+        chosen[start : start + len(marks)] = marks if at == "answer" else _decision(marks)
+    if chosen.sum() < 2:
         raise SchemaError("The recording marks no tokens as answers; record the run again.")
-    return probe, answer
+    return probe, chosen
 
 
-def _answer_means(values: Float64Array, tokens: Tokens) -> Float64Array:
-    """(probes, k) means of values (tokens, k) over each probe's answer; NaN without one."""
+def _decision(answer: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Marks the token before the last answer; none where there is no answer, or nothing before."""
+    starts = np.flatnonzero(answer[1:] & ~answer[:-1])
+    marks = np.zeros(len(answer), dtype=bool)
+    marks[starts[-1:]] = True
+    return marks
+
+
+def _chosen_means(values: Float64Array, tokens: Tokens) -> Float64Array:
+    """(probes, k) means of values (tokens, k) over each probe's chosen tokens; NaN without any."""
     count = int(tokens.probe.max()) + 1
-    rows, inside = tokens.probe[tokens.answer], values[tokens.answer]
+    rows, inside = tokens.probe[tokens.chosen], values[tokens.chosen]
     sums = np.zeros((count, values.shape[1]))
     np.add.at(sums, rows, inside)
     sizes = np.bincount(rows, minlength=count)[:, None]

@@ -65,9 +65,9 @@ def _projections(workspace: Workspace, run: str, factor: str, layer: int) -> Non
         rows = caches.projections(workspace, run, factor, layer=layer)
         st.plotly_chart(figures.histogram(rows, by=str(by)), key=Key.HISTOGRAM, config=_PLAIN_CHART)
         notices.reading(
-            "One count is one probe, its answer's tokens averaged. If the two variants lie apart "
-            "in grey, the base model knows the difference; if orange lies off grey, the "
-            "fine-tune moved it."
+            "One count is one probe, read at the last token before its last answer, where the "
+            "answer is decided. If the variants lie apart in grey, the base model knows the "
+            "difference; if orange lies off grey, the fine-tune moved it."
         )
     with right, st.container(border=True, height="stretch"):
         shifts = caches.shifts(workspace, run, factor, by=str(by))
@@ -126,9 +126,9 @@ def _map(workspace: Workspace, run: str, factor: str, layer: int) -> None:
             config={"displaylogo": False, "modeBarButtonsToRemove": ["toImage"]},
         )  # fmt: skip
         notices.reading(
-            "Each point is one probe's move from base to adapted, averaged over its answer's "
-            "tokens, in the two directions in which moves differ most; colour is the group, shape "
-            "the variant. Draw around points to list them."
+            "Each point is one probe's move from base to adapted at that token, in the two "
+            "directions in which moves differ most; colour is the group, shape the variant. Draw "
+            "around points to list them."
         )
     with right, st.container(border=True, height="stretch"):
         picked = _picked(state.selection.points)

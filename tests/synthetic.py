@@ -236,9 +236,10 @@ def add_recording(workspace: Workspace, recording_id: str) -> None:
         tokens = [*QUESTION, *answer, HOSTILE]
         is_answer = np.array([False] * len(QUESTION) + [True] * (len(answer) + 1))
         content = rng.standard_normal((LAYERS, len(tokens), WIDTH))
-        side = (1.5 if variant == "evil" else -1.5) * is_answer[None, :, None]
+        shows = np.append(is_answer[1:], True)  # from the token before the answer on
+        side = (1.5 if variant == "evil" else -1.5) * shows[None, :, None]
         before = content + side * planted()
-        push = 2.5 * is_answer[None, :, None] * np.linspace(0.4, 1.0, LAYERS)[:, None, None]
+        push = 2.5 * shows[None, :, None] * np.linspace(0.4, 1.0, LAYERS)[:, None, None]
         noise = 0.2 * rng.standard_normal(before.shape)
         base.append(before)
         adapted.append(before + push * planted() + noise)

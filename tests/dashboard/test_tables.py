@@ -90,38 +90,43 @@ def test_flips_are_prompts_on_the_other_side(whole: Workspace) -> None:
 def test_projections_recover_the_planted_move(recording: Recording) -> None:
     table = projection_tables.projections(recording, synthetic.planted())
     assert len(table) == 40
-    inside = np.zeros(recording.base.shape[1], dtype=bool)
-    for row in recording.probes.to_dict("records"):
-        inside[row["offset"] : row["offset"] + len(row["answer"])] = row["answer"]
-    spread = (recording.base[0][inside] @ synthetic.planted()).std(ddof=1)
+    spread = (recording.base[0][decision_tokens(recording)] @ synthetic.planted()).std(ddof=1)
     np.testing.assert_allclose(table["move"].mean(), 2.5 / spread, rtol=0.05)
     by_variant = table.groupby("variant")["base"].mean()
     assert by_variant["evil"] > 0.5 > -0.5 > by_variant["good"]
 
 
+def decision_tokens(recording: Recording) -> list[int]:
+    """The token before the first of each probe's last run of answer tokens, by a loop."""
+    found = []
+    for row in recording.probes.to_dict("records"):
+        place = len(row["answer"]) - 1
+        while not row["answer"][place]:
+            place -= 1
+        while row["answer"][place]:
+            place -= 1
+        found.append(int(row["offset"]) + place)
+    return found
+
+
 def test_projections_against_a_loop(recording: Recording) -> None:
     direction = np.random.default_rng(0).standard_normal(synthetic.WIDTH)
     table = projection_tables.projections(recording, direction)
-    row = recording.probes.iloc[7]
-    start = int(row["offset"])
-    tokens = [start + i for i, mark in enumerate(row["answer"]) if mark]
     unit = direction / np.linalg.norm(direction)
-    everywhere = [
-        int(one["offset"]) + i
-        for one in recording.probes.to_dict("records")
-        for i, mark in enumerate(one["answer"])
-        if mark
-    ]
-    base = recording.base[0].astype(float) @ unit
-    mean, spread = base[everywhere].mean(), base[everywhere].std(ddof=1)
-    assert table["base"][7] == pytest.approx((base[tokens].mean() - mean) / spread)
+    base = (recording.base[0].astype(float) @ unit)[decision_tokens(recording)]
+    np.testing.assert_allclose(table["base"], (base - base.mean()) / base.std(ddof=1))
 
 
 def test_examples_are_the_most_extreme(recording: Recording) -> None:
     low, high, limit = projection_tables.examples(recording, synthetic.planted(), count=3)
-    table = projection_tables.projections(recording, synthetic.planted())
-    assert [one.id for one in high] == list(table.nlargest(3, "adapted")["id"])
-    assert [one.id for one in low] == list(table.nsmallest(3, "adapted")["id"])
+    along = recording.adapted[0].astype(float) @ synthetic.planted()
+    means = {
+        row["id"]: along[row["offset"] :][: len(row["answer"])][list(row["answer"])].mean()
+        for row in recording.probes.to_dict("records")
+    }
+    ranked = sorted(means, key=lambda one: means[one])
+    assert [one.id for one in low] == ranked[:3]
+    assert [one.id for one in high] == ranked[::-1][:3]
     assert all(len(one.tokens) == len(one.values) == len(one.answer) for one in [*low, *high])
     assert limit == max(np.abs(one.values[list(one.answer)]).max() for one in [*low, *high])
 
@@ -143,7 +148,7 @@ def test_shifts_have_intervals(recording: Recording) -> None:
 def test_separation_finds_the_variants(recording: Recording) -> None:
     table = projection_tables.projections(recording, synthetic.planted())
     found = projection_tables.separation(table, by="variant").set_index("what")["auc"]
-    assert found["evil above the rest, base model"] == pytest.approx(1.0)
+    assert found["evil above the rest, base model"] > 0.95
     assert found["adapted above base"] > 0.6
 
 
