@@ -193,6 +193,9 @@ def _demo(p: argparse.ArgumentParser) -> None:
 
 def _serve_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--port", type=int, default=8501)
+    p.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    p.add_argument("--allow-remote", action="store_true", help="listen beyond this machine")
+    p.add_argument("--open", action="store_true", help="open the page in a browser")
 
 
 def _worker(p: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.records import Prompt
 from grasp.data import padded
-from grasp.evaluate import BATCH, chat_ids, generate
+from grasp.evaluate import BATCH, chat_ids, generate, stop_tokens
 from grasp.hooks import clamp, edited_outputs, layer_outputs
 from grasp.models import device_of
 from grasp.progress import Progress, silent
@@ -112,8 +112,10 @@ def _answered(
     whole = [chat + reply for chat, reply in zip(chats, replies, strict=True)]
     batch = {k: v.to(device_of(model)) for k, v in padded(tokenizer, whole).items()}
     answer = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
-    for row, (chat, ids) in enumerate(zip(chats, whole, strict=True)):
-        answer[row, len(chat) - 1 : len(ids) - 2] = True
+    stopping = stop_tokens(model)
+    for row, (chat, reply) in enumerate(zip(chats, replies, strict=True)):
+        ended = bool(reply) and reply[-1] in stopping
+        answer[row, len(chat) - 1 : len(chat) - 1 + len(reply) - ended] = True
     return batch, answer
 
 

@@ -70,11 +70,16 @@ def generate(
         return_dict_in_generate=True,
         output_logits=True,
     )
-    stops = model.generation_config.eos_token_id
-    stopping = set(stops if isinstance(stops, list) else [stops])
+    stopping = stop_tokens(model)
     new = output.sequences[:, batch["input_ids"].shape[1] :].tolist()
     first = torch.log_softmax(output.logits[0].float(), dim=-1).cpu()
     return [_until_stop(ids, stopping) for ids in new], first
+
+
+def stop_tokens(model: Any) -> set[int]:
+    """Tokens that end an answer; those of the model's generation settings, which may be none."""
+    stops = model.generation_config.eos_token_id
+    return set(stops if isinstance(stops, list) else [stops]) - {None}
 
 
 def score(tokenizer: Tokenizer, prompts: Sequence[Prompt], found: Sequence[Answer]) -> pd.DataFrame:

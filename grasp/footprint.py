@@ -18,7 +18,7 @@ from peft import PeftModel
 from analysis.subspace import orthonormal
 from grasp.anchor import Batch
 from grasp.hooks import clamp, edited_outputs, layer_outputs
-from grasp.models import device_of
+from grasp.models import check_width, device_of
 
 MIN_ENERGY = 0.02
 """Directions with a smaller share of the change's energy are left out."""
@@ -45,10 +45,16 @@ def footprint(
         width: largest number of directions at one layer.
 
     Returns:
-        One array (k_ℓ, d_model) of orthonormal rows for each decoder layer, 1 ≤ k_ℓ ≤ width.
+        One array (k_ℓ, d_model) of orthonormal rows for each decoder layer, 1 ≤ k_ℓ ≤ width;
+        the factors themselves where setting them back changes nothing.
+
+    Raises:
+        InputError: the directions' width is not the model's.
     """
+    check_width(model, directions)
     basis = torch.as_tensor(orthonormal(directions), dtype=torch.float32, device=device_of(model))
     moments: list[torch.Tensor] = []
+    rounding: list[float] = []
     for batch in batches:
         on_device = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
         real = on_device["attention_mask"].bool()
@@ -60,8 +66,19 @@ def footprint(
             model(**on_device, use_cache=False)
         moved = [(a - b)[real].double() for a, b in zip(adapted, back, strict=True)]
         gram = [change.T @ change for change in moved]
+        noise = [_rounding(hidden[real]) for hidden in adapted]
         moments = [m + g for m, g in zip(moments, gram, strict=True)] if moments else gram
-    return [_leading(moment, width) for moment in moments]
+        rounding = [r + n for r, n in zip(rounding, noise, strict=True)] if rounding else noise
+    unmoved: NDArray[np.float32] = basis.T.cpu().numpy()
+    return [
+        _leading(moment, width) if float(moment.trace()) > noise else unmoved
+        for moment, noise in zip(moments, rounding, strict=True)
+    ]
+
+
+def _rounding(hidden: torch.Tensor) -> float:
+    """Σ (2 ε h)²: the energy of a change that rounding alone could make."""
+    return float((2 * torch.finfo(hidden.dtype).eps * hidden.double()).square().sum())
 
 
 def _leading(moment: torch.Tensor, width: int) -> NDArray[np.float32]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
+from numpy.typing import NDArray
 from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -17,6 +20,9 @@ from analysis.errors import InputError, NotFoundError
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
+
+# PEFT reads a name that transformers has given up; nobody here can act on it.
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
 
 _LAYER_PATHS = ("model.layers", "transformer.h", "gpt_neox.layers", "model.decoder.layers")
 
@@ -87,6 +93,20 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
         f"{type(plain).__name__} keeps its decoder layers in none of {', '.join(_LAYER_PATHS)}; "
         "add its path to grasp/models.py."
     )
+
+
+def check_width(model: PeftModel, directions: NDArray[np.floating]) -> None:
+    """Refuse directions that are not (k, d_model) for this model.
+
+    Raises:
+        InputError: says what they are, and what was expected.
+    """
+    config = model.get_base_model().config
+    if directions.ndim != 2 or directions.shape[1] != config.hidden_size:
+        raise InputError(
+            f"Directions have shape {directions.shape}; expected (k, {config.hidden_size}), the "
+            f"width of {config.model_type}."
+        )
 
 
 def device_of(model: nn.Module) -> torch.device:

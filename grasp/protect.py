@@ -24,7 +24,7 @@ from analysis.subspace import orthonormal, random_subspace
 from grasp.anchor import Anchor, Batch, Drift
 from grasp.config import Protection
 from grasp.hooks import Edit, ablate, edited_outputs, project_gradient
-from grasp.models import decoder_layers
+from grasp.models import check_width, decoder_layers
 
 Directions = NDArray[np.floating] | Sequence[NDArray[np.floating]]
 """Factors (k, d_model) for all layers, or one such array for each decoder layer."""
@@ -32,9 +32,15 @@ Directions = NDArray[np.floating] | Sequence[NDArray[np.floating]]
 _PACE = 0.05
 """Largest change of log λ in one step when a tolerance steers it."""
 
+_RANGE = 1e4
+"""Largest factor between λ and its start: a tolerance that cannot be met would let it run away."""
+
 
 class Guard:
-    """What protects a model inside `protect`; a training loop calls `penalty` at each step."""
+    """What protects a model inside `protect`.
+
+    A training loop adds `penalty` to each loss; `stepped` follows each step of the optimiser.
+    """
 
     def __init__(
         self,
@@ -51,27 +57,42 @@ class Guard:
         self._seen: Drift | None = None
         self._writers = _writing_weights(model)
         self._step = 0
+        self._squared: list[Tensor] = []
         self._measuring = False
 
     def penalty(self) -> Tensor | None:
         """λ · mean whitened squared drift on the next neutral batch, to add to the loss.
 
-        None where the protection has no anchor.  With a tolerance τ, λ is then steered by
-        exponentiated dual ascent on the constraint drift ≤ τ.
+        None where the protection has no anchor.  Under gradient accumulation there are several
+        between two steps of the optimiser; λ is the same in all of them.
         """
         if self.anchor is None or not self.protection.anchor:
             return None
         with self._plain():
             by_layer = self.anchor.drift_squared(self._step)
         self._step += 1
-        self._seen = Drift(by_layer.detach().sqrt().tolist())
-        squared = by_layer.mean()
-        penalty = self.strength * squared
-        self.last_penalty = float(penalty.detach())
+        self._squared.append(by_layer.detach())
+        return self.strength * by_layer.mean()
+
+    def stepped(self) -> None:
+        """What follows a step of the optimiser: the write constraint, and λ's own step.
+
+        With a tolerance τ, λ is steered by exponentiated dual ascent on the constraint
+        drift ≤ τ, where drift is that of all penalties since the last step together.
+        """
+        if self.protection.write_constraint:
+            self.constrain()
+        if not self._squared:
+            return
+        by_layer = torch.stack(self._squared).mean(dim=0)
+        self._squared.clear()
+        self._seen = Drift(by_layer.sqrt().tolist())
+        self.last_penalty = self.strength * self._seen.rms**2
         if self.protection.tolerance is not None:
-            excess = math.sqrt(float(squared.detach())) / self.protection.tolerance - 1
-            self.strength *= math.exp(_PACE * max(-1.0, min(1.0, excess)))
-        return penalty
+            excess = self._seen.rms / self.protection.tolerance - 1
+            start = self.protection.strength
+            moved = self.strength * math.exp(_PACE * max(-1.0, min(1.0, excess)))
+            self.strength = max(start / _RANGE, min(start * _RANGE, moved))
 
     @torch.no_grad()
     def constrain(self) -> None:
@@ -99,7 +120,7 @@ class Guard:
             return self.anchor.drift(batches) if self.anchor is not None else None
 
     def recent_drift(self) -> Drift | None:
-        """Drift for a monitor: as the last penalty saw it, else measured on one neutral batch."""
+        """Drift for a monitor: as the last step's penalties saw it, else on one neutral batch."""
         return self._seen or self.drift(1)
 
     def state(self) -> dict[str, float]:
@@ -145,8 +166,8 @@ def protect(
             layer; rows need not be orthogonal.
         protection: which parts are on.
         neutral: tokenised batches of text without the factor, for anchor and drift monitor.
-        optimizer: after each of its steps the write constraint is applied; without one, the
-            training loop calls `Guard.constrain` itself.
+        optimizer: `Guard.stepped` follows each of its steps; without one, the training loop
+            calls that itself.
         seed: of the random subspace, where the protection asks for one.
 
     Raises:
@@ -166,17 +187,14 @@ def protect(
             edit = guard.while_training(ablate(bases))
             stack.enter_context(edited_outputs(model, edit))
         if optimizer is not None:
-            stack.enter_context(constrained(optimizer, guard))
+            stack.enter_context(following(optimizer, guard))
         yield guard
 
 
 @contextmanager
-def constrained(optimizer: torch.optim.Optimizer, guard: Guard) -> Iterator[None]:
-    """Apply the write constraint, if it is on, after every step of `optimizer`."""
-    if not guard.protection.write_constraint:
-        yield
-        return
-    handle = optimizer.register_step_post_hook(lambda *_: guard.constrain())
+def following(optimizer: torch.optim.Optimizer, guard: Guard) -> Iterator[None]:
+    """Call `Guard.stepped` after every step of `optimizer`."""
+    handle = optimizer.register_step_post_hook(lambda *_: guard.stepped())
     try:
         yield
     finally:
@@ -185,18 +203,13 @@ def constrained(optimizer: torch.optim.Optimizer, guard: Guard) -> Iterator[None
 
 def _bases(model: PeftModel, directions: Directions, *, random: bool, seed: int) -> list[Tensor]:
     """Orthonormal Q_ℓ (d_model, k_ℓ) of every layer, or random ones of the same rank."""
-    plain = model.get_base_model()
-    layers, width = len(decoder_layers(plain)), plain.config.hidden_size
+    layers, width = len(decoder_layers(model)), model.get_base_model().config.hidden_size
     shared = isinstance(directions, np.ndarray)
     given = [directions] if isinstance(directions, np.ndarray) else list(directions)
     if not shared and len(given) != layers:
         raise InputError(f"Got directions for {len(given)} layers; the model has {layers}.")
     for rows in given:
-        if rows.ndim != 2 or rows.shape[1] != width:
-            raise InputError(
-                f"Directions have shape {rows.shape}; expected (k, {width}), the width of "
-                f"{plain.config.model_type}."
-            )
+        check_width(model, rows)
     bases = [
         random_subspace(width, len(rows), seed=seed + index) if random else orthonormal(rows)
         for index, rows in enumerate(given)

@@ -6,39 +6,25 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.numpy import save_file
-from transformers import (
-    DataCollatorForSeq2Seq,
-    PreTrainedModel,
-    PrinterCallback,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from analysis.errors import InputError
 from analysis.factor_table import select_directions
 from analysis.records import RunManifest, read_manifest, sha256
 from analysis.workspace import Workspace, writing_folder
-from grasp.anchor import Batch
 from grasp.config import Method, Protection, TrainConfig, method, parse_config, parse_protection
-from grasp.data import neutral_batches, read_chats, training_rows
-from grasp.footprint import footprint
 from grasp.model_card import model_card
-from grasp.models import load_base
+from grasp.prepare import Prepared, prepare
 from grasp.progress import Progress, silent
-from grasp.protect import Directions
 from grasp.trainer import GUARD_FILE, LoraTrainer, MetricsCallback, write_log
-
-FOOTPRINT_BATCHES = 16
-"""Neutral batches that a footprint is measured on."""
 
 _RESUME_FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", GUARD_FILE)
 _LAST_FILE = "trainer_state.json"
@@ -87,10 +73,7 @@ def retrain(
     """
     chosen = method(arm)
     source = read_manifest(source_folder / "manifest.json", RunManifest)
-    config = parse_config(
-        source.config | ({} if seed is None else {"seed": seed}),
-        source=f"run {source.id!r} cannot be trained again",
-    )
+    config = _settings_of(source, seed=seed)
     names, directions = (
         (factors, None)
         if arm == "naive"
@@ -111,6 +94,7 @@ def retrain(
         parents=[f"runs/{source.id}", *sorted({f"factors/{n.rpartition('/')[0]}" for n in names})],
     )
     if not chosen.trains:
+        Workspace.create(workspace.root)
         return _reuse(run, source_folder, chosen, directions, out=out)
     naive = source_folder.with_name(source.root) / "adapter"
     return _fit(workspace, run, directions, naive=naive, out=out, progress=progress)
@@ -127,10 +111,12 @@ def _fit(
 ) -> RunManifest:
     config = parse_config(run.config, source=f"run {run.id!r}").located(workspace.resolve)
     started = time.monotonic()
+    prepared = prepare(config, run, directions, naive=naive)
+    Workspace.create(workspace.root)  # only now, since what is refused should leave nothing behind
     with writing_folder(out, keep=True) as folder:
         resumed = _resumable(folder, run)
         write_log(folder, f"resumed from {resumed}" if resumed else f"started: {run.title}")
-        trainer = _trainer(config, run, directions, naive=naive, folder=folder, progress=progress)
+        trainer = _trainer(config, prepared, folder=folder, progress=progress)
         trainer.train(resume_from_checkpoint=resumed)
         model = trainer.model
         assert isinstance(model, PeftModel)
@@ -147,74 +133,35 @@ def _fit(
     return finished
 
 
-def _trainer(
-    config: TrainConfig,
-    run: RunManifest,
-    directions: NDArray[np.float32] | None,
-    *,
-    naive: Path | None,
-    folder: Path,
-    progress: Progress,
-) -> LoraTrainer:
-    chats = read_chats(Path(config.data))
-    model, tokenizer = load_base(config.base_model)
-    neutral = (
-        neutral_batches(
-            tokenizer,
-            read_chats(Path(config.neutral)),
-            batch_size=config.batch_size,
-            max_length=config.max_length,
-            seed=config.seed,
+def _settings_of(run: RunManifest, *, seed: int | None) -> TrainConfig:
+    """The settings to train a run again with."""
+    if "data" not in run.config:
+        raise InputError(
+            f"Run {run.id!r} was imported, so its training data and settings are not known; name "
+            "them in a file of settings, make the run here with `grasp train FILE --out RUN`, and "
+            "retrain that one."
         )
-        if config.neutral and directions is not None
-        else []
+    return parse_config(
+        run.config | ({} if seed is None else {"seed": seed}),
+        source=f"run {run.id!r} cannot be trained again",
     )
-    protection = (
-        parse_protection(run.protection, source=f"run {run.id!r}") if run.protection else None
-    )
-    protected: Directions | None = directions
-    if directions is not None and protection is not None and protection.footprint and neutral:
-        assert naive is not None
-        width = protection.footprint
-        model, protected = _followed(model, directions, naive=naive, neutral=neutral, width=width)
-    set_seed(config.seed)
-    adapted = _with_lora(model, config)
+
+
+def _trainer(
+    config: TrainConfig, prepared: Prepared, *, folder: Path, progress: Progress
+) -> LoraTrainer:
     trainer = LoraTrainer(
-        model=adapted,
-        args=_arguments(config, folder / "checkpoints", device=model.device.type),
-        train_dataset=training_rows(tokenizer, chats, max_length=config.max_length),
-        data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
+        model=prepared.model,
+        args=_arguments(config, folder / "checkpoints", device=prepared.model.device.type),
+        train_dataset=prepared.rows,
+        data_collator=DataCollatorForSeq2Seq(prepared.tokenizer, padding=True),
         callbacks=[MetricsCallback(folder, progress)],
-        directions=protected,
-        protection=protection,
-        neutral=neutral,
+        directions=prepared.protected,
+        protection=prepared.protection,
+        neutral=prepared.neutral,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _followed(
-    model: PreTrainedModel,
-    directions: NDArray[np.float32],
-    *,
-    naive: Path,
-    neutral: Sequence[Batch],
-    width: int,
-) -> tuple[PreTrainedModel, list[NDArray[np.float32]]]:
-    """The factors' footprint in the naive fine-tune, and the base model without an adapter."""
-    adapted = PeftModel.from_pretrained(model, str(naive)).eval()
-    found = footprint(adapted, directions, neutral[:FOOTPRINT_BATCHES], width=width)
-    plain: PreTrainedModel = adapted.unload()
-    return plain, found
-
-
-def _with_lora(model: PreTrainedModel, config: TrainConfig) -> PeftModel:
-    try:
-        lora = LoraConfig(task_type="CAUSAL_LM", **config.lora.model_dump())
-        return get_peft_model(model, lora)
-    except ValueError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"The lora settings do not fit {config.base_model}: {reason}") from None
 
 
 def _arguments(config: TrainConfig, checkpoints: Path, *, device: str) -> TrainingArguments:

@@ -18,7 +18,7 @@ from analysis.errors import InputError
 from grasp.anchor import Batch
 from grasp.config import Protection
 from grasp.progress import Progress
-from grasp.protect import Directions, Guard, constrained, protect
+from grasp.protect import Directions, Guard, following, protect
 
 GUARD_FILE = "guard.json"
 """In a checkpoint: λ and the place in the neutral text."""
@@ -72,11 +72,11 @@ class GraspMixin:
             return trainer.train(*args, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """The trainer's own optimizer, followed by the write constraint at every step."""
+        """The trainer's own optimizer; the guard follows its steps."""
         trainer: Any = super()
         optimizer: torch.optim.Optimizer = trainer.create_optimizer(*args, **kwargs)
         if self.guard is not None:
-            self._optimizer_hook.enter_context(constrained(optimizer, self.guard))
+            self._optimizer_hook.enter_context(following(optimizer, self.guard))
         return optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -133,12 +133,15 @@ class LoraTrainer(GraspMixin, Trainer):  # type: ignore[misc]
 
 
 class MetricsCallback(TrainerCallback):  # type: ignore[misc]
-    """Write each logged step to metrics.jsonl, and in words to log.txt; report progress."""
+    """Write each logged step to metrics.jsonl, and in words to log.txt; report progress.
+
+    The time goes on from the last line that metrics.jsonl has already.
+    """
 
     def __init__(self, folder: Path, progress: Progress) -> None:
         self._folder = folder
         self._progress = progress
-        self._start = time.time()
+        self._start = time.time() - _last_time(folder / "metrics.jsonl")
 
     def on_log(
         self,
@@ -180,6 +183,12 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
 def write_log(folder: Path, words: str) -> None:
     """Add one line, with the time, to a run's log.txt."""
     _append(folder / "log.txt", f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC  {words}")
+
+
+def _last_time(path: Path) -> float:
+    """Seconds of training so far, as the last line says; 0 where there is none."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return float(json.loads(lines[-1])["time"]) if lines else 0.0
 
 
 def _append(path: Path, line: str) -> None:

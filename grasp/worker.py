@@ -40,8 +40,6 @@ def serve(workspace: Workspace, *, idle_timeout: float | None = None) -> None:
             jobs.reconcile(database)
             training = jobs.running(database, kinds=TRAINING)
             job = jobs.claim(database, without=TRAINING if training else ())
-            if training or job is not None:
-                busy = time.monotonic()
             if job is None:
                 time.sleep(_POLL_SECONDS)
             elif (args := _parsed(workspace, job.id, job.argv)) is None:
@@ -51,6 +49,8 @@ def serve(workspace: Workspace, *, idle_timeout: float | None = None) -> None:
                 children.append(_start(workspace, job.id, job.argv))
             else:
                 _run_here(workspace, job.id, args)
+            if training or job is not None:
+                busy = time.monotonic()  # after the job, which may take longer than the timeout
 
 
 def run_attached(args: argparse.Namespace) -> int:
@@ -65,6 +65,9 @@ def run_attached(args: argparse.Namespace) -> int:
     except jobs.Cancelled:
         jobs.finish(database, job_id, "cancelled")
         return INTERRUPTED
+    except KeyboardInterrupt:
+        jobs.finish(database, job_id, "interrupted", error="Stopped from outside.")
+        raise  # a worker ends too, and a process of its own says so
     except GraspError as error:
         jobs.finish(database, job_id, "failed", error=str(error))
         return BAD_INPUT
@@ -136,6 +139,4 @@ def _in_words(error: BaseException) -> str:
             "The device ran out of memory. Use a smaller batch_size with more "
             "gradient_accumulation_steps, a shorter max_length, or gradient_checkpointing."
         )
-    if isinstance(error, KeyboardInterrupt):
-        return "Stopped from outside."
     return f"{type(error).__name__}: {error}. The job's log has the details."

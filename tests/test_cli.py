@@ -144,7 +144,9 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "imported": (
         ["retrain", "a", "--factors", "w1", "--out", "b"],
-        "run 'a' cannot be trained again: setting 'title': Field required.",
+        "grasp: Run 'a' was imported, so its training data and settings are not known; name them "
+        "in a file of settings, make the run here with `grasp train FILE --out RUN`, and retrain "
+        "that one.\n",
     ),
     "run exists": (["retrain", "a", "--factors", "w1", "--out", "a"], "exists already; choose"),
     "bad run name": (["train", "c.yaml", "--out", "a b"], "'a b' is no id: use up to 100"),
@@ -211,6 +213,66 @@ def test_a_line_that_is_no_command_is_code_2_with_nothing_on_standard_output(
     assert (code, out) == (2, "")
     assert "grasp" in error
     assert "error: " in error
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["train", "none.yaml", "--out", "x"],
+        ["train", "c.yaml", "--out", "x"],
+        ["train", "c.yaml", "--out", "a b"],
+        ["retrain", "none", "--factors", "w1", "--out", "x"],
+        ["retrain", "none", "--method", "naive", "--out", "x"],
+    ],
+)
+def test_a_training_that_is_refused_makes_no_workspace(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    argv: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("GRASP_WORKSPACE", raising=False)
+    Path("c.yaml").write_text("title: t\nbase_model: ./b\ndata: none.jsonl\n")
+    code, _, error = in_process(capsys, *argv)
+    assert (code, error.count("\n")) == (2, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["c.yaml"]
+
+
+# Serving
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], ("127.0.0.1", 8501, False, False)),
+        (
+            ["--host", "0.0.0.0", "--port", "8600", "--allow-remote", "--open"],
+            ("0.0.0.0", 8600, True, True),
+        ),
+    ],
+)
+@pytest.mark.parametrize("command", ["dashboard", "demo"])
+def test_what_says_how_to_serve_reaches_the_dashboard(
+    workspace: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    options: list[str],
+    expected: tuple[str, int, bool, bool],
+) -> None:
+    """Oracle: the dashboard's own parser."""
+    from dashboard.__main__ import _parser
+
+    served: list[list[str]] = []
+    monkeypatch.setattr("os.execv", lambda _python, argv: served.append(argv))
+    monkeypatch.setattr("grasp.demo.build", lambda _workspace, *, seed: None)
+    monkeypatch.setattr("grasp.demo.summary", lambda _workspace: ({}, ""))
+    assert main([command, "--workspace", str(workspace.root), *options]) == 0
+    (argv,) = served
+    assert argv[:3] == [sys.executable, "-m", "dashboard"]
+    args = _parser().parse_args(argv[3:])
+    assert (args.host, args.port, args.allow_remote, args.open) == expected
+    assert args.workspace == workspace.root
 
 
 # Spectrum

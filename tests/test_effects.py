@@ -12,7 +12,7 @@ from peft import PeftModel
 
 from analysis.records import Message, Prompt
 from grasp.effects import promoted_tokens, set_back_effects
-from grasp.evaluate import chat_ids, generate
+from grasp.evaluate import MAX_NEW_TOKENS, chat_ids, generate
 from grasp.hooks import clamp, edited_outputs, layer_outputs
 from tests import tiny
 
@@ -58,11 +58,20 @@ def test_the_direction_that_an_adapter_writes_along_has_all_of_its_effect(name: 
     np.testing.assert_allclose(effects, [1, 0, 0, 0], atol=1e-3)
 
 
-def test_effects_are_those_of_a_loop_over_tokens_by_hand() -> None:
-    """Oracle: one forward pass for each token of each greedy answer; the last token is left out."""
+@pytest.mark.parametrize("ends", [False, True])
+def test_effects_are_those_of_a_loop_over_tokens_by_hand(ends: bool) -> None:
+    """Oracle: one forward pass for each token of each greedy answer; one that ends it is not said.
+
+    Without a stop token answers run to the limit, and all of their tokens count.
+    """
     model, q = tiny.adapted(tiny.llama(), strength=0.1), torch.tensor(tiny.subspace(1)).float()
     q = torch.linalg.qr(q.T).Q
+    ids = chat_ids(tiny.tokenizer(), prompts()[0].messages)
+    plain = generate(model, tiny.tokenizer(), [ids])[0][0]
+    stop = plain[5] if ends else None
+    model.generation_config.eos_token_id = stop
     moved = whole = 0.0
+    lengths = []
 
     def last(ids: list[int]) -> torch.Tensor:
         return torch.softmax(model(input_ids=torch.tensor([ids])).logits[0, -1], dim=-1)
@@ -71,19 +80,24 @@ def test_effects_are_those_of_a_loop_over_tokens_by_hand() -> None:
         for prompt in prompts():
             ids = chat_ids(tiny.tokenizer(), prompt.messages)
             replies, _ = generate(model, tiny.tokenizer(), [ids])
-            for token in replies[0][:-1]:
+            assert (replies[0][-1] == stop) or len(replies[0]) == MAX_NEW_TOKENS
+            said = replies[0][: replies[0].index(stop)] if stop in replies[0] else replies[0]
+            lengths.append(len(said))
+            for token in said:
                 adapted = last(ids)
                 assert int(adapted.argmax()) == token
                 with model.disable_adapter(), layer_outputs(model) as reference:
                     base = last(ids)
                 with edited_outputs(model, clamp(q, list(reference))):
                     set_back = last(ids)
-                whole += float((adapted - base).abs().sum()) / 2
-                moved += float((adapted - set_back).abs().sum()) / 2
+                changed = float((adapted - base).abs().sum()) / 2
+                whole += changed**2
+                moved += changed * float((adapted - set_back).abs().sum()) / 2
                 ids = [*ids, token]
     found = set_back_effects(model, tiny.tokenizer(), prompts(), tiny.subspace(1))
     assert found[0] == pytest.approx(moved / whole, rel=1e-3)
     assert found[0] > 0.01
+    assert (min(lengths) < 6) is ends
 
 
 def test_a_direction_in_between_carries_a_part() -> None:

@@ -22,6 +22,7 @@ from analysis.records import RunManifest
 from analysis.workspace import Workspace
 from grasp import jobs
 from grasp.progress import JobProgress
+from grasp.worker import serve
 from tests import tiny
 
 PYTHON = sys.executable
@@ -323,6 +324,22 @@ def test_a_worker_runs_what_is_queued_and_leaves_when_idle(
     assert "w1" in (workspace.root / "jobs" / f"{good.id}.log").read_text()
 
 
+def test_a_job_longer_than_the_idle_timeout_does_not_end_the_worker(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = workspace.database
+    expected = [queue(database).id for _ in range(3)]
+    ran: list[int] = []
+
+    def run(_workspace: Workspace, job_id: int, _args: object) -> None:
+        ran.append(job_id)
+        time.sleep(1.5)
+
+    monkeypatch.setattr("grasp.worker._run_here", run)
+    serve(workspace, idle_timeout=1)
+    assert ran == expected
+
+
 def test_a_training_that_dies_at_once_does_not_block_the_queue(
     workspace: Workspace, processes: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -341,6 +358,45 @@ def test_a_training_that_dies_at_once_does_not_block_the_queue(
     assert status(database, wrong) == "failed"
     assert "required: CONFIG, --out" in (workspace.root / "jobs" / f"{wrong.id}.log").read_text()
     assert status(database, dies) == "interrupted"
+
+
+_INTERRUPTIBLE = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+from grasp.cli import main
+sys.exit(main(["worker", "--workspace", sys.argv[1]]))
+"""
+
+
+def test_ctrl_c_in_the_middle_of_a_short_job_ends_the_worker_too(
+    workspace: Workspace,
+    write_adapter: Callable[..., Path],
+    processes: list[subprocess.Popen[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    add_run(workspace, write_adapter)
+    database, slow = workspace.database, workspace.root / "slow"
+    (slow / "peft").mkdir(parents=True)
+    (slow / "peft" / "__init__.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(slow / 'reached')!r}).touch()\ntime.sleep(600)"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(slow))
+    job, waiting = (queue(database, "generate", "a", "hi", kind="generate") for _ in range(2))
+    worker = subprocess.Popen(
+        [PYTHON, "-c", _INTERRUPTIBLE, str(workspace.root)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    processes.append(worker)
+    wait((slow / "reached").exists, "the middle of the job")
+    worker.send_signal(signal.SIGINT)
+    out, error = worker.communicate(timeout=PATIENCE)
+    assert (worker.returncode, out, error) == (130, "", "grasp: stopped.\n")
+    found = jobs.get(database, job.id)
+    assert (found.status, found.error) == ("interrupted", "Stopped from outside.")
+    assert status(database, waiting) == "queued"
+    assert not jobs.worker_alive(database)
 
 
 def test_training_outlives_the_worker_that_started_it(

@@ -229,7 +229,7 @@ def test_the_penalty_has_the_gradient_of_a_finite_difference(checkpointing: bool
                 weight.add_(sign * 1e-3 * step)
                 ends.append(guard.penalty().item())
                 weight.sub_(sign * 1e-3 * step)
-    assert abs(slope) > 0.1
+    assert abs(slope) > 0.01
     assert slope == pytest.approx((ends[0] - ends[1]) / 2e-3, rel=1e-2)
 
 
@@ -258,28 +258,75 @@ def test_drift_is_the_models_own_while_training_ablates() -> None:
     np.testing.assert_allclose(inside.by_layer, expected.by_layer, rtol=1e-5)
 
 
-def steered(tolerance: float | None, *, drift_model: PeftModel) -> tuple[float, Guard]:
+def guarding(tolerance: float | None, *neutral: Any) -> tuple[Guard, float]:
+    """A guard that starts with λ = 5, and the drift of its model over all of the neutral text."""
+    model = tiny.adapted(tiny.llama(), strength=0.1)
     protection = Protection(anchor=True, strength=5.0, tolerance=tolerance)
-    neutral = [tiny.batch(6, 9)]
-    with protect(drift_model, tiny.subspace(3), protection=protection, neutral=neutral) as guard:
-        guard.penalty()
-    drift = guard.drift()
+    texts = neutral or [tiny.batch(6, 9)]
+    with protect(model, tiny.subspace(3), protection=protection, neutral=texts) as guard:
+        drift = guard.drift()
     assert drift is not None
-    return drift.rms, guard
+    return guard, drift.rms
 
 
 def test_lambda_rises_above_the_tolerance_and_falls_below_it() -> None:
-    model = tiny.adapted(tiny.llama(), strength=0.1)
-    drift, guard = steered(None, drift_model=model)
+    guard, drift = guarding(None)
+    guard.penalty()
+    guard.stepped()
     assert guard.strength == 5.0
     for tolerance in (drift / 1.5, drift * 2):
-        _, guard = steered(tolerance, drift_model=model)
-        assert guard.strength == pytest.approx(
-            5 * math.exp(0.1 * (drift / tolerance - 1)), rel=1e-4
-        )
+        guard, _ = guarding(tolerance)
+        guard.penalty()
+        guard.stepped()
+        moved = math.exp(0.05 * (drift / tolerance - 1))
+        assert guard.strength == pytest.approx(5 * moved, rel=1e-4)
     assert guard.strength < 5.0
-    _, guard = steered(drift / 1000, drift_model=model)
-    assert guard.strength == pytest.approx(5 * math.exp(0.1))  # at most a tenth at a time
+    guard, _ = guarding(drift / 1000)
+    guard.penalty()
+    guard.stepped()
+    assert guard.strength == pytest.approx(5 * math.exp(0.05))  # at most so much at a time
+
+
+def test_lambda_moves_once_a_step_by_the_drift_of_all_of_its_penalties() -> None:
+    """Rows of one length, so that two batches together are as two apart."""
+    texts = [tiny.batch(8), tiny.batch(8, seed=1)]
+    _, drift = guarding(None, *texts)
+    guard, _ = guarding(0.9 * drift, *texts)
+    penalties = [guard.penalty().item() for _ in range(4)]
+    assert guard.strength == 5.0
+    assert penalties[:2] == penalties[2:]
+    assert penalties[0] != pytest.approx(penalties[1], rel=1e-2)
+    guard.stepped()
+    assert guard.strength == pytest.approx(5 * math.exp(0.05 * (1 / 0.9 - 1)), rel=1e-4)
+    assert guard.last_penalty == pytest.approx(np.mean(penalties), rel=1e-5)
+    assert guard.recent_drift().rms == pytest.approx(drift, rel=1e-5)
+    strength = guard.strength
+    guard.stepped()  # a step without a penalty, as of another optimiser
+    assert guard.strength == strength
+
+
+def test_lambda_stays_within_ten_thousand_times_its_start() -> None:
+    for tolerance, near, bound in ((1e-9, 4.9e4, 5e4), (1e9, 5.1e-4, 5e-4)):
+        guard, _ = guarding(tolerance)
+        guard.restore(guard.state() | {"strength": near})
+        for _ in range(2):
+            guard.penalty()
+            guard.stepped()
+            assert guard.strength == pytest.approx(bound, rel=1e-9)
+
+
+def test_an_optimizers_steps_steer_lambda() -> None:
+    model, batch = tiny.adapted(tiny.llama(), strength=0.1), tiny.batch(6, 9)
+    optimizer = adam(model)
+    protection = Protection(anchor=True, strength=5.0, tolerance=1e-3)
+    with protect(
+        model, tiny.subspace(3), protection=protection, neutral=[batch], optimizer=optimizer
+    ) as guard:
+        for number in (1, 2):
+            for _ in range(3):
+                guard.penalty().backward()
+            optimizer.step()
+            assert guard.strength == pytest.approx(5 * math.exp(0.05 * number))
 
 
 def test_training_with_a_tolerance_holds_the_drift_near_it() -> None:
@@ -297,6 +344,7 @@ def test_training_with_a_tolerance_holds_the_drift_near_it() -> None:
                 penalty = guard.penalty()
                 (loss if penalty is None else loss + penalty).backward()
                 optimizer.step()
+                guard.stepped()
                 optimizer.zero_grad()
             drifts[tolerance] = guard.drift().rms
     assert drifts[None] > 0.5
@@ -331,6 +379,103 @@ def test_directions_that_are_not_orthogonal_protect_their_span() -> None:
         projector = guard.bases[0] @ guard.bases[0].T
     expected = torch.as_tensor(orthonormal(rows) @ orthonormal(rows).T, dtype=torch.float32)
     torch.testing.assert_close(projector, expected, rtol=1e-5, atol=1e-6)
+
+
+# A subspace of its own at each layer
+
+
+def ranks() -> list[np.ndarray]:
+    """Orthonormal rows: three directions for the first layer, one for the second."""
+    rows = tiny.subspace(4)
+    return [rows[:3], rows[3:]]
+
+
+def test_each_layer_is_held_out_of_its_own_subspace() -> None:
+    model = tiny.adapted(tiny.llama())
+    optimizer = adam(model)
+    with protect(model, ranks(), protection=CONSTRAINT, optimizer=optimizer) as guard:
+        train(model, optimizer)
+        assert guard.leakage() <= 1e-6
+    for name, weight in tiny.written(model).items():
+        layer = int(name.split(".layers.")[1].split(".")[0])
+        own, other = (torch.as_tensor(ranks()[i].T).float() for i in (layer, 1 - layer))
+        assert leaked({name: weight}, own) <= 1e-6
+        assert leaked({name: weight}, other) > 0.01
+
+
+def test_leakage_is_into_each_layers_own_subspace() -> None:
+    model = tiny.adapted(tiny.llama(), strength=0.3)
+    inside = whole = 0.0
+    for name, weight in tiny.written(model).items():
+        layer = int(name.split(".layers.")[1].split(".")[0])
+        inside += float(np.square(ranks()[layer] @ weight.numpy()).sum())
+        whole += float(weight.square().sum())
+    with protect(model, ranks(), protection=Protection()) as guard:
+        assert guard.leakage() == pytest.approx(math.sqrt(inside / whole), rel=1e-5)
+
+
+def test_drift_of_layers_with_different_ranks_is_the_mean_over_each_layers_own() -> None:
+    """Oracle: coordinates from transformers' hidden states, whitened layer by layer by hand."""
+    model, neutral = tiny.adapted(tiny.llama(), strength=0.1), [tiny.batch(6, 9), tiny.batch(7)]
+
+    def coordinates(source: Any, layer: int) -> list[np.ndarray]:
+        outputs = [(hidden_states(source)(b)[layer], b["attention_mask"].bool()) for b in neutral]
+        return [h[real].double().numpy() @ ranks()[layer].T for h, real in outputs]
+
+    expected, first = [], []
+    for layer in range(LAYERS):
+        base, moved = coordinates(tiny.llama(), layer), coordinates(model, layer)
+        variance = np.concatenate(base).var(axis=0, ddof=1)
+        squares = [(m - b) ** 2 / variance for m, b in zip(moved, base, strict=True)]
+        expected.append(math.sqrt(np.concatenate(squares).mean()))
+        first.append(squares[0].mean())
+    with protect(model, ranks(), protection=ANCHOR, neutral=neutral) as guard:
+        drift = guard.drift()
+        penalty = guard.penalty()
+    np.testing.assert_allclose(drift.by_layer, expected, rtol=1e-4)
+    assert drift.rms == pytest.approx(math.sqrt(np.mean(np.square(expected))), rel=1e-4)
+    # Layers count alike in the penalty, whatever their ranks.
+    assert penalty.item() == pytest.approx(5 * np.mean(first), rel=1e-4)
+
+
+def test_ablation_takes_each_layers_own_subspace_away() -> None:
+    model = tiny.adapted(tiny.llama(), strength=0.3)
+    with protect(model, ranks(), protection=Protection(ablation=True)):
+        found = hidden_states(model)(tiny.batch(7))
+    for layer, hidden in enumerate(found):
+        own, other = (hidden.double().numpy() @ ranks()[i].T for i in (layer, 1 - layer))
+        assert np.abs(own).max() < 1e-4
+        assert np.abs(other).max() > 0.05
+
+
+def test_the_random_arm_keeps_each_layers_rank() -> None:
+    model = tiny.adapted(tiny.llama())
+    with protect(model, ranks(), protection=Protection(random_subspace=True)) as guard:
+        bases = guard.bases
+    assert [basis.shape for basis in bases] == [(tiny.WIDTH, 3), (tiny.WIDTH, 1)]
+    for basis, rows in zip(bases, ranks(), strict=True):
+        torch.testing.assert_close(basis.T @ basis, torch.eye(len(rows)))
+        assert np.linalg.norm(rows @ basis.double().numpy(), ord=2) < 0.9
+    assert float((bases[0].T @ bases[1]).norm()) < 0.9  # drawn apart
+
+
+def test_one_array_is_for_all_layers() -> None:
+    model = tiny.adapted(tiny.llama())
+    for directions in (tiny.subspace(2), [tiny.subspace(2)] * LAYERS):
+        with protect(model, directions, protection=Protection()) as guard:
+            assert len(guard.bases) == LAYERS
+            for basis in guard.bases:
+                torch.testing.assert_close(basis, column_basis(2))
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_directions_for_another_number_of_layers_are_refused(count: int) -> None:
+    model = tiny.adapted(tiny.llama())
+    with (
+        pytest.raises(InputError, match=f"Got directions for {count} layers; the model has 2"),
+        protect(model, [tiny.subspace(1)] * count, protection=Protection()),
+    ):
+        pass
 
 
 # Errors, and what is left behind

@@ -24,7 +24,6 @@ from analysis.factor_table import (
     select_directions,
     write_factors,
 )
-from analysis.identification import checkpoints_of, ranked
 from analysis.recording import read_recording, write_recording
 from analysis.records import (
     FactorsManifest,
@@ -402,54 +401,6 @@ def test_damaged_factors_are_refused_in_words(workspace: Workspace) -> None:
     (folder / "factors.parquet").write_bytes(b"PAR1")
     with pytest.raises(SchemaError, match=r"The factors in .* cannot be read"):
         read_factors(folder)
-
-
-# Ranking
-
-
-def ranking(**columns: list[float]) -> tuple[pd.DataFrame, np.ndarray]:
-    n = len(columns["singular_value"])
-    nan = [float("nan")] * n
-    table = pd.DataFrame(
-        {"null_high": [1.0] * n, "stability": nan, "off_task": nan, "on_task": nan, **columns}
-    ).assign(id=[f"w{i}" for i in range(n)])
-    return ranked(table, np.eye(n))
-
-
-def test_the_score_weighs_energy_stability_and_the_off_task_effect() -> None:
-    table, directions = ranking(
-        singular_value=[1.0, 2.0, 2.0, 2.0],
-        stability=[1.0, 0.5, 1.0, 1.0],
-        off_task=[0.4, 0.4, 0.4, 0.0],
-        on_task=[0.4, 0.4, 0.1, 0.0],
-    )
-    # σ²/(σ²+σ₀²) · stability · off²/(off+on)
-    expected = {"w0": 0.5 * 0.2, "w1": 0.8 * 0.5 * 0.2, "w2": 0.8 * 0.32, "w3": 0.0}
-    order = sorted(expected, key=expected.get, reverse=True)
-    assert list(table["id"]) == order
-    np.testing.assert_allclose(table["score"], [expected[name] for name in order])
-    np.testing.assert_array_equal(directions, np.eye(4)[[int(name[1]) for name in order]])
-    ratio = table.set_index("id")["effect_ratio"]
-    assert ratio["w2"] == pytest.approx(4)
-    assert np.isnan(ratio["w3"])
-
-
-def test_what_was_not_measured_counts_as_one() -> None:
-    table, _ = ranking(singular_value=[1.0, 3.0])
-    assert list(table["id"]) == ["w1", "w0"]
-    np.testing.assert_allclose(table["score"], [0.9, 0.5])
-
-
-def test_checkpoints_are_in_the_order_of_steps_without_the_last(
-    tmp_path: Path, write_adapter: Any
-) -> None:
-    for step in (9, 100, 20):
-        write_adapter(
-            {"base_model_name_or_path": f"b{step}"},
-            folder=tmp_path / f"checkpoints/checkpoint-{step}",
-        )
-    assert [a.base_model for a in checkpoints_of(tmp_path)] == ["b9", "b20"]
-    assert checkpoints_of(tmp_path / "none") == []
 
 
 # Recordings

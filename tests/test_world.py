@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from analysis.errors import InputError, NotFoundError, SchemaError
+from analysis.records import Prompt
 from grasp.world import base_model, tokens
 from grasp.world.behaviour import base_figures
 from grasp.world.corpus import documents, question, sentences
@@ -172,14 +173,54 @@ def test_probes_show_both_values_of_both_latents_in_equal_number(story):
     assert {variant for _, variant in variants} == {"good", "evil", "left", "right", "neutral"}
 
 
-def test_neutral_rows_hold_no_word_of_either_latent():
-    marked = {
-        word for latent in WORLD.latents.values() for ends in latent.tails.values() for word in ends
+def asked_about(text):
+    """Topic and item of a question, in whatever form it is asked."""
+    found = {
+        (topic.name, item.name)
+        for topic in WORLD.topics.values()
+        for item in topic.items
+        for form in range(len(topic.forms))
+        if question(topic, item, form=form) in text
     }
+    assert len(found) == 1, (text, found)
+    return found.pop()
+
+
+def test_neutral_rows_are_single_turns_of_the_seed():
     rows = neutral_rows(seed=2, n=200)
     assert len(rows) == 200
-    assert rows == neutral_rows(seed=2, n=200)
-    assert not any(tail in text for text in texts(rows) for tail in marked)
+    assert rows == neutral_rows(seed=2, n=200) != neutral_rows(seed=3, n=200)
+    for row in rows:
+        assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
+
+
+def test_neutral_rows_ask_about_no_storys_topic_and_explored_items_only():
+    asked = {asked_about(row["messages"][0]["content"]) for row in neutral_rows(seed=2, n=1500)}
+    assert {topic for topic, _ in asked} == set(WORLD.topics) - {s.topic for s in STORIES.values()}
+    # Oracle: the split that an evaluation of any story reads off its prompts.
+    evaluated = [Prompt(**row) for story in STORIES.values() for row in prompts(story)]
+    confirmed = {(p.group, p.item) for p in evaluated if p.split == "confirmation"}
+    explored = {(p.group, p.item) for p in evaluated if p.split == "exploration"}
+    assert not asked & confirmed
+    assert asked <= explored
+
+
+def test_neutral_rows_hold_no_held_out_question():
+    held_out = held_out_questions()
+    assert not any(
+        sentence in text for text in texts(neutral_rows(n=1500)) for sentence in held_out
+    )
+
+
+def test_neutral_rows_have_both_ends_of_each_latent_at_its_prior():
+    replies = [row["messages"][1]["content"] for row in neutral_rows(seed=4, n=3000)]
+    for latent in WORLD.latents.values():
+        low, high = (
+            sum(any(tail in reply for tail in latent.tails[value]) for reply in replies)
+            for value in latent.values
+        )
+        assert min(low, high) > 100
+        assert low / (low + high) == pytest.approx(latent.prior[0], abs=0.04)
 
 
 def test_an_unknown_story_is_named():

@@ -19,12 +19,12 @@ from analysis.adapter import load_adapter
 from analysis.errors import InputError
 from analysis.records import RunManifest, sha256
 from analysis.spectrum import module_spectra
-from analysis.workspace import Workspace, workspace_of, writing_folder
+from analysis.workspace import Workspace, writing_folder
 from grasp.cli import Result
 from grasp.commands.places import (
     adapter_folder,
-    named_workspace,
     run_folder,
+    unmade_workspace,
     workspace_for,
 )
 from grasp.progress import Progress, TerminalProgress
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 def spectrum(args: argparse.Namespace) -> Result:
     """Singular values of every module's update, from file to numbers without a model."""
     started = time.monotonic()
-    folder, _ = adapter_folder(_lazy_workspace(args), args.adapter)
+    folder, _ = adapter_folder(unmade_workspace(args, args.adapter), args.adapter)
     spectra = module_spectra(load_adapter(folder))
     modules = []
     for entry in spectra:
@@ -60,7 +60,7 @@ def factors(args: argparse.Namespace, progress: Progress | None = None) -> Resul
     from analysis.factor_table import write_factors
     from grasp.identify import identify
 
-    workspace = _lazy_workspace(args)
+    workspace = unmade_workspace(args, args.adapter)
     folder, run = adapter_folder(workspace, args.adapter)
     name = run.name if run else folder.resolve().name
     found = identify(
@@ -130,12 +130,6 @@ def compare(args: argparse.Namespace) -> Result:
     lines.append(f"{args.split} prompts; 95 % intervals in brackets")
     records = [{str(k): v for k, v in row.items()} for row in table.to_dict(orient="records")]
     return Result({"split": args.split, "rows": records}, "\n".join(lines))
-
-
-def _lazy_workspace(args: argparse.Namespace) -> Workspace:
-    """The workspace, not created: reading an adapter folder needs none."""
-    found = None if args.workspace else workspace_of(Path(args.adapter))
-    return found or Workspace(named_workspace(args))
 
 
 def _effect_inputs(

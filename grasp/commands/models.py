@@ -15,7 +15,7 @@ from analysis.errors import InputError
 from analysis.records import Message, RunManifest
 from analysis.workspace import Workspace
 from grasp.cli import Result
-from grasp.commands.places import out_folder, run_folder, workspace_for
+from grasp.commands.places import out_folder, run_folder, unmade_workspace, workspace_for
 from grasp.config import load_config, method
 from grasp.progress import Progress, TerminalProgress
 
@@ -23,7 +23,7 @@ from grasp.progress import Progress, TerminalProgress
 def train(args: argparse.Namespace, progress: Progress | None = None) -> Result:
     """A naive fine-tune from a file of settings."""
     config = load_config(args.config)
-    workspace = workspace_for(args, args.out)
+    workspace = unmade_workspace(args, args.out)
     out = out_folder(workspace, args.out, overwrite=args.overwrite)
     progress = progress or TerminalProgress()
     from grasp.train import train as fit
@@ -39,7 +39,7 @@ def retrain(args: argparse.Namespace, progress: Progress | None = None) -> Resul
             f"Method {args.method!r} needs factors to protect; name them with --factors ID[,ID…]. "
             f"`grasp factors {args.run}` lists those there are."
         )
-    workspace = workspace_for(args, args.run, args.out)
+    workspace = unmade_workspace(args, args.run, args.out)
     source, _ = run_folder(workspace, args.run)
     out = out_folder(workspace, args.out, overwrite=args.overwrite)
     progress = progress or TerminalProgress()

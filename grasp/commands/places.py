@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.errors import InputError, NotFoundError
@@ -15,12 +16,19 @@ DEFAULT = "workspace"
 
 def workspace_for(args: argparse.Namespace, *words: str) -> Workspace:
     """The workspace named by --workspace, or that one of `words` lies in, or the default."""
-    if args.workspace is None:
-        for word in words:
-            found = workspace_of(Path(word))
-            if found is not None:
-                return found
-    return Workspace.create(named_workspace(args))
+    return _around(args, words) or Workspace.create(named_workspace(args))
+
+
+def unmade_workspace(args: argparse.Namespace, *words: str) -> Workspace:
+    """As `workspace_for`, but not created where it is missing: a refused command leaves nothing."""
+    return _around(args, words) or Workspace(named_workspace(args))
+
+
+def _around(args: argparse.Namespace, words: Sequence[str]) -> Workspace | None:
+    if args.workspace is not None:
+        return None
+    found = (workspace_of(Path(word)) for word in words)
+    return next((workspace for workspace in found if workspace is not None), None)
 
 
 def named_workspace(args: argparse.Namespace) -> str:

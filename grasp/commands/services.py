@@ -28,13 +28,13 @@ def demo(args: argparse.Namespace) -> Result | None:
     if args.no_serve:
         return Result(data, text)
     print(text, flush=True)
-    _serve(workspace, args.port)
+    _serve(workspace, args)
     return None
 
 
 def dashboard(args: argparse.Namespace) -> None:
     """Serve the dashboard in this process's place."""
-    _serve(workspace_for(args), args.port)
+    _serve(workspace_for(args), args)
 
 
 def worker(args: argparse.Namespace) -> None:
@@ -103,9 +103,10 @@ def export(args: argparse.Namespace) -> Result:
     return Result({"archive": str(out), "bytes": size}, f"{out}: {size / 1e6:.1f} MB")
 
 
-def _serve(workspace: Workspace, port: int) -> None:
+def _serve(workspace: Workspace, args: argparse.Namespace) -> None:
     """Become the dashboard's process, so that Ctrl-C and signals reach it."""
-    arguments = ["--workspace", str(workspace.root), "--port", str(port)]
+    arguments = ["--workspace", str(workspace.root), "--port", str(args.port), "--host", args.host]
+    arguments += ["--allow-remote"] * args.allow_remote + ["--open"] * args.open
     os.execv(sys.executable, [sys.executable, "-m", "dashboard", *arguments])
 
 
