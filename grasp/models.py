@@ -61,19 +61,19 @@ def load_base(reference: str) -> tuple[PreTrainedModel, Tokenizer]:
     return model.to(device).eval(), tokenizer
 
 
-def load_adapted(
-    reference: str, adapter: Path, *, trainable: bool = False
-) -> tuple[PeftModel, Tokenizer]:
-    """Load a base model with a PEFT adapter on it, in eval mode."""
+def load_adapted(reference: str, adapter: Path) -> tuple[PeftModel, Tokenizer]:
+    """Load a base model with a PEFT adapter on it, in eval mode; not to be trained.
+
+    The last one is kept, so that a worker's next job on the same adapter finds it loaded.
+    """
+    changed = max((file.stat().st_mtime_ns for file in adapter.glob("*")), default=0)
+    return _adapted(reference, adapter.resolve(), changed)
+
+
+@lru_cache(maxsize=1)
+def _adapted(reference: str, adapter: Path, _changed: int) -> tuple[PeftModel, Tokenizer]:
     model, tokenizer = load_base(reference)
-    adapted = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
-    return adapted.eval(), tokenizer
-
-
-@lru_cache(maxsize=2)
-def cached_adapted(reference: str, adapter: Path, _version: int) -> tuple[PeftModel, Tokenizer]:
-    """`load_adapted`, kept: a worker's next job on the same adapter finds it loaded."""
-    return load_adapted(reference, adapter)
+    return PeftModel.from_pretrained(model, str(adapter)).eval(), tokenizer
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
