@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ import torch
 from numpy.typing import NDArray
 from peft import PeftModel
 
-from analysis.records import Message, Prompt
+from analysis.errors import InputError
+from analysis.records import Message, Prompt, split_of, write_jsonl
 from grasp.effects import promoted_tokens, set_back_effects
 from grasp.evaluate import MAX_NEW_TOKENS, chat_ids, generate
 from grasp.hooks import clamp, edited_outputs, layer_outputs
+from grasp.identify import EffectInputs, identify
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings(tiny.PEFT_WARNING)
@@ -146,6 +149,40 @@ def test_the_model_is_as_it_was() -> None:
     set_back_effects(model, tiny.tokenizer(), prompts(1), tiny.subspace(2))
     assert torch.equal(model(**batch).logits, plain)
     assert sum(len(m._forward_hooks) for m in model.modules()) == 0
+
+
+# Which prompts they are measured on
+
+
+def test_effects_are_of_unrelated_and_task_prompts_that_are_there_to_explore(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Related, control and format prompts say neither what is off the task nor what is on it."""
+    roles = ("unrelated", "related", "control", "task", "facts", "format")
+    rows = [
+        prompt.model_dump() | {"id": f"{role}/{number}", "item": f"i{number}", "role": role}
+        for role in roles
+        for number, prompt in enumerate(prompts(8))
+    ]
+    write_jsonl(tmp_path / "p.jsonl", rows)
+    explored = {number for number in range(8) if split_of(f"g/i{number}") == "exploration"}
+    assert 0 < len(explored) < 8
+    tiny.save_base(tmp_path / "base")
+    tiny.adapted(tiny.llama(), strength=0.1).save_pretrained(tmp_path / "adapter")
+    asked: list[list[str]] = []
+
+    def effects(_model: Any, _tokenizer: Any, found: list[Prompt], rows: Any, **_: Any) -> Any:
+        asked.append([prompt.id for prompt in found])
+        return np.full(len(rows), float(len(asked)))
+
+    monkeypatch.setattr("grasp.effects.set_back_effects", effects)
+    inputs = EffectInputs(str(tmp_path / "base"), tmp_path / "p.jsonl")
+    table = identify(tmp_path / "adapter", name="a", effects=inputs).table
+    assert asked == [[f"{role}/{n}" for n in sorted(explored)] for role in ("unrelated", "task")]
+    assert (set(table["off_task"]), set(table["on_task"])) == ({1.0}, {2.0})
+    write_jsonl(tmp_path / "p.jsonl", [row for row in rows if row["role"] != "unrelated"])
+    with pytest.raises(InputError, match=r"has 0 off-task and \d task prompts for exploration"):
+        identify(tmp_path / "adapter", name="a", effects=inputs)
 
 
 # Promoted tokens

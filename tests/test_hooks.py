@@ -25,6 +25,12 @@ def basis(k: int = 3) -> Tensor:
     return torch.as_tensor(tiny.subspace(k).T, dtype=torch.float32)
 
 
+def bases() -> list[Tensor]:
+    """One for each layer, of different rank and span."""
+    whole = basis(6)
+    return [whole[:, :3], whole[:, 3:4], whole[:, 4:]]
+
+
 def hooks_on(model: nn.Module) -> int:
     return sum(len(module._forward_hooks) for module in model.modules())
 
@@ -65,14 +71,14 @@ def test_a_later_forward_pass_replaces_what_was_collected() -> None:
 
 @torch.no_grad()
 def test_ablate_removes_the_subspace_and_nothing_else_at_every_layer(name: str) -> None:
-    model, q = tiny.family(name, layers=3), basis()
+    model = tiny.family(name, layers=3)
     with (
         layer_outputs(model) as before,  # hooks run in the order in which they were added
-        edited_outputs(model, ablate([q] * LAYERS)),
+        edited_outputs(model, ablate(bases())),
         layer_outputs(model) as after,
     ):
         model(**tiny.batch(8, 5))
-    for raw, edited in zip(before, after, strict=True):
+    for raw, edited, q in zip(before, after, bases(), strict=True):
         assert (raw @ q).abs().max() > 0.05
         assert (edited @ q).abs().max() < 1e-5
         torch.testing.assert_close(raw - edited, (raw @ q) @ q.T, rtol=1e-4, atol=1e-5)
@@ -97,9 +103,9 @@ def test_project_gradient_leaves_the_forward_pass_bit_for_bit(name: str) -> None
 
 def test_project_gradient_is_stagewise_backprop_with_projection(name: str) -> None:
     """Oracle: cut the graph at every layer's output and carry gradients over by hand."""
-    model, q = tiny.adapted(tiny.family(name, layers=3), strength=0.3), basis()
+    model = tiny.adapted(tiny.family(name, layers=3), strength=0.3)
     batch = tiny.batch(6, 8)
-    with edited_outputs(model, project_gradient([q] * LAYERS)):
+    with edited_outputs(model, project_gradient(bases())):
         model(**batch, labels=batch["input_ids"]).loss.backward()
     found = gradients(model)
 
@@ -114,7 +120,7 @@ def test_project_gradient_is_stagewise_backprop_with_projection(name: str) -> No
 
     with edited_outputs(model, cut):
         model(**batch, labels=batch["input_ids"]).loss.backward()
-    for end, start in reversed(list(zip(ends, starts, strict=True))):
+    for end, start, q in reversed(list(zip(ends, starts, bases(), strict=True))):
         carried = start.grad
         assert carried is not None
         end.backward(carried - carried @ q @ q.T)
