@@ -456,7 +456,10 @@ def test_the_random_arm_keeps_each_layers_rank() -> None:
     for basis, rows in zip(bases, ranks(), strict=True):
         torch.testing.assert_close(basis.T @ basis, torch.eye(len(rows)))
         assert np.linalg.norm(rows @ basis.double().numpy(), ord=2) < 0.9
-    assert float((bases[0].T @ bases[1]).norm()) < 0.9  # drawn apart
+    alike = [tiny.subspace(2)] * LAYERS
+    with protect(model, alike, protection=Protection(random_subspace=True)) as guard:
+        overlap = torch.linalg.svdvals(guard.bases[0].T @ guard.bases[1])
+    assert overlap.max() < 0.9  # drawn for each layer apart
 
 
 def test_one_array_is_for_all_layers() -> None:
