@@ -117,7 +117,10 @@ class Method(Settings):
     trains: bool = True
 
 
-_GRASP = Protection(write_constraint=True, anchor=True, tolerance=0.08, footprint=6)
+TOLERANCE = 0.08
+"""RMS drift that `grasp` allows, in standard deviations of the base's own coordinates."""
+
+_GRASP = Protection(write_constraint=True, anchor=True, tolerance=TOLERANCE, footprint=6)
 
 METHODS: dict[str, Method] = {
     method.name: method

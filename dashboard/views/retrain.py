@@ -14,7 +14,7 @@ from dashboard.frame import run_header
 from dashboard.markup import literal
 from dashboard.selection import JOB, Key, chosen_number
 from grasp import jobs
-from grasp.config import METHODS, Protection
+from grasp.config import METHODS, TOLERANCE, Protection
 
 OFFERED = [name for name in METHODS if name != "naive"]
 
@@ -145,7 +145,7 @@ def _anchor(protection: Protection) -> tuple[float | None, float | None]:
         label_visibility="collapsed",
     )
     if steered == "tolerance":
-        own = protection.tolerance or 0.02
+        own = protection.tolerance or TOLERANCE
         value = st.number_input(
             "Tolerance: RMS drift allowed, in standard deviations of the base model",
             min_value=0.0001,
