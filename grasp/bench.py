@@ -50,7 +50,8 @@ def removal_table(workspaces: Sequence[Workspace]) -> list[dict[str, Any]]:
                 _row(story, name, metric, _mean(samples[samples["role"] == metric]))
                 for metric in METRICS
             ]
-            rows.append(_row(story, name, "removal", _removal(base, naive, samples)))
+            if name != "base":
+                rows.append(_row(story, name, "removal", _removal(base, naive, samples)))
     return rows
 
 
