@@ -58,7 +58,8 @@ def progress_words(job: Job, moment: datetime) -> str:
     if job.status == "queued":
         waited = (moment - job.created).total_seconds()
         return f"Waiting for its turn, {duration(waited)} so far."
-    words = [f"step {job.step} of {job.total}"] if job.total else []
+    counted = bool(job.total) and job.status != "succeeded"
+    words = [f"step {job.step} of {job.total}"] if counted else []
     if job.started:
         elapsed = ((job.finished or moment) - job.started).total_seconds()
         words.append(f"{duration(elapsed)} elapsed")
@@ -116,15 +117,18 @@ def _curves(job: Job, folder: Path) -> None:
         if job.status == "running":
             st.caption("The first step has not been logged yet.")
         return
-    total = int(max(job.total, metrics["step"].max()))
+    # Once the run is whole, the job counts the prompts of its evaluation.
+    last = int(metrics["step"].max())
+    total = last if (folder / "manifest.json").is_file() else max(job.total, last)
     left, right = st.columns(2)
     with left:
-        st.plotly_chart(training.loss_curve(metrics, total=total), key=Key.JOB_LOSS)
+        figure = training.loss_curve(metrics, total=total)
+        st.plotly_chart(figure, key=Key.JOB_LOSS, config={"displayModeBar": False})
         notices.reading("Lower is better on the task; the penalty pulls the drift down.")
     if "drift" in metrics:
         with right:
             figure = training.drift_curve(metrics, tolerance=_tolerance(job), total=total)
-            st.plotly_chart(figure, key=Key.JOB_DRIFT)
+            st.plotly_chart(figure, key=Key.JOB_DRIFT, config={"displayModeBar": False})
             notices.reading(
                 "How far the adapted model's coordinates along the protected factors are from "
                 "the base model's, in standard deviations of the base's own; 0 is no change."

@@ -116,6 +116,7 @@ table.plain .bounds { display: block; font-size: 0.72rem; opacity: 0.75; white-s
   font-variant-numeric: tabular-nums; }
 table.plain .absent { opacity: 0.6; }
 table.plain .sub { display: block; font-size: 0.72rem; opacity: 0.7; font-weight: 400; }
+[data-testid="stCode"] .token.parameter { white-space: nowrap; }
 .swatch { display: inline-block; width: 0.7em; height: 0.7em; border-radius: 2px;
   margin-right: 0.45em; }
 </style>

@@ -221,6 +221,7 @@ def _flips(answers: pd.DataFrame, names: dict[str, str], root: str) -> None:
     )
     if not flips.empty:
         score = st.column_config.NumberColumn(format="%.3f")
+        text = st.column_config.TextColumn(width=220)
         columns = {
             f"{what}:{name}": f"{names[name]}, {what}"
             for name in (against, arm)
@@ -233,8 +234,10 @@ def _flips(answers: pd.DataFrame, names: dict[str, str], root: str) -> None:
             key=Key.FLIPS,
             column_order=["prompt", *columns.values(), "role", "group", "prompt_id"],
             column_config={
-                title: score for name, title in columns.items() if name.startswith("score:")
-            },
+                title: score if name.startswith("score:") else text
+                for name, title in columns.items()
+            }
+            | {"prompt": st.column_config.TextColumn(width=280)},
             alt="Prompts that differ",
         )
         notices.reading("Scores are 0 to 1; for unrelated prompts 1 is the unwanted behaviour.")

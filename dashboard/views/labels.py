@@ -73,7 +73,8 @@ def _standing(history: list[LabelEvent]) -> None:
         for annotator, claim in claims.items()
     ]
     if rows:
-        st.dataframe(pd.DataFrame(rows), hide_index=True, alt="Labels that stand")
+        table = pd.DataFrame(rows)
+        st.dataframe(table, hide_index=True, placeholder="", alt="Labels that stand")
     else:
         st.caption("Every label has been withdrawn.")
 
@@ -83,7 +84,7 @@ def _history(history: list[LabelEvent]) -> None:
     st.dataframe(
         label_files.table(history).iloc[::-1],
         hide_index=True,
-        height=min(320, 38 + 35 * len(history)),
+        placeholder="",
         column_order=[
             "created", "annotator", "action", "factor", "name", "spurious", "polarity",
             "confidence", "note",
