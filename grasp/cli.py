@@ -35,7 +35,9 @@ Add = Callable[[argparse.ArgumentParser], None]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; bad input is one sentence on standard error and exit code 2."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # beside a training job more are slower
+    # Beside another busy process, threads that spin or wait for each other cost many times more.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = build_parser().parse_args(argv)
     try:
         return _run(args)
@@ -219,7 +221,7 @@ def _export(p: argparse.ArgumentParser) -> None:
 
 _COMMANDS: dict[str, tuple[str, str, Add]] = {
     "demo": ("services", "Build the demo workspace, then serve the dashboard", _demo),
-    "dashboard": ("services", "Serve the dashboard", _serve_options),
+    "dashboard": ("serving", "Serve the dashboard", _serve_options),
     "import": ("adapters", "Add an adapter made elsewhere to the workspace", _import),
     "spectrum": ("adapters", "Singular values of every module's update", _spectrum),
     "factors": ("adapters", "Directions that the updates share, ranked", _factors),

@@ -10,8 +10,7 @@ from pathlib import Path
 from analysis.errors import InputError, NotFoundError
 from analysis.records import RunManifest, read_manifest
 from analysis.workspace import Workspace, workspace_of
-
-DEFAULT = "workspace"
+from grasp.commands.serving import named_workspace
 
 
 def workspace_for(args: argparse.Namespace, *words: str) -> Workspace:
@@ -29,11 +28,6 @@ def _around(args: argparse.Namespace, words: Sequence[str]) -> Workspace | None:
         return None
     found = (workspace_of(Path(word)) for word in words)
     return next((workspace for workspace in found if workspace is not None), None)
-
-
-def named_workspace(args: argparse.Namespace) -> str:
-    """The folder named by --workspace, or by the environment, or the default."""
-    return args.workspace or os.environ.get("GRASP_WORKSPACE") or DEFAULT
 
 
 def run_folder(workspace: Workspace, word: str) -> tuple[Path, RunManifest]:

@@ -1,11 +1,9 @@
-"""Commands that serve or keep house: demo, dashboard, worker, jobs, export."""
+"""Commands that keep house: demo, bench, worker, jobs, export."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
-import sys
 from pathlib import Path
 
 from analysis.errors import InputError
@@ -13,6 +11,7 @@ from analysis.workspace import Workspace
 from grasp import jobs as queue
 from grasp.cli import Result
 from grasp.commands.places import workspace_for
+from grasp.commands.serving import serve
 from grasp.progress import TerminalProgress
 
 
@@ -28,13 +27,8 @@ def demo(args: argparse.Namespace) -> Result | None:
     if args.no_serve:
         return Result(data, text)
     print(text, flush=True)
-    _serve(workspace, args)
+    serve(str(workspace.root), args)
     return None
-
-
-def dashboard(args: argparse.Namespace) -> None:
-    """Serve the dashboard in this process's place."""
-    _serve(workspace_for(args), args)
 
 
 def worker(args: argparse.Namespace) -> None:
@@ -101,13 +95,6 @@ def export(args: argparse.Namespace) -> Result:
     shutil.make_archive(str(out.with_suffix("")), "zip", workspace.root)
     size = out.stat().st_size
     return Result({"archive": str(out), "bytes": size}, f"{out}: {size / 1e6:.1f} MB")
-
-
-def _serve(workspace: Workspace, args: argparse.Namespace) -> None:
-    """Become the dashboard's process, so that Ctrl-C and signals reach it."""
-    arguments = ["--workspace", str(workspace.root), "--port", str(args.port), "--host", args.host]
-    arguments += ["--allow-remote"] * args.allow_remote + ["--open"] * args.open
-    os.execv(sys.executable, [sys.executable, "-m", "dashboard", *arguments])
 
 
 def _rebuild_base(args: argparse.Namespace) -> Result:
