@@ -24,19 +24,22 @@ def silent(step: int, total: int, message: str) -> None:
 class TerminalProgress:
     """One line on standard error, with the time that is left."""
 
-    def __init__(self, label: str = "") -> None:
-        self._label = label
+    def __init__(self) -> None:
         self._start = time.monotonic()
         self._shown = 0.0
 
     def __call__(self, step: int, total: int, message: str) -> None:
-        """Report at most five times a second, and at the end."""
+        """Report five times a second on a terminal, every five seconds elsewhere, and at the end.
+
+        The first twentieth, mostly loading, gives no estimate.
+        """
         elapsed = time.monotonic() - self._start
-        if step < total and elapsed - self._shown < 0.2:
+        if step < total and elapsed - self._shown < (0.2 if sys.stderr.isatty() else 5.0):
             return
         self._shown = elapsed
-        left = f"{elapsed * (total - step) / step:4.0f} s left" if step else ""
-        line = f"{self._label}{message:<40} {step:>5}/{total} {elapsed:5.0f} s {left:<12}"
+        known = step * 20 >= total > 0
+        left = f"{elapsed * (total - step) / step:4.0f} s left" if known else ""
+        line = f"{message:<40} {step:>5}/{total} {elapsed:5.0f} s {left:<12}"
         sys.stderr.write(f"\r{line}" if sys.stderr.isatty() else f"{line.rstrip()}\n")
         if step >= total and sys.stderr.isatty():
             sys.stderr.write("\n")
