@@ -223,9 +223,15 @@ def test_a_line_that_is_no_command_is_code_2_with_nothing_on_standard_output(
         ["train", "c.yaml", "--out", "a b"],
         ["retrain", "none", "--factors", "w1", "--out", "x"],
         ["retrain", "none", "--method", "naive", "--out", "x"],
+        ["record", "none"],
+        ["generate", "none", "hello"],
+        ["evaluate", "none"],
+        ["compare", "none"],
+        ["spectrum", "none"],
+        ["factors", "none"],
     ],
 )
-def test_a_training_that_is_refused_makes_no_workspace(
+def test_a_command_that_is_refused_makes_no_workspace(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

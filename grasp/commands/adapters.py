@@ -118,7 +118,7 @@ def compare(args: argparse.Namespace) -> Result:
     """The trade-off table of runs of one family, on one split of the prompts."""
     from analysis.comparison import comparison
 
-    workspace = workspace_for(args, *args.runs)
+    workspace = unmade_workspace(args, *args.runs)
     ids = [run_folder(workspace, word)[0].name for word in args.runs]
     table = comparison(workspace, ids, split=args.split)
     metrics = ("unrelated", "removal", "task", "facts", "format", "coherence")

@@ -15,7 +15,7 @@ from analysis.errors import InputError
 from analysis.records import Message, RunManifest
 from analysis.workspace import Workspace
 from grasp.cli import Result
-from grasp.commands.places import out_folder, run_folder, unmade_workspace, workspace_for
+from grasp.commands.places import out_folder, run_folder, unmade_workspace
 from grasp.config import load_config, method
 from grasp.progress import Progress, TerminalProgress
 
@@ -64,8 +64,7 @@ def retrain(args: argparse.Namespace, progress: Progress | None = None) -> Resul
 
 def record(args: argparse.Namespace, progress: Progress | None = None) -> Result:
     """Activations of base and adapted model on the run's probes."""
-    workspace = workspace_for(args, args.run)
-    folder, run = run_folder(workspace, args.run)
+    workspace, folder, run = _run(args)
     from grasp.record import record_run
 
     probes = Path(args.probes) if args.probes else None
@@ -83,8 +82,7 @@ def record(args: argparse.Namespace, progress: Progress | None = None) -> Result
 
 def generate(args: argparse.Namespace, progress: Progress | None = None) -> Result:
     """Greedy answers of base and run, one after the other."""
-    workspace = workspace_for(args, args.run)
-    folder, run = run_folder(workspace, args.run)
+    workspace, folder, run = _run(args)
     from grasp.evaluate import chat_ids, intervention
     from grasp.evaluate import generate as reply
     from grasp.models import load_adapted
@@ -109,10 +107,16 @@ def generate(args: argparse.Namespace, progress: Progress | None = None) -> Resu
 
 def evaluate(args: argparse.Namespace, progress: Progress | None = None) -> Result:
     """Each metric of a run on its prompt set, on both splits, with intervals."""
-    workspace = workspace_for(args, args.run)
-    folder, run = run_folder(workspace, args.run)
+    workspace, folder, run = _run(args)
     data = _evaluate(workspace, folder, run, args.prompts, progress or TerminalProgress())
     return Result(data, _metric_lines(data))
+
+
+def _run(args: argparse.Namespace) -> tuple[Workspace, Path, RunManifest]:
+    """The run that a command names, with its workspace, made where it is missing."""
+    workspace = unmade_workspace(args, args.run)
+    folder, run = run_folder(workspace, args.run)
+    return Workspace.create(workspace.root), folder, run
 
 
 def _trained(
@@ -122,6 +126,8 @@ def _trained(
     args: argparse.Namespace,
     progress: Progress,
 ) -> Result:
+    if out.is_relative_to(workspace.root):
+        Workspace.create(workspace.root)
     data: dict[str, Any] = {"run": str(out), "results": run.results, "verdict": run.verdict}
     text = f"{out}: {run.verdict}"
     if args.evaluate:
