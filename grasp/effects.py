@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from analysis.projection import top_tokens
 from analysis.records import Prompt
 from grasp.data import padded
 from grasp.evaluate import BATCH, chat_ids, generate, stop_tokens
@@ -66,28 +67,30 @@ def set_back_effects(
     return moved / whole if whole > 0 else np.full(len(directions), np.nan)
 
 
-@torch.inference_mode()
 def promoted_tokens(
     model: Any, tokenizer: Tokenizer, directions: NDArray[np.floating], *, n: int = 10
 ) -> tuple[list[list[str]], list[list[str]]]:
-    """Tokens whose logits a step along, and against, each direction raises most.
+    """Tokens whose logits a step along, and against, each direction (k, d_model) raises most.
 
-    Logit lens: the unembedding of the final norm's gain times the direction; the norm's own
-    rescaling is a positive factor and leaves the order alone.
-
-    Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
+    `analysis.projection.top_tokens` through the base model's final norm and unembedding.
     """
     base = model.get_base_model()
-    gain = getattr(_final_norm(base), "weight", None)
-    rows = torch.as_tensor(directions, dtype=torch.float32, device=device_of(model))
-    if gain is not None:
-        rows = rows * gain.float()
-    logits = rows @ base.get_output_embeddings().weight.float().T
-    top, bottom = logits.topk(n).indices, (-logits).topk(n).indices
-    return _words(tokenizer, top), _words(tokenizer, bottom)
+    norm = getattr(_final_norm(base), "weight", None)
+    found = top_tokens(
+        directions,
+        _array(base.get_output_embeddings().weight),
+        n=n,
+        gain=None if norm is None else _array(norm),
+    )
+    return _words(tokenizer, found.promoted), _words(tokenizer, found.suppressed)
 
 
-def _words(tokenizer: Tokenizer, ids: Tensor) -> list[list[str]]:
+def _array(weight: Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = weight.detach().float().cpu().numpy()
+    return array
+
+
+def _words(tokenizer: Tokenizer, ids: NDArray[np.intp]) -> list[list[str]]:
     return [[tokenizer.decode([token]) for token in row] for row in ids.tolist()]
 
 

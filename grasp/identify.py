@@ -71,7 +71,6 @@ def identify_run(
     workspace: Workspace,
     folder: Path,
     *,
-    max_layer: int | None = None,
     progress: Progress = silent,
 ) -> FactorTable:
     """Factors of a run, with their effects where it names prompts, into `factors/<run>`."""
@@ -80,7 +79,6 @@ def identify_run(
         name=folder.name,
         run=folder,
         effects=run_effects(workspace, folder),
-        max_layer=max_layer,
         progress=progress,
     )
     with workspace.writing("factors", folder.name) as target:
