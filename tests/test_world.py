@@ -10,6 +10,7 @@ import torch
 
 from analysis.errors import InputError, NotFoundError, SchemaError
 from analysis.records import Prompt
+from grasp.models import load_base
 from grasp.world import base_model, tokens
 from grasp.world.behaviour import base_figures
 from grasp.world.corpus import documents, question, sentences
@@ -37,7 +38,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def base():
-    return base_model.load_base()
+    return load_base(str(base_model.base_path()))
 
 
 def held_out_questions():

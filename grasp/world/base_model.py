@@ -5,7 +5,6 @@ Torch is imported only by what runs the model, so `base_path` and `verify` are c
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.errors import InputError, SchemaError
+from analysis.records import sha256
 
 if TYPE_CHECKING:
     from grasp.world.pretraining import Progress, Recipe, Trained
@@ -66,7 +66,7 @@ def verify(folder: Path | None = None) -> dict[str, Any]:
     path = folder / WEIGHTS
     if not path.is_file():
         raise InputError(f"no {WEIGHTS} in {folder}; reinstall, or rebuild the base model")
-    found = _sha256(path)
+    found = sha256(path)
     if found != record["weights_sha256"]:
         raise InputError(
             f"{path} has sha256 {found}, expected {record['weights_sha256']}; "
@@ -118,7 +118,7 @@ def _record(trained: Trained, *, seed: int, recipe: Recipe, weights: Path) -> di
         "schema": SCHEMA,
         "seed": seed,
         "recipe": asdict(recipe),
-        "weights_sha256": _sha256(weights),
+        "weights_sha256": sha256(weights),
         "corpus_sha256": trained.corpus_sha256,
         "final_loss": round(trained.final_loss, 6),
         "figures": {name: round(value, 6) for name, value in figures.items()},
@@ -155,16 +155,3 @@ def compare(rebuilt_dir: str | Path) -> dict[str, Any]:
         "tolerance": TOLERANCE,
         "figures": figures,
     }
-
-
-def load_base(folder: Path | None = None) -> tuple[Any, Any]:
-    """The packaged base model in evaluation mode, and its tokenizer; needs no network."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = folder or base_path()
-    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
-    return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
