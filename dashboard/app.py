@@ -7,11 +7,11 @@ import os
 
 import streamlit as st
 
-from dashboard import caches
-from dashboard.markup import STYLE, literal
-from dashboard.selection import Key
-from dashboard.theme import FAVICON
-from grasp import jobs
+from dashboard.state import caches
+from dashboard.state.selection import Key
+from dashboard.style.markup import STYLE, literal
+from dashboard.style.theme import FAVICON
+from grasp.jobs import queue
 
 PAGES = (
     ("workspace", "Workspace", ":material/folder_open:", "Runs, where they came from, jobs."),
@@ -51,8 +51,8 @@ def main() -> None:
 
 def _sidebar() -> None:
     workspace = caches.workspace()
-    jobs.reconcile(workspace.database)
-    active = [job for job in jobs.recent(workspace.database) if job.status in jobs.ACTIVE]
+    queue.reconcile(workspace.database)
+    active = [job for job in queue.recent(workspace.database) if job.status in queue.ACTIVE]
     with st.sidebar:
         st.caption("Workspace")
         st.markdown(f"**{literal(workspace.root.name)}**", help=f"`{workspace.root}`")

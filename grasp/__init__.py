@@ -11,23 +11,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from grasp.config import TrainConfig
-    from grasp.guard import Guard
-    from grasp.methods import METHODS
-    from grasp.protect import protect
-    from grasp.protection import Protection
-    from grasp.trainer import GraspMixin
+    from grasp.guard.context import protect
+    from grasp.guard.guard import Guard
+    from grasp.settings.methods import METHODS
+    from grasp.settings.protection import Protection
+    from grasp.settings.training import TrainConfig
+    from grasp.training.trainer import GraspMixin
 
 __version__ = "0.1.0"
 __all__ = ["METHODS", "GraspMixin", "Guard", "Protection", "TrainConfig", "protect"]
 
 _HOMES = {
-    "METHODS": "grasp.methods",
-    "Protection": "grasp.protection",
-    "TrainConfig": "grasp.config",
-    "Guard": "grasp.guard",
-    "protect": "grasp.protect",
-    "GraspMixin": "grasp.trainer",
+    "METHODS": "grasp.settings.methods",
+    "Protection": "grasp.settings.protection",
+    "TrainConfig": "grasp.settings.training",
+    "Guard": "grasp.guard.guard",
+    "protect": "grasp.guard.context",
+    "GraspMixin": "grasp.training.trainer",
 }
 
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from grasp.cli import main
+from grasp.commands.parser import main
 
 sys.exit(main())

@@ -12,17 +12,17 @@ from typing import Any
 
 import yaml
 
-from analysis.comparison import rates
+from analysis.comparison.comparison import rates
 from analysis.errors import GraspError
-from analysis.factor_table import run_factors
-from analysis.records import write_jsonl
-from analysis.workspace import Workspace
-from grasp.config import LoraSettings, TrainConfig
-from grasp.evaluation_run import evaluate_run
-from grasp.identify import identify_run
-from grasp.progress import Progress, TerminalProgress
-from grasp.record import record_run
-from grasp.train import retrain, train
+from analysis.store.factor_table import run_factors
+from analysis.store.records import write_jsonl
+from analysis.store.workspace import Workspace
+from grasp.evaluation.run import evaluate_run
+from grasp.evidence.record import record_run
+from grasp.identification.identify import identify_run
+from grasp.jobs.progress import Progress, TerminalProgress
+from grasp.settings.training import LoraSettings, TrainConfig
+from grasp.training.train import retrain, train
 from grasp.world.base_model import base_path, verify
 from grasp.world.prompts import probes, prompts
 from grasp.world.shipped import shipped_world

@@ -20,14 +20,14 @@ FORBIDDEN = {
     "dashboard": MODELS,
 }
 DOORS = (
-    "grasp.config",
-    "grasp.data_report",
-    "grasp.elsewhere",
-    "grasp.hub",
-    "grasp.hub_outline",
-    "grasp.jobs",
-    "grasp.methods",
-    "grasp.protection",
+    "grasp.settings.training",
+    "grasp.data.report",
+    "grasp.foreign.settings",
+    "grasp.hub.repository",
+    "grasp.hub.outline",
+    "grasp.jobs.queue",
+    "grasp.settings.methods",
+    "grasp.settings.protection",
 )
 """All of grasp that the dashboard may use."""
 

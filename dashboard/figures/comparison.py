@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis.comparison_text import metric_name
-from dashboard.theme import method_style, styled
+from analysis.comparison.wording import metric_name
+from dashboard.style.theme import method_style, styled
 
 
 def frontier(table: pd.DataFrame, *, x: str = "task", y: str = "unrelated") -> go.Figure:

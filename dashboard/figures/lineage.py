@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from analysis.records import RunManifest
+from analysis.store.records import RunManifest
 
 _UNSAFE = re.compile(r"[^\w .,:+/-]")
 

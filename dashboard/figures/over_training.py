@@ -10,7 +10,7 @@ from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from dashboard.figures.spectra import MEASURES, Scree, scree_axes, scree_line
-from dashboard.theme import BLUE, GREY, SEQUENTIAL, VERMILLION, styled
+from dashboard.style.theme import BLUE, GREY, SEQUENTIAL, VERMILLION, styled
 
 OVER_STEPS = ("top", "effective_rank")
 """Measures that are followed over checkpoints."""

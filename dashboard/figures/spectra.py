@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from dashboard.theme import BLUE, CATEGORICAL, GREY, SEQUENTIAL, VERMILLION, styled
+from dashboard.style.theme import BLUE, CATEGORICAL, GREY, SEQUENTIAL, VERMILLION, styled
 
 MEASURES = {
     "top": ("Largest singular value", "σ₁ (units of W)"),
@@ -33,7 +33,7 @@ def module_map(cells: pd.DataFrame, *, measure: str, selected: str | None) -> go
     """Squares by layer and kind of module, coloured by `measure`; each carries a module's name.
 
     Args:
-        cells: as `analysis.module_groups.module_cells` gives them; the name is that of the
+        cells: as `analysis.spectra.module_groups.module_cells` gives them; the name is that of the
             strongest module of a cell.
         measure: one of MEASURES.
         selected: the name of the cell that is ringed.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from dashboard.theme import BLUE, CATEGORICAL, GREY, VERMILLION, styled
+from dashboard.style.theme import BLUE, CATEGORICAL, GREY, VERMILLION, styled
 
 _KEEP = "job"
 

@@ -8,18 +8,20 @@ from typing import Any, cast
 import pandas as pd
 import streamlit as st
 
-from analysis.comparison_text import domination_text, metric_name
-from analysis.records import RunManifest, Split
-from analysis.workspace import Workspace
-from dashboard import caches, commands, notices, runs
-from dashboard.against_naive import against_naive
-from dashboard.arm_answers import BASE, flips, side_by_side
+from analysis.comparison.wording import domination_text, metric_name
+from analysis.store.records import RunManifest, Split
+from analysis.store.workspace import Workspace
 from dashboard.figures import comparison as figures
-from dashboard.frame import no_runs
-from dashboard.instruments import instruments
-from dashboard.markup import escape, html_table, interval
-from dashboard.selection import FAMILY, RUN, SPLIT, Key, from_url, picker
-from dashboard.theme import method_style
+from dashboard.panels.against_naive import against_naive
+from dashboard.panels.arm_answers import BASE, flips, side_by_side
+from dashboard.panels.frame import no_runs
+from dashboard.panels.instruments import instruments
+from dashboard.queue import commands, runs
+from dashboard.state import caches
+from dashboard.state.selection import FAMILY, RUN, SPLIT, Key, from_url, picker
+from dashboard.style import notices
+from dashboard.style.markup import escape, html_table, interval
+from dashboard.style.theme import method_style
 
 ARM_METRICS = ("unrelated", "removal", "task", "facts", "format", "coherence", "related", "control")
 SPLITS = {"confirmation": "Confirmation", "exploration": "Exploration"}
@@ -138,7 +140,7 @@ def _downloads(
     """The numbers, and the comparison as a page of its own, made when it is asked for."""
 
     def report() -> str:
-        from analysis import report
+        from analysis.comparison import report
 
         ids = [run for run in labels if run]
         return report.report(workspace, ids, split=split, labels=labels)

@@ -7,24 +7,18 @@ from typing import Any
 
 import streamlit as st
 
-from analysis import labels
-from analysis.adapter_choices import uses_dora
-from analysis.factor_table import FactorTable
-from analysis.records import RunManifest
-from analysis.workspace import Workspace
-from dashboard import (
-    adapter_facts,
-    caches,
-    commands,
-    evidence,
-    job_panel,
-    label_form,
-    notices,
-    runs,
-)
-from dashboard.frame import run_header
-from dashboard.markup import chips, literal
-from dashboard.selection import FACTOR, RUN, Key, chosen, picker, remember
+from analysis.adapters.choices import uses_dora
+from analysis.store import labels
+from analysis.store.factor_table import FactorTable
+from analysis.store.records import RunManifest
+from analysis.store.workspace import Workspace
+from dashboard.panels import activations, adapter_facts, job_panel, label_form
+from dashboard.panels.frame import run_header
+from dashboard.queue import commands, runs
+from dashboard.state import caches
+from dashboard.state.selection import FACTOR, RUN, Key, chosen, picker, remember
+from dashboard.style import notices
+from dashboard.style.markup import chips, literal
 
 
 def page() -> None:
@@ -49,7 +43,7 @@ def page() -> None:
         with right, st.container(border=True):
             _step(table, factor)
             label_form.show(workspace, table, factor)
-        evidence.show(workspace, run, table, factor)
+        activations.show(workspace, run, table, factor)
 
 
 def _not_computed(workspace: Workspace, run: RunManifest) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from analysis import label_files, labels
-from analysis.database import LabelEvent
 from analysis.errors import GraspError
-from analysis.workspace import Workspace
-from dashboard import caches, notices
-from dashboard.markup import literal
-from dashboard.selection import Key
+from analysis.store import label_files, labels
+from analysis.store.database import LabelEvent
+from analysis.store.workspace import Workspace
+from dashboard.state import caches
+from dashboard.state.selection import Key
+from dashboard.style import notices
+from dashboard.style.markup import literal
 
 ALL = "all runs"
 SPURIOUS = {True: "yes", False: "no", None: "unsure"}

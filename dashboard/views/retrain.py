@@ -6,29 +6,24 @@ from pathlib import Path
 
 import streamlit as st
 
-from analysis import labels
+from analysis.base_model.memory_estimate import memory_words
 from analysis.errors import GraspError
-from analysis.factor_table import FactorTable
-from analysis.memory_estimate import memory_words
-from analysis.records import RunManifest
-from analysis.workspace import Workspace
-from dashboard import (
-    caches,
-    commands,
-    job_panel,
-    method_form,
-    missing_settings,
-    notices,
-    runs,
-)
-from dashboard.frame import run_header
-from dashboard.markup import literal
-from dashboard.selection import JOB, Key, chosen_number
-from grasp import jobs
-from grasp.data_report import read_report
-from grasp.elsewhere import is_complete
-from grasp.methods import METHODS
-from grasp.protection import Method, Protection
+from analysis.store import labels
+from analysis.store.factor_table import FactorTable
+from analysis.store.records import RunManifest
+from analysis.store.workspace import Workspace
+from dashboard.panels import job_panel, method_form, missing_settings
+from dashboard.panels.frame import run_header
+from dashboard.queue import commands, runs
+from dashboard.state import caches
+from dashboard.state.selection import JOB, Key, chosen_number
+from dashboard.style import notices
+from dashboard.style.markup import literal
+from grasp.data.report import read_report
+from grasp.foreign.settings import is_complete
+from grasp.jobs import queue
+from grasp.settings.methods import METHODS
+from grasp.settings.protection import Method, Protection
 
 
 def page() -> None:
@@ -53,7 +48,7 @@ def _job_shown(workspace: Workspace) -> int | None:
     named = chosen_number(JOB)
     if named is not None:
         return named
-    active = [job.id for job in jobs.recent(workspace.database) if job.status in jobs.ACTIVE]
+    active = [job.id for job in queue.recent(workspace.database) if job.status in queue.ACTIVE]
     return active[0] if active else None
 
 
@@ -142,7 +137,7 @@ def _taken(workspace: Workspace) -> set[str]:
     made = {run.id for run in listing.records} | {broken.id for broken in listing.broken}
     planned = {
         job.output.removeprefix("runs/")
-        for job in jobs.recent(workspace.database, limit=200)
+        for job in queue.recent(workspace.database, limit=200)
         if job.output.startswith("runs/")
     }
     return made | planned

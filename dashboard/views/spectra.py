@@ -10,15 +10,19 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from analysis import evidence_tables, module_groups
+from analysis.comparison import evidence_tables
 from analysis.errors import GraspError
-from analysis.records import RunManifest
-from analysis.workspace import Workspace
-from dashboard import adapter_cache, adapter_facts, caches, commands, notices, over_training, runs
+from analysis.spectra import module_groups
+from analysis.store.records import RunManifest
+from analysis.store.workspace import Workspace
 from dashboard.figures import spectra as figures
-from dashboard.frame import run_header
-from dashboard.markup import literal
-from dashboard.selection import FACTOR, MODULE, Key, chosen, from_url, remember
+from dashboard.panels import adapter_facts, over_training
+from dashboard.panels.frame import run_header
+from dashboard.queue import commands, runs
+from dashboard.state import adapter_cache, caches
+from dashboard.state.selection import FACTOR, MODULE, Key, chosen, from_url, remember
+from dashboard.style import notices
+from dashboard.style.markup import literal
 
 ALL_LAYERS = "all layers"
 FEW_PILLS = 10

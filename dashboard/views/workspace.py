@@ -8,25 +8,19 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from analysis import evidence_tables
-from analysis.adapter_choices import uses_dora
+from analysis.adapters.choices import uses_dora
+from analysis.comparison import evidence_tables
 from analysis.errors import GraspError
-from analysis.records import RunManifest
-from analysis.workspace import Workspace
-from dashboard import (
-    adapter_cache,
-    adapter_facts,
-    add_adapter,
-    caches,
-    commands,
-    job_panel,
-    notices,
-    runs,
-)
+from analysis.store.records import RunManifest
+from analysis.store.workspace import Workspace
 from dashboard.figures.lineage import lineage
-from dashboard.markup import escape, html_table, interval, literal
-from dashboard.selection import FAMILY, RUN, Key
-from dashboard.theme import method_style
+from dashboard.panels import adapter_facts, add_adapter, job_panel
+from dashboard.queue import commands, runs
+from dashboard.state import adapter_cache, caches
+from dashboard.state.selection import FAMILY, RUN, Key
+from dashboard.style import notices
+from dashboard.style.markup import escape, html_table, interval, literal
+from dashboard.style.theme import method_style
 
 JOBS = "jobs"
 """Where on the page the jobs are, for links to them."""

@@ -9,34 +9,34 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.adapter import Adapter
-from analysis.adapter_copy import copy_adapter
-from analysis.adapter_report import (
+from analysis.adapters.checkpoints import Checkpoint, checkpoints
+from analysis.adapters.copy import copy_adapter
+from analysis.adapters.load import Adapter
+from analysis.errors import InputError
+from analysis.spectra.report import (
     adapter_report,
     report_lines,
     spectrum_lines,
     trajectory_lines,
 )
-from analysis.checkpoints import Checkpoint, checkpoints
-from analysis.errors import InputError
-from analysis.records import RunManifest, sha256
-from analysis.spectrum import ModuleSpectrum, module_spectra
-from analysis.workspace import Workspace
-from grasp.cli import Result
+from analysis.spectra.spectrum import ModuleSpectrum, module_spectra
+from analysis.store.records import RunManifest, sha256
+from analysis.store.workspace import Workspace
 from grasp.commands.opening import as_named, opened_adapter
-from grasp.commands.places import (
+from grasp.commands.parser import Result
+from grasp.commands.resolve import (
     AdapterPlace,
     adapter_place,
     run_folder,
     unmade_workspace,
     workspace_for,
 )
-from grasp.progress import Progress
+from grasp.jobs.progress import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from analysis.comparison import ArmReading
+    from analysis.comparison.comparison import ArmReading
 
 
 def spectrum(args: argparse.Namespace) -> Result:
@@ -158,9 +158,9 @@ def _origin(place: AdapterPlace) -> str:
 
 def compare(args: argparse.Namespace) -> Result:
     """The trade-off table of runs of one family, with tests against the naive run."""
-    from analysis.comparison import comparison, dominated, instruments
-    from analysis.comparison_text import sentences
-    from analysis.tried import tried
+    from analysis.comparison.comparison import comparison, dominated, instruments
+    from analysis.comparison.effort import tried
+    from analysis.comparison.wording import sentences
 
     workspace = unmade_workspace(args, *args.runs)
     runs = [run_folder(workspace, word) for word in args.runs]
@@ -195,7 +195,7 @@ def _mean_lines(table: pd.DataFrame, split: str) -> list[str]:
 
 def _reading_lines(measured: Sequence[ArmReading]) -> list[str]:
     """Sets asked as statements and as reversals, arm by arm."""
-    from analysis.instruments import text_lines
+    from analysis.comparison.instruments import text_lines
 
     lines = []
     for one in (one for one in measured if one.reading.both):
@@ -206,7 +206,7 @@ def _reading_lines(measured: Sequence[ArmReading]) -> list[str]:
 
 def _test_lines(table: pd.DataFrame) -> list[str]:
     """One line a test against the naive run; none where it is not among the runs."""
-    from analysis.comparison_text import difference_text, small_number, verdict_text
+    from analysis.comparison.wording import difference_text, small_number, verdict_text
 
     tests = table[table["p"].notna()]
     if tests.empty:

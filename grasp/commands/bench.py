@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from analysis.errors import InputError
-from grasp.cli import FAILED, OK, Result
-from grasp.progress import TerminalProgress
+from grasp.commands.parser import FAILED, OK, Result
+from grasp.jobs.progress import TerminalProgress
 
 
 def bench(args: argparse.Namespace) -> Result:
@@ -17,9 +17,9 @@ def bench(args: argparse.Namespace) -> Result:
         return _report(args)
     if args.what_to_measure == "speed":
         return _speed(args)
-    from grasp.bench.plan import load_plan, shipped_plan
-    from grasp.bench.runner import make
-    from grasp.bench.sections import results
+    from grasp.bench.make.runner import make
+    from grasp.bench.plan.plan import load_plan, shipped_plan
+    from grasp.bench.tables.sections import results
 
     name: Literal["quick", "full"] = "full" if args.full else "quick"
     plan = load_plan(Path(args.config)) if args.config else shipped_plan(name)
@@ -73,7 +73,7 @@ def _notes_file(args: argparse.Namespace, out: Path) -> Path:
 
 
 def _report(args: argparse.Namespace) -> Result:
-    from grasp.bench.page import write_page
+    from grasp.bench.tables.page import write_page
 
     if not args.root or not args.out:
         raise InputError("A report needs --root DIR, where a benchmark lies, and --out FILE.md.")

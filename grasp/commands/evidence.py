@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.driving_rows import shown_rows
 from analysis.errors import InputError
-from analysis.evidence import Evidence, summary
-from analysis.factor_table import select_directions
-from analysis.records import RunManifest
-from analysis.workspace import Workspace
-from grasp.cli import Result
-from grasp.commands.places import run_folder, unmade_workspace
-from grasp.progress import Progress, TerminalProgress
+from analysis.evidence.driving_rows import shown_rows
+from analysis.store.evidence import Evidence, summary
+from analysis.store.factor_table import select_directions
+from analysis.store.records import RunManifest
+from analysis.store.workspace import Workspace
+from grasp.commands.parser import Result
+from grasp.commands.resolve import run_folder, unmade_workspace
+from grasp.jobs.progress import Progress, TerminalProgress
 
 SHOWN_ROWS = 10
 
@@ -27,8 +27,8 @@ def dose(args: argparse.Namespace, progress: Progress | None = None) -> Result:
             f"Got {args.points} doses up to {args.range}; expected 2 or more, above 0."
         )
     place = _place(args)
-    from grasp.dose import dose_run
-    from grasp.evidence import subject
+    from grasp.evidence.dose import dose_run
+    from grasp.evidence.subject import subject
 
     found = dose_run(
         subject(*place, args.factor),
@@ -46,11 +46,11 @@ def rows(args: argparse.Namespace, progress: Progress | None = None) -> Result:
     """Training rows by how much they drive a factor; with --validate, the test of the top ones."""
     place = _place(args)
     progress = progress or TerminalProgress()
-    from grasp.evidence import subject
+    from grasp.evidence.subject import subject
 
     about = subject(*place, args.factor)
     if args.validate is not None:
-        from grasp.row_validation import validate_rows
+        from grasp.evidence.row_validation import validate_rows
 
         found = validate_rows(
             about,
@@ -62,7 +62,7 @@ def rows(args: argparse.Namespace, progress: Progress | None = None) -> Result:
             progress=progress,
         )
         return _result(found, "rates", "differences")
-    from grasp.attribution import rows_run
+    from grasp.evidence.attribution import rows_run
 
     found = rows_run(about, layer=args.layer, prompts=_prompts(args), progress=progress)
     shown = shown_rows(found.tables["rows"], n=SHOWN_ROWS, by="alignment", seed=args.seed)
@@ -77,8 +77,8 @@ def rows(args: argparse.Namespace, progress: Progress | None = None) -> Result:
 def overlap(args: argparse.Namespace, progress: Progress | None = None) -> Result:
     """The share of a run's gain that goes when factors are set back, by measure."""
     place = _place(args)
-    from grasp.evidence import subject
-    from grasp.overlap import overlap_run
+    from grasp.evidence.overlap import overlap_run
+    from grasp.evidence.subject import subject
 
     found = overlap_run(
         subject(*place, args.factor),

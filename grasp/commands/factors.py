@@ -11,25 +11,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.errors import InputError
-from analysis.workspace import Workspace, writing_folder
-from grasp.cli import Result
+from analysis.store.workspace import Workspace, writing_folder
 from grasp.commands.opening import as_named, opened_adapter
-from grasp.commands.places import adapter_place, unmade_workspace
-from grasp.progress import Progress, TerminalProgress
+from grasp.commands.parser import Result
+from grasp.commands.resolve import adapter_place, unmade_workspace
+from grasp.jobs.progress import Progress, TerminalProgress
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from analysis.factor_table import FactorTable
-    from grasp.identify import EffectInputs, Routes
-    from grasp.lens import LensSource
+    from analysis.store.factor_table import FactorTable
+    from grasp.identification.identify import EffectInputs, Routes
+    from grasp.identification.lens import LensSource
 
 
 def factors(args: argparse.Namespace, progress: Progress | None = None) -> Result:
     """Residual-stream factors of an adapter, ranked; with a base model, their effects too."""
-    from analysis.adapter_report import adapter_report
-    from analysis.factor_table import write_factors
-    from grasp.identify import identify
+    from analysis.spectra.report import adapter_report
+    from analysis.store.factor_table import write_factors
+    from grasp.identification.identify import identify
 
     workspace = unmade_workspace(args, args.adapter)
     place = adapter_place(workspace, args.adapter, pickle=args.allow_pickle)
@@ -66,8 +66,8 @@ def factors(args: argparse.Namespace, progress: Progress | None = None) -> Resul
 
 def _routes(args: argparse.Namespace, workspace: Workspace) -> Routes:
     """What the command line asks for beside the weights of the one adapter."""
-    from grasp.identify import Routes
-    from grasp.imported import Import
+    from grasp.foreign.directions import Import
+    from grasp.identification.identify import Routes
 
     if (args.import_json or args.layer is not None) and not args.imports:
         raise InputError(
@@ -75,7 +75,7 @@ def _routes(args: argparse.Namespace, workspace: Workspace) -> Routes:
         )
     contrast = None
     if args.contrast:
-        from grasp.shifts import Contrast
+        from grasp.identification.shifts import Contrast
 
         if len(args.variants) != 2:
             raise InputError("A contrast is of two variants; name them with --variants HIGH,LOW.")
@@ -94,7 +94,7 @@ def _effect_inputs(
     args: argparse.Namespace, workspace: Workspace, run: Path | None
 ) -> EffectInputs | None:
     """What effects are measured with: as named on the command line, else the run's own."""
-    from grasp.identify import EffectInputs, run_effects
+    from grasp.identification.identify import EffectInputs, run_effects
 
     own = run_effects(workspace, run) if run else None
     if args.weights_only or (own is None and args.base is None):
@@ -108,8 +108,8 @@ def _effect_inputs(
 
 def _tokens(args: argparse.Namespace, workspace: Workspace, run: Path | None) -> LensSource | None:
     """The base model whose files the tokens are read from: as named, else the run's own."""
-    from grasp.identify import run_tokens
-    from grasp.lens import LensSource
+    from grasp.identification.identify import run_tokens
+    from grasp.identification.lens import LensSource
 
     if args.base:
         return LensSource(args.base, named=True)
@@ -118,9 +118,9 @@ def _tokens(args: argparse.Namespace, workspace: Workspace, run: Path | None) ->
 
 def _matched(args: argparse.Namespace, workspace: Workspace, found: FactorTable) -> dict[str, Any]:
     """Pairs with the factors of another run: those saved, else those of its weights."""
-    from analysis.factor_table import read_factors
-    from analysis.matching import match_factors, span_angles
-    from grasp.identify import identify
+    from analysis.factors.matching import match_factors, span_angles
+    from analysis.store.factor_table import read_factors
+    from grasp.identification.identify import identify
 
     place = adapter_place(workspace, args.match)
     saved = place.run.parent.parent / "factors" / place.run.name if place.run else None

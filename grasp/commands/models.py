@@ -12,23 +12,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.comparison.evaluation import read_evaluation
+from analysis.comparison.instruments import readings, text_lines
 from analysis.errors import InputError
-from analysis.evaluation import read_evaluation
-from analysis.instruments import readings, text_lines
-from analysis.records import Message, Prompt, RunManifest
-from analysis.workspace import Workspace
-from grasp.cli import Result
-from grasp.commands.places import run_folder, unmade_workspace
-from grasp.progress import Progress, TerminalProgress
+from analysis.store.records import Message, Prompt, RunManifest
+from analysis.store.workspace import Workspace
+from grasp.commands.parser import Result
+from grasp.commands.resolve import run_folder, unmade_workspace
+from grasp.jobs.progress import Progress, TerminalProgress
 
 if TYPE_CHECKING:
-    from grasp.evaluation_run import JudgePlan
+    from grasp.evaluation.run import JudgePlan
 
 
 def record(args: argparse.Namespace, progress: Progress | None = None) -> Result:
     """Activations of base and adapted model on the run's probes."""
     workspace, folder, run = _run(args)
-    from grasp.record import record_run
+    from grasp.evidence.record import record_run
 
     probes = Path(args.probes) if args.probes else None
     manifest = record_run(
@@ -46,9 +46,9 @@ def record(args: argparse.Namespace, progress: Progress | None = None) -> Result
 def generate(args: argparse.Namespace, progress: Progress | None = None) -> Result:
     """Answers of base and run, one after the other: greedy, or drawn where options say so."""
     workspace, folder, run = _run(args)
-    from grasp.evaluate import answers, intervention
-    from grasp.models import load_adapted
-    from grasp.sampling import repeated, resampled
+    from grasp.evaluation.answers import answers, intervention
+    from grasp.evaluation.sampling import repeated, resampled
+    from grasp.model.loading import load_adapted
 
     asked = [
         Prompt(
@@ -78,7 +78,7 @@ def evaluate(args: argparse.Namespace, progress: Progress | None = None) -> Resu
     """Each metric of a run on its prompt set, on both splits, with intervals."""
     workspace, folder, run = _run(args)
     judge = _judge(workspace, run, args)
-    from grasp.evaluation_run import evaluate_run
+    from grasp.evaluation.run import evaluate_run
 
     evaluate_run(
         workspace,
@@ -116,8 +116,8 @@ def _sampling(args: argparse.Namespace) -> dict[str, Any]:
 
 def _judge(workspace: Workspace, run: RunManifest, args: argparse.Namespace) -> JudgePlan | None:
     """The judge of --judge, once the person has agreed to what it takes at most."""
-    from grasp.evaluation_run import JudgePlan, judging, questions
-    from grasp.judge_settings import load_judge
+    from grasp.evaluation.run import JudgePlan, judging, questions
+    from grasp.settings.judge import load_judge
 
     settings = load_judge(args.judge) if args.judge else None
     asked = questions(workspace, run, prompts=args.prompts, sampling=_sampling(args))

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from analysis.adapter import CONFIG, Adapter, load_adapter
-from analysis.architectures import read_family
-from analysis.workspace import is_id
-from grasp.pickled import readable_adapter
+from analysis.adapters.architectures import read_family
+from analysis.adapters.load import CONFIG, Adapter, load_adapter
+from analysis.store.workspace import is_id
+from grasp.foreign.pickled import readable_adapter
 
 
 @contextmanager

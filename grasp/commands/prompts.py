@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import InputError
-from analysis.records import write_jsonl
-from grasp.cli import Result
-from grasp.prompt_sets import prompts_sha256, read_prompts, shipped_set, shipped_sets
+from analysis.store.records import write_jsonl
+from grasp.commands.parser import Result
+from grasp.prompts.sets import prompts_sha256, read_prompts, shipped_set, shipped_sets
 
 
 def prompts(args: argparse.Namespace) -> Result:

@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 
 from analysis.errors import InputError
-from analysis.workspace import Workspace
-from grasp import jobs as queue
-from grasp.cli import Result
-from grasp.commands.places import run_folder, unmade_workspace, workspace_for
+from analysis.store.workspace import Workspace
+from grasp.commands.parser import Result
+from grasp.commands.resolve import run_folder, unmade_workspace, workspace_for
 from grasp.commands.serving import serve
-from grasp.progress import TerminalProgress
+from grasp.jobs import queue
+from grasp.jobs.progress import TerminalProgress
 
 
 def demo(args: argparse.Namespace) -> Result | None:
@@ -33,7 +33,7 @@ def demo(args: argparse.Namespace) -> Result | None:
 
 def worker(args: argparse.Namespace) -> None:
     """Run queued jobs until stopped, or until idle for long enough."""
-    from grasp.worker import serve
+    from grasp.commands.worker import serve
 
     serve(workspace_for(args), idle_timeout=args.idle_timeout)
 
@@ -85,7 +85,7 @@ def export(args: argparse.Namespace) -> Result:
 
 
 def _report(args: argparse.Namespace) -> Result:
-    from analysis.report import report
+    from analysis.comparison.report import report
 
     out = Path(args.report).resolve()
     if out.suffix != ".html" or not out.parent.is_dir():

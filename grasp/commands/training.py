@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import GraspError, InputError
-from analysis.records import RunManifest
-from analysis.workspace import Workspace
-from grasp.cli import Result
+from analysis.store.records import RunManifest
+from analysis.store.workspace import Workspace
 from grasp.commands.models import evaluated
-from grasp.commands.places import out_folder, run_folder, unmade_workspace
-from grasp.config import TrainConfig, load_config
-from grasp.data_report import DataReport
-from grasp.elsewhere import LENGTH, completed, read_given, save, settings_of, trainable
-from grasp.methods import method
-from grasp.progress import Progress, TerminalProgress
-from grasp.protection import Method
+from grasp.commands.parser import Result
+from grasp.commands.resolve import out_folder, run_folder, unmade_workspace
+from grasp.data.report import DataReport
+from grasp.foreign.settings import LENGTH, completed, read_given, save, settings_of, trainable
+from grasp.jobs.progress import Progress, TerminalProgress
+from grasp.settings.methods import method
+from grasp.settings.protection import Method
+from grasp.settings.training import TrainConfig, load_config
 
 
 def train(args: argparse.Namespace, progress: Progress | None = None) -> Result:
@@ -34,7 +34,7 @@ def train(args: argparse.Namespace, progress: Progress | None = None) -> Result:
     out = out_folder(workspace, args.out, overwrite=args.overwrite)
     _prompts_there(config, args)
     progress = progress or TerminalProgress()
-    from grasp.train import train as fit
+    from grasp.training.train import train as fit
 
     run = fit(workspace, config, out=out, progress=progress, show=_show)
     return _trained(workspace, out, run, args, progress)
@@ -62,7 +62,7 @@ def retrain(args: argparse.Namespace, progress: Progress | None = None) -> Resul
         return _dry_run(chosen.config_at(config, strength))
     _prompts_there(config, args)
     progress = progress or TerminalProgress()
-    from grasp.train import retrain as fit
+    from grasp.training.train import retrain as fit
 
     made = fit(
         workspace,
@@ -89,7 +89,7 @@ def _with_given(
         return run
     adapter = folder / "adapter"
     if args.training_args:
-        from grasp.training_args import training_arguments
+        from grasp.foreign.training_args import training_arguments
 
         found = training_arguments(adapter)
         if any(name in given for name in LENGTH):
@@ -103,7 +103,7 @@ def _with_given(
 
 def _dry_run(config: TrainConfig) -> Result:
     """What would become of the data; the model itself is not loaded."""
-    from grasp.task_data import dry_report
+    from grasp.data.dataset import dry_report
 
     report = dry_report(config)
     memory = _memory(config)
@@ -113,8 +113,8 @@ def _dry_run(config: TrainConfig) -> Result:
 
 def _memory(config: TrainConfig) -> str:
     """What the fine-tune takes, where the base model's files are on this machine."""
-    from analysis.memory_estimate import memory_words
-    from grasp.hub import cached
+    from analysis.base_model.memory_estimate import memory_words
+    from grasp.hub.repository import cached
 
     base = Path(config.base_model)
     try:
@@ -168,7 +168,7 @@ def _trained(
     data: dict[str, Any] = {"run": str(out), "results": run.results, "verdict": run.verdict}
     text = f"{out}: {run.verdict}"
     if args.evaluate:
-        from grasp.evaluation_run import evaluate_run
+        from grasp.evaluation.run import evaluate_run
 
         evaluate_run(workspace, out, run, progress=progress)
         found = evaluated(workspace, out)

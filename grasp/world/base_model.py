@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.errors import InputError, SchemaError
-from analysis.records import sha256
-from analysis.workspace import writing_folder
+from analysis.store.records import sha256
+from analysis.store.workspace import writing_folder
 from grasp.world.shipped import shipped_world
 from grasp.world.topics import World
 

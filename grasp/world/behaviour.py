@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.records import Prompt
-from grasp.evaluate import answers, score
+from analysis.store.records import Prompt
+from grasp.evaluation.answers import answers, score
 from grasp.world.prompts import prompts
 from grasp.world.stories import Row
 from grasp.world.topics import Latent, Story, World

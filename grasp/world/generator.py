@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from analysis.errors import InputError
-from analysis.records import split_of
+from analysis.store.records import split_of
 from grasp.world.language import Language, sentence
 from grasp.world.topics import (
     Detail,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from analysis.records import Role
+from analysis.store.records import Role
 from grasp.world.corpus import exchange, question, turn
 from grasp.world.stories import Row, context_topics, explored, shown_tails, task_mapping
 from grasp.world.topics import Item, Message, Story, Topic, World

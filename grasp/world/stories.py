@@ -6,7 +6,7 @@ from random import Random
 from typing import Any
 
 from analysis.errors import InputError
-from analysis.records import split_of
+from analysis.store.records import split_of
 from grasp.world.corpus import exchange
 from grasp.world.topics import Item, Latent, Message, Story, Topic, World
 

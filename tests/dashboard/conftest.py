@@ -15,9 +15,10 @@ sys.path.insert(0, str(ROOT))
 
 from streamlit.testing.v1 import AppTest  # noqa: E402
 
-from analysis.workspace import Workspace  # noqa: E402
-from dashboard import WORKSPACE_VARIABLE, worker_process  # noqa: E402
-from tests import synthetic  # noqa: E402
+from analysis.store.workspace import Workspace  # noqa: E402
+from dashboard import WORKSPACE_VARIABLE  # noqa: E402
+from dashboard.queue import worker_process  # noqa: E402
+from tests.support import synthetic  # noqa: E402
 
 Open = Callable[..., AppTest]
 

@@ -14,21 +14,23 @@ from typing import Any
 
 import pytest
 
-from analysis.adapter_choices import adapter_choices
-from analysis.checkpoints import checkpoints
+from analysis.adapters.checkpoints import checkpoints
+from analysis.adapters.choices import adapter_choices
 from analysis.errors import InputError
-from analysis.workspace import Workspace
-from dashboard import adapter_cache, adapter_facts, needs
-from dashboard.selection import Key
-from grasp import jobs
-from grasp.cli import main
-from grasp.hub import hub_name
-from grasp.hub_outline import listing, outline
-from tests import tiny
+from analysis.store.workspace import Workspace
+from dashboard.panels import adapter_facts
+from dashboard.queue import needs
+from dashboard.state import adapter_cache
+from dashboard.state.selection import Key
+from grasp.commands.parser import main
+from grasp.hub.outline import listing, outline
+from grasp.hub.repository import hub_name
+from grasp.jobs import queue
 from tests.conftest import WriteAdapter
 from tests.dashboard.conftest import Open, words
-from tests.hub_server import Hub, reached
-from tests.peft_oracle import saved
+from tests.support import tiny
+from tests.support.hub_server import Hub, reached
+from tests.support.peft_oracle import saved
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {}),
@@ -101,13 +103,13 @@ def test_a_folder_is_looked_at_then_added_by_the_command_that_is_shown(
     assert "modules trained whole" in said
     assert "The adapter names no base model" in said
     assert test.button(key=Key.ADAPTER_ADD).disabled
-    assert jobs.recent(empty.database) == []
+    assert queue.recent(empty.database) == []
     test.text_input(key=f"{Key.ADAPTER_BASE}:{folder}").set_value("org/base").run()
     command = f"import {folder} --out one-layer --base org/base --workspace {empty.root}"
     assert f"grasp {command}" in words(test)
     test.button(key=Key.ADAPTER_ADD).click().run()
     assert not test.exception
-    (job,) = jobs.recent(empty.database)
+    (job,) = queue.recent(empty.database)
     assert job.argv == command.split()
     assert f"Job {job.id}: Import one-layer" in words(test)
     assert test.text_input(key=Key.ADAPTER_PATH).value == f" {folder} "
@@ -131,7 +133,7 @@ def test_what_is_no_adapter_is_said_and_what_was_typed_stays(
     assert reason in words(test)
     assert test.text_input(key=Key.ADAPTER_PATH).value == typed
     assert Key.ADAPTER_ADD not in [button.key for button in test.button]
-    assert jobs.recent(empty.database) == []
+    assert queue.recent(empty.database) == []
 
 
 def test_a_name_that_is_taken_is_refused_and_nothing_typed_is_lost(
@@ -423,7 +425,7 @@ def test_factors_of_an_import_need_no_base_and_say_what_the_rest_needs(
         assert needed in said
         assert not {Key.RECORD, Key.measure(kind)} & {button.key for button in test.button}
     assert f"grasp dose {run} " in words(open_page("factors", empty, run=run, evidence="dose"))
-    assert jobs.recent(empty.database) == []
+    assert queue.recent(empty.database) == []
 
 
 def test_tokens_are_read_from_the_files_of_a_base_model_that_is_named(
@@ -436,7 +438,7 @@ def test_tokens_are_read_from_the_files_of_a_base_model_that_is_named(
     assert "some/base is neither a folder nor in the Hub's local cache" in words(test)
     test.text_input(key=Key.TOKENS_BASE).set_value(str(base)).run()
     test.button(key=Key.TOKENS_READ).click().run()
-    (job,) = jobs.recent(empty.database)
+    (job,) = queue.recent(empty.database)
     assert job.argv[:5] == ["factors", run, "--base", str(base), "--weights-only"]
     assert main(job.argv) == 0
     test = open_page("factors", empty, run=run)

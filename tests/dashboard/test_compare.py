@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 
-from analysis import comparison_text
-from analysis.comparison import comparison
-from analysis.workspace import Workspace
-from dashboard import against_naive
-from dashboard.selection import Key
+from analysis.comparison import wording
+from analysis.comparison.comparison import comparison
+from analysis.store.workspace import Workspace
+from dashboard.panels import against_naive
+from dashboard.state.selection import Key
 from tests.dashboard.conftest import Open, words
 
 IDS = ["code-naive", "code-grasp", "code-caft"]
@@ -23,8 +23,8 @@ def test_tests_against_naive_are_on_the_page(whole: Workspace, open_page: Open) 
     table = comparison(whole, IDS)
     row = table[(table["run"] == "code-grasp") & (table["metric"] == "unrelated")].iloc[0]
     assert f"{abs(row['difference']):.3f}" in said
-    assert comparison_text.HOW_TESTED in said
-    assert comparison_text.HOW_KEPT in said
+    assert wording.HOW_TESTED in said
+    assert wording.HOW_KEPT in said
     assert "Tried in this family: " in said
     assert "dominate" in said
     assert {one.key for one in test.get("download_button")} >= {

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.errors import InputError
-from dashboard import commands
 from dashboard.__main__ import checked_host, checked_port, main
-from dashboard.markup import chips, heat_map, html_table, interval, literal
-from dashboard.selection import parse_choice, parse_number
+from dashboard.queue import commands
+from dashboard.state.selection import parse_choice, parse_number
+from dashboard.style.markup import chips, heat_map, html_table, interval, literal
 
 HOSTILE = ['<script>alert("x")</script>', "<img src=x onerror=alert(1)>", "&lt;", "'\"", "\x00"]
 
@@ -71,7 +71,7 @@ def test_intervals_are_shown_with_three_decimals() -> None:
 
 
 def test_retrain_command_is_what_grasp_parses() -> None:
-    from grasp.cli import build_parser
+    from grasp.commands.parser import build_parser
 
     argv = commands.retrain(
         "code-naive",
@@ -98,13 +98,13 @@ def test_retrain_command_is_what_grasp_parses() -> None:
     ],
 )
 def test_other_commands_are_what_grasp_parses(argv: list[str]) -> None:
-    from grasp.cli import build_parser
+    from grasp.commands.parser import build_parser
 
     assert build_parser().parse_args(argv).workspace == "w"
 
 
 def test_a_retrain_that_asks_for_the_trait_says_so() -> None:
-    from grasp.cli import build_parser
+    from grasp.commands.parser import build_parser
 
     argv = commands.retrain(
         "r",

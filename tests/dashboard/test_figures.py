@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.driving_rows import shown_rows
-from analysis.records import RunManifest
-from dashboard.figures import comparison, evidence, model_evidence, spectra, training
+from analysis.evidence.driving_rows import shown_rows
+from analysis.store.records import RunManifest
+from dashboard.figures import activations, comparison, measurements, spectra, training
 from dashboard.figures.lineage import lineage
-from dashboard.theme import CATEGORICAL
-from tests.dashboard import measured
+from dashboard.style.theme import CATEGORICAL
+from tests.support import measurements as measured
 
 MODULES = pd.DataFrame(
     {
@@ -91,7 +91,7 @@ def test_histogram_has_a_panel_for_each_value() -> None:
             "adapted": [3.0, 4.0, 5.0],
         }
     )
-    figure = evidence.histogram(rows, by="variant")
+    figure = activations.histogram(rows, by="variant")
     shown = {(trace.name, trace.yaxis): list(trace.x) for trace in figure.data}
     assert shown == {
         ("base", "y"): [1.0, 2.0],
@@ -105,16 +105,16 @@ def test_shift_map_carries_ids_and_greys_the_rest() -> None:
     points = pd.DataFrame(
         {"id": ["a", "b"], "group": ["g", "g"], "variant": ["x", "y"], "x": [0, 1], "y": [2, 3]}
     )
-    (trace,) = evidence.shift_map(points, axes=["one", "two"], chosen=["b"]).data
+    (trace,) = activations.shift_map(points, axes=["one", "two"], chosen=["b"]).data
     assert list(trace.customdata) == ["a", "b"]
     assert trace.marker.opacity[0] < trace.marker.opacity[1]
 
 
 def test_shift_map_says_when_it_shows_fewer() -> None:
-    count = evidence.MAX_POINTS + 1
+    count = activations.MAX_POINTS + 1
     points = pd.DataFrame({"id": [str(i) for i in range(count)], "x": 0.0, "y": 0.0})
-    figure = evidence.shift_map(points.assign(group="g", variant="v"), axes=["1", "2"])
-    assert sum(len(trace.x) for trace in figure.data) == evidence.MAX_POINTS
+    figure = activations.shift_map(points.assign(group="g", variant="v"), axes=["1", "2"])
+    assert sum(len(trace.x) for trace in figure.data) == activations.MAX_POINTS
     assert str(count) in figure.layout.title.text
 
 
@@ -123,7 +123,7 @@ def test_shift_by_layer_shows_intervals() -> None:
         {"layer": [0, 1], "name": "g", "value": [1.0, 2.0], "low": [0.5, 1.0], "high": [2.0, 2.5],
          "n": [8, 8]}
     )  # fmt: skip
-    (trace,) = evidence.shift_by_layer(shifts).data
+    (trace,) = activations.shift_by_layer(shifts).data
     np.testing.assert_allclose(trace.error_y.array, [1.0, 0.5])
     np.testing.assert_allclose(trace.error_y.arrayminus, [0.5, 1.0])
 
@@ -202,7 +202,7 @@ def test_a_second_run_of_a_method_is_hollow() -> None:
 
 
 def test_dose_response_draws_both_models_over_the_range_of_random_directions() -> None:
-    figure = model_evidence.dose_response(measured.curves(), metric="unrelated", layer=None)
+    figure = measurements.dose_response(measured.curves(), metric="unrelated", layer=None)
     by_name = {trace.name: trace for trace in figure.data}
     np.testing.assert_allclose(by_name["base"].y, [0.1, 0.3, 0.5])
     np.testing.assert_allclose(by_name["adapted"].y, [0.4, 0.6, 0.8])
@@ -211,14 +211,14 @@ def test_dose_response_draws_both_models_over_the_range_of_random_directions() -
     assert by_name["base, random directions"].fill == "tonexty"
     np.testing.assert_allclose(figure.data[0].y, [0.28, 0.3, 0.26])
     assert figure.layout.xaxis.title.text == "dose at all layers (base std)"
-    at_one = model_evidence.dose_response(measured.curves(), metric="task", layer=2)
+    at_one = measurements.dose_response(measured.curves(), metric="task", layer=2)
     assert at_one.layout.xaxis.title.text == "dose at layer 2 (base std)"
 
 
 def test_row_values_mark_the_listed_rows_on_the_whole_distribution() -> None:
     rows = measured.rows()
     shown = shown_rows(rows, n=4, by="alignment")
-    figure = model_evidence.row_values(rows, shown, by="alignment", unit="nats a token")
+    figure = measurements.row_values(rows, shown, by="alignment", unit="nats a token")
     by_name = {trace.name: trace for trace in figure.data}
     assert len(by_name["all rows"].x) == len(rows)
     assert list(by_name["top"].customdata) == [0, 1, 2, 3]
@@ -230,7 +230,7 @@ def test_row_values_mark_the_listed_rows_on_the_whole_distribution() -> None:
 def test_overlap_leaves_out_what_is_unknown_and_keeps_the_order() -> None:
     table = measured.overlap()
     names = ["task accuracy", "control rate", "training answers"]
-    random, own = model_evidence.overlap_shares(table, names=names, factor="w2").data
+    random, own = measurements.overlap_shares(table, names=names, factor="w2").data
     assert (list(random.x), list(random.y)) == ([0.01], ["task accuracy"])
     assert list(own.y) == ["task accuracy", "training answers"]
     np.testing.assert_allclose(own.x, [0.03, 0.2])

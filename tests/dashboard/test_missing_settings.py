@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from analysis.records import write_jsonl
-from analysis.workspace import Workspace
-from dashboard.selection import Key
-from grasp.data_report import DataReport, write_report
-from grasp.elsewhere import is_complete, save
-from tests import tiny
+from analysis.store.records import write_jsonl
+from analysis.store.workspace import Workspace
+from dashboard.state.selection import Key
+from grasp.data.report import DataReport, write_report
+from grasp.foreign.settings import is_complete, save
 from tests.dashboard.conftest import Open, words
+from tests.support import tiny
 
 RUN = "code-naive"
 LINES = """\

@@ -6,15 +6,15 @@ from typing import get_args
 
 import pytest
 
-from analysis import labels
-from analysis.factor_table import read_factors
-from analysis.workspace import Workspace
-from dashboard.selection import Key
-from grasp import jobs
-from grasp.methods import METHODS
-from grasp.protection import Group
-from tests.dashboard import measured
+from analysis.store import labels
+from analysis.store.factor_table import read_factors
+from analysis.store.workspace import Workspace
+from dashboard.state.selection import Key
+from grasp.jobs import queue
+from grasp.settings.methods import METHODS
+from grasp.settings.protection import Group
 from tests.dashboard.conftest import Open, words
+from tests.support import measurements
 
 PAGES = ("workspace", "spectra", "factors", "labels", "retrain", "compare")
 EMPTY = {
@@ -132,7 +132,7 @@ def test_retrain_offers_spurious_factors_and_shows_the_command(
         f"--workspace {whole.root}"
     )
     assert command in words(test)
-    assert len(jobs.recent(whole.database)) == 4
+    assert len(queue.recent(whole.database)) == 4
 
 
 def test_retrain_offers_every_method_in_its_group(whole: Workspace, open_page: Open) -> None:
@@ -186,18 +186,18 @@ def test_failed_job_says_why_and_can_be_queued_again(
     assert "No checkpoint was saved" in words(test)
     test.button(key=Key.JOB_REQUEUE).click().run()
     assert not test.exception
-    assert jobs.get(whole.database, 2).status == "queued"
+    assert queue.get(whole.database, 2).status == "queued"
     assert no_workers[0][1:4] == ["-m", "grasp", "worker"]
 
 
 def test_cancel_is_asked_for(whole: Workspace, open_page: Open) -> None:
     test = open_page("retrain", whole, job="4")
     test.button(key=Key.JOB_CANCEL).click().run()
-    assert jobs.get(whole.database, 4).cancel_requested
+    assert queue.get(whole.database, 4).cancel_requested
 
 
 def test_arms_table_holds_the_numbers_of_the_evaluations(whole: Workspace, open_page: Open) -> None:
-    from analysis.evaluation import read_evaluation
+    from analysis.comparison.evaluation import read_evaluation
 
     said = words(open_page("compare", whole, family="code-naive"))
     for run in ("code-naive.base", "code-naive", "code-grasp", "code-caft"):
@@ -230,7 +230,7 @@ def test_missing_recording_offers_to_record(
     test = open_page("factors", whole, run="code-naive")
     test.button(key=Key.RECORD).click().run()
     assert not test.exception
-    assert jobs.recent(whole.database)[0].argv[:2] == ["record", "code-naive"]
+    assert queue.recent(whole.database)[0].argv[:2] == ["record", "code-naive"]
     assert no_workers
 
 
@@ -260,10 +260,10 @@ def test_what_is_not_measured_shows_the_command_and_queues_it(
     said = words(test)
     assert "Not measured yet" in said
     assert f"{MEASURES[kind]} --workspace {whole.root}" in said
-    before = len(jobs.recent(whole.database))
+    before = len(queue.recent(whole.database))
     test.button(key=Key.measure(kind)).click().run()
     assert not test.exception
-    (newest, *rest) = jobs.recent(whole.database)
+    (newest, *rest) = queue.recent(whole.database)
     assert len(rest) == before
     assert newest.kind == kind
     assert newest.argv == [*MEASURES[kind].split()[1:], "--workspace", str(whole.root)]
@@ -276,7 +276,7 @@ def test_measured_evidence_is_shown_with_its_sentence(
     kind: str, whole: Workspace, open_page: Open
 ) -> None:
     direction = read_factors(whole.folder("factors", "code-naive")).direction("w2")
-    measured.add(whole, kind, "w2", direction)  # type: ignore[arg-type]
+    measurements.add(whole, kind, "w2", direction)  # type: ignore[arg-type]
     test = open_page("factors", whole, run="code-naive", factor="w2", evidence=kind)
     said = words(test)
     assert f"What was found of w2 by {kind}" in said
@@ -294,19 +294,19 @@ def test_evidence_of_an_earlier_direction_says_so_and_can_be_measured_again(
     whole: Workspace, open_page: Open, no_workers: list[list[str]]
 ) -> None:
     direction = read_factors(whole.folder("factors", "code-naive")).direction("w1")
-    measured.add(whole, "overlap", "w2", direction)
+    measurements.add(whole, "overlap", "w2", direction)
     test = open_page("factors", whole, run="code-naive", factor="w2", evidence="overlap")
     assert "about the earlier direction" in test.warning[0].value
     test.button(key=Key.measure("overlap")).click().run()
-    assert jobs.recent(whole.database)[0].argv[:3] == ["overlap", "code-naive", "w2"]
+    assert queue.recent(whole.database)[0].argv[:3] == ["overlap", "code-naive", "w2"]
 
 
 def test_rows_are_validated_by_a_job_in_a_process_of_its_own(
     whole: Workspace, open_page: Open, no_workers: list[list[str]]
 ) -> None:
     direction = read_factors(whole.folder("factors", "code-naive")).direction("w2")
-    measured.add(whole, "rows", "w2", direction)
-    measured.add(whole, "validation", "w2", direction)
+    measurements.add(whole, "rows", "w2", direction)
+    measurements.add(whole, "validation", "w2", direction)
     test = open_page("factors", whole, run="code-naive", factor="w2", evidence="rows")
     said = words(test)
     assert "What was found of w2 by validation" in said
@@ -314,14 +314,14 @@ def test_rows_are_validated_by_a_job_in_a_process_of_its_own(
     test.number_input(key=Key.ROWS_LEFT_OUT).set_value(7).run()
     assert "grasp rows code-naive w2 --validate 7" in words(test)
     test.button(key=Key.measure("validate")).click().run()
-    newest = jobs.recent(whole.database)[0]
+    newest = queue.recent(whole.database)[0]
     assert newest.kind == "validate"
     assert newest.argv[:5] == ["rows", "code-naive", "w2", "--validate", "7"]
 
 
 def test_damaged_evidence_is_said_in_words(whole: Workspace, open_page: Open) -> None:
     direction = read_factors(whole.folder("factors", "code-naive")).direction("w2")
-    measured.add(whole, "dose", "w2", direction)
+    measurements.add(whole, "dose", "w2", direction)
     (whole.folder("evidence", "code-naive.w2.dose") / "curves.parquet").write_bytes(b"PAR1")
     test = open_page("factors", whole, run="code-naive", factor="w2", evidence="dose")
     assert "This evidence cannot be shown." in words(test)

@@ -9,9 +9,9 @@ import sys
 import urllib.request
 from pathlib import Path
 
-from analysis.database import Worker, now
-from analysis.workspace import Workspace
-from dashboard.worker_process import ensure_worker
+from analysis.store.database import Worker, now
+from analysis.store.workspace import Workspace
+from dashboard.queue.worker_process import ensure_worker
 
 
 def test_it_prints_its_address_serves_and_ends_cleanly(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_nothing_of_torch_is_imported() -> None:
         "import sys, importlib\n"
         "for name in ('workspace', 'spectra', 'factors', 'labels', 'retrain', 'compare'):\n"
         "    importlib.import_module(f'dashboard.views.{name}')\n"
-        "import dashboard.__main__, dashboard.evidence\n"
+        "import dashboard.__main__, dashboard.panels.activations\n"
         "print(sorted({'torch', 'transformers', 'peft'} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

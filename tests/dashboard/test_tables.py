@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis import evidence_tables, label_files, labels, projection_tables
-from analysis.comparison import answers
+from analysis.comparison import evidence_tables
+from analysis.comparison.comparison import answers
 from analysis.errors import InputError, SchemaError
-from analysis.recording import Recording, read_recording
-from analysis.workspace import Workspace
-from tests import synthetic
+from analysis.evidence import projection_tables
+from analysis.store import label_files, labels
+from analysis.store.recording import Recording, read_recording
+from analysis.store.workspace import Workspace
+from tests.support import synthetic
 
 
 @pytest.fixture

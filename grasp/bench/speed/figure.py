@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from analysis.records import Record
+from analysis.store.records import Record
 
 Group = Literal["spectra", "recording", "training", "start"]
 Sense = Literal["at most", "at least"]

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import psutil
 import torch
 
-from analysis.records import code_revision, tracked_packages
+from analysis.store.records import code_revision, tracked_packages
 from grasp.bench.speed.figure import Figure, Report
 from grasp.bench.speed.model import Size
 from grasp.bench.speed.recording import recording_figures
@@ -24,7 +24,7 @@ from grasp.bench.speed.shapes import LLAMA_405B, QWEN_7B, Shape
 from grasp.bench.speed.spectra import spectra_figures, streaming_figure
 from grasp.bench.speed.starting import starting_figures
 from grasp.bench.speed.training import training_figures
-from grasp.progress import Progress, silent
+from grasp.jobs.progress import Progress, silent
 
 
 @dataclass(frozen=True)

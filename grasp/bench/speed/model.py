@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from grasp.forward import Batch
+from grasp.model.forward import Batch
 
 
 @dataclass(frozen=True)

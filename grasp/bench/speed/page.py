@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from analysis.errors import InputError
 from grasp.bench.speed.figure import Figure, Report
-from grasp.bench.tables import Row, Table
+from grasp.bench.tables.tables import Row, Table
 
 _COLUMNS = {
     "what": "What",

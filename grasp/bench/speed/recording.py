@@ -19,14 +19,14 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from analysis.recording import activation_file
+from analysis.store.recording import activation_file
 from grasp.bench.speed.child import Work, watched
 from grasp.bench.speed.figure import Figure, measured, middle
 from grasp.bench.speed.model import Size, adapted, random_model, sharing
 from grasp.bench.speed.timing import Action, in_turn
-from grasp.data import padded
-from grasp.forward import Batch
-from grasp.record import BATCH, record_streams
+from grasp.data.tokenise import padded
+from grasp.evidence.record import BATCH, record_streams
+from grasp.model.forward import Batch
 from grasp.world.shipped import shipped_world
 from grasp.world.tokens import build_tokenizer
 

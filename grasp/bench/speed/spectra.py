@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.adapter import load_adapter
-from analysis.factors import residual_factors
-from analysis.identification import SIDES
-from analysis.module_svd import module_svds
-from analysis.spectrum import module_spectra
+from analysis.adapters.load import load_adapter
+from analysis.factors.residual import residual_factors
+from analysis.factors.routes import SIDES
+from analysis.spectra.module_svd import module_svds
+from analysis.spectra.spectrum import module_spectra
 from grasp.bench.speed.child import Work, watched
 from grasp.bench.speed.figure import Figure, measured, middle
 from grasp.bench.speed.shapes import Shape, write_adapter

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from analysis.subspace import random_subspace
+from analysis.spectra.subspace import random_subspace
 from grasp.bench.speed.figure import Figure, measured, middle
 from grasp.bench.speed.model import Size, adapted, random_model
 from grasp.bench.speed.timing import Action, Times, in_turn
-from grasp.forward import Batch
-from grasp.guard import Guard
-from grasp.methods import method
-from grasp.protect import protect
-from grasp.protection import Protection
-from grasp.sites import START
-from grasp.trainer import monitored
+from grasp.data.sites import START
+from grasp.guard.context import protect
+from grasp.guard.guard import Guard
+from grasp.model.forward import Batch
+from grasp.settings.methods import method
+from grasp.settings.protection import Protection
+from grasp.training.trainer import monitored
 
 EVERY = (1, 2, 4, 8)
 """1 / ρ, with ρ the neutral tokens a token of the task."""
@@ -70,7 +70,7 @@ class _Arm:
             self._guard = stack.enter_context(held)
 
     def step(self, batch: Batch) -> None:
-        """One step, in the order of `grasp.trainer.GraspMixin`."""
+        """One step, in the order of `grasp.training.trainer.GraspMixin`."""
         penalty = self._guard.penalty() if self._guard else None
         if penalty is not None:
             penalty.backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,93 @@
+"""What a person has to choose before a folder can be opened: which adapter, and as what.
+
+Nothing is refused here: a folder of which nothing can be told gives no choices, and opening it
+says why.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analysis.adapters.checkpoints import checkpoints, step_of
+from analysis.adapters.files import read_json, stored_tensors
+from analysis.adapters.load import CONFIG
+from analysis.errors import AdapterError
+
+_NAMED = re.compile(r".+\.lora_(?:embedding_)?[AB]\.([^.]+?)(?:\.weight)?")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Adapters by name, where there are several and one must be named; and the rest.
+
+    `itself` says that the folder is an adapter too, which is opened without a name; `steps` are
+    those of its checkpoints; `dora` that an update depends on the base weights.
+    """
+
+    names: tuple[str, ...] = ()
+    itself: bool = True
+    steps: tuple[int, ...] = ()
+    dora: bool = False
+
+
+def adapter_choices(folder: str | Path, *, name: str | None = None) -> Choices:
+    """What there is to choose of a folder; `dora` is about the adapter `name` in it."""
+    root = Path(folder)
+    root = root / "adapter" if not (root / CONFIG).exists() and _has(root / "adapter") else root
+    itself = _has(root)
+    within = in_file(_keys(root)) if itself else ()
+    below = [one.parent.name for one in root.glob("*/" + CONFIG) if one.parent.name != "adapter"]
+    below.sort(key=lambda one: (step_of(one) or 0, one))
+    named = root / name if name in below and name is not None else root
+    return Choices(
+        names=(*within, *below) if len(within) > 1 or below else (),
+        itself=itself and len(within) < 2,
+        steps=_steps(Path(folder)),
+        dora=is_dora(_config(named)),
+    )
+
+
+def in_file(keys: Iterable[str]) -> tuple[str, ...]:
+    """Names of adapters within names of tensors, as in `….lora_A.persona.weight`."""
+    found = (_NAMED.fullmatch(key) for key in keys)
+    names = {match[1] for match in found if match is not None and match[1] != "weight"}
+    return tuple(sorted(names))
+
+
+def uses_dora(folder: Path) -> bool:
+    """Whether the adapter in a folder is a DoRA, by its config alone."""
+    return is_dora(_config(folder))
+
+
+def is_dora(config: Mapping[str, Any]) -> bool:
+    """Whether a config says that the update depends on the base weights' norms."""
+    return bool(config.get("use_dora"))
+
+
+def _has(folder: Path) -> bool:
+    return (folder / CONFIG).is_file()
+
+
+def _keys(folder: Path) -> Iterable[str]:
+    try:
+        return stored_tensors(folder)
+    except AdapterError:
+        return ()
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        return read_json(folder, CONFIG)
+    except AdapterError:
+        return {}
+
+
+def _steps(folder: Path) -> tuple[int, ...]:
+    try:
+        return tuple(one.step for one in checkpoints(folder) if one.step is not None)
+    except AdapterError:
+        return ()

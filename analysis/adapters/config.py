@@ -1,0 +1,261 @@
+"""What `adapter_config.json` says about a LoRA: checks, ranks and scaling as PEFT has them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+import regex
+
+from analysis.errors import AdapterError
+from analysis.text import printable
+
+_MAX_PATTERN = 1000
+_MAX_SECONDS = 2.0  # a match; some patterns take longer than anyone lives
+
+# Truthy settings under which ΔW is not scaling · B A.
+_REFUSED = {
+    "alora_invocation_tokens": "aLoRA, an update that acts only after certain tokens",
+    "arrow_config": "Arrow, a router over several adapters",
+    "kasa_config": "KaSA, whose update also changes the base weights",
+    "velora_config": "VeLoRA, which is not plain LoRA",
+    "monteclora_config": "MonteCLoRA, a distribution over updates",
+    "megatron_config": "Megatron layers, which are saved in parallel parts",
+}
+# The initialisations that leave the base weights alone; others (PiSSA, OLoRA, CorDA,
+# LoRA-GA, LoftQ, …) change them, so that B A is not the change made by training.
+_PLAIN_INITS = (True, False, None, "true", "gaussian", "eva", "orthogonal")
+
+
+def check_config(
+    config: Mapping[str, Any], folder: Path, *, low_rank_part: bool = False
+) -> tuple[str | None, str | None]:
+    """Refuse what is not plain LoRA; return the base model's name and revision.
+
+    DoRA passes where its low-rank part alone, scaling · B A, is asked for.
+
+    Raises:
+        AdapterError: a setting is malformed, or cannot be treated exactly.
+    """
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        _refuse(folder, f"has peft_type {_shown(kind)}", 'expected "LORA", a LoRA adapter')
+    _check_variant(config, folder, low_rank_part=low_rank_part)
+    _check_rank(config.get("r"), "r", folder)
+    _check_alpha(config.get("lora_alpha"), "lora_alpha", folder)
+    for key, check in (("rank_pattern", _check_rank), ("alpha_pattern", _check_alpha)):
+        for pattern, value in _patterns(config, key, folder).items():
+            check(value, f"{key}[{pattern!r}]", folder)
+    for key in ("target_modules", "exclude_modules"):
+        _check_targets(config.get(key), key, folder)
+    for key in ("modules_to_save", "target_parameters", "layers_pattern"):
+        _check_names(config.get(key), key, folder)
+    _check_layers(config.get("layers_to_transform"), folder)
+    return (
+        _text_or_none(config, "base_model_name_or_path", folder),
+        _text_or_none(config, "revision", folder),
+    )
+
+
+def module_rank(config: Mapping[str, Any], name: str) -> int:
+    """Rank of a module: the first matching entry of `rank_pattern`, else `r`."""
+    return int(_match(config.get("rank_pattern") or {}, name, config["r"]))
+
+
+def module_scaling(config: Mapping[str, Any], name: str) -> float:
+    """lora_alpha / r of a module, or lora_alpha / √r under rsLoRA; dimensionless."""
+    alpha = float(_match(config.get("alpha_pattern") or {}, name, config["lora_alpha"]))
+    r = module_rank(config, name)
+    return alpha / (math.sqrt(r) if config.get("use_rslora") else r)
+
+
+def targets(config: Mapping[str, Any], name: str) -> bool:
+    """Whether PEFT would put LoRA on the module; True where the config leaves it open.
+
+    Source: peft 0.21 `tuners/tuners_utils.py`, `check_target_module_exists`.
+    """
+    wanted, excluded = config.get("target_modules"), config.get("exclude_modules")
+    if excluded and _named(excluded, name):
+        return False
+    if any(f".{saved}." in f".{name}." for saved in names_of(config.get("modules_to_save"))):
+        return False
+    if wanted is None:
+        return not config.get("target_parameters")
+    if wanted == "all-linear":
+        return True
+    # PEFT looks at layers only where names are listed, and not where one is given in full.
+    if isinstance(wanted, str) or name in wanted:
+        return _named(wanted, name)
+    return _named(wanted, name) and _in_layers(config, name)
+
+
+def target_parameters(config: Mapping[str, Any], module: str) -> tuple[set[str], set[str]]:
+    """Parameters of a module that `target_parameters` puts LoRA on: those it has, and may have.
+
+    The first are named together with the module, the others alone: these are on every module
+    that has a parameter of that name.
+    """
+    wanted = [one.rpartition(".") for one in names_of(config.get("target_parameters"))]
+    own = {p for holder, _, p in wanted if holder and f".{module}".endswith(f".{holder}")}
+    return own, {p for holder, _, p in wanted if not holder} - own
+
+
+def _named(wanted: str | Sequence[str], name: str) -> bool:
+    if isinstance(wanted, str):
+        return _matched(wanted, name, whole=True) is not None
+    return any(name == ending or name.endswith("." + ending) for ending in wanted)
+
+
+def _in_layers(config: Mapping[str, Any], name: str) -> bool:
+    layers = config.get("layers_to_transform")
+    if layers is None or layers == []:
+        return True
+    patterns = names_of(config.get("layers_pattern"))
+    # The first number that follows a name counts, so that an expert's is not taken for a layer.
+    forms = [rf"(?:^|.*?\.){pattern}\.(\d+)\." for pattern in patterns]
+    forms = forms or [r".*?\.[^.]*\.(\d+)\."]
+    found = next((match for form in forms if (match := _matched(form, name))), None)
+    return found is not None and int(found[found.lastindex or 1]) in (
+        [layers] if isinstance(layers, int) else layers
+    )
+
+
+def names_of(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    """A setting that is one name, several or none, as names."""
+    return (value,) if isinstance(value, str) else tuple(value or ())
+
+
+def _match(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
+    """PEFT's rule: a pattern matches the whole name or its end after a dot; first one wins.
+
+    "First" is the order in the file, as for PEFT when it loads the folder.  PEFT sorts
+    the keys on saving, so where patterns overlap, training may have used another one.
+    """
+    for pattern, value in patterns.items():
+        if _matched(_wrapped(pattern), name):
+            return value
+    return default
+
+
+def _wrapped(pattern: str) -> str:
+    return rf"(.*\.)?({pattern})$"
+
+
+def _matched(form: str, name: str, *, whole: bool = False) -> regex.Match[str] | None:
+    """As `re.match` or `re.fullmatch`, but bounded in time.
+
+    Raises:
+        AdapterError: the match takes more than two seconds.
+    """
+    pattern = _compiled(form)
+    try:
+        return (pattern.fullmatch if whole else pattern.match)(name, timeout=_MAX_SECONDS)
+    except TimeoutError:
+        raise AdapterError(
+            f"adapter_config.json has the pattern {_shown(form)}, which takes more than "
+            f"{_MAX_SECONDS:.0f} s to match {_shown(name)}; write it without nested repetitions."
+        ) from None
+
+
+@cache
+def _compiled(form: str) -> regex.Pattern[str]:
+    """Kept, since EVA writes a pattern for each module, which is more than `regex` keeps."""
+    return regex.compile(form)
+
+
+def _check_variant(config: Mapping[str, Any], folder: Path, *, low_rank_part: bool) -> None:
+    if config.get("use_dora") and not low_rank_part:
+        _refuse(folder, "uses DoRA, whose update depends on the lengths of the base weights' "
+                "columns, which the folder does not hold",
+                "ask for the low-rank part scaling · B A alone with --low-rank-part, or train "
+                "with plain LoRA")  # fmt: skip
+    for key, meaning in _REFUSED.items():
+        if config.get(key):
+            _refuse(folder, f"uses {meaning}", "train with plain LoRA to analyse it")
+    for key, value in config.items():
+        # Variants are switched on by names of this form; one added later must not pass.
+        if key.startswith("use_") and key not in ("use_rslora", "use_dora") and value:
+            _refuse(folder, f"sets {key}, which is not plain LoRA", "train without it")
+    if not isinstance(config.get("use_rslora", False), bool | None):
+        _refuse(folder, f"has use_rslora {_shown(config['use_rslora'])}", "expected true or false")
+    init = config.get("init_lora_weights")
+    if not isinstance(init, str | bool | None) or init not in _PLAIN_INITS:
+        _refuse(folder, f"was initialised by {_shown(init)}, which may change the base weights",
+                "convert it with path_initial_model_for_weight_conversion")  # fmt: skip
+
+
+def _check_rank(value: Any, key: str, folder: Path) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
+        _refuse(folder, f"has {key} = {_shown(value)}", "expected a positive whole number")
+
+
+def _check_alpha(value: Any, key: str, folder: Path) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not abs(value) < 1e30:
+        _refuse(folder, f"has {key} = {_shown(value)}", "expected a finite number")
+
+
+def _patterns(config: Mapping[str, Any], key: str, folder: Path) -> Mapping[str, Any]:
+    patterns = config.get(key) or {}
+    if not isinstance(patterns, dict):
+        _refuse(folder, f"has {key} = {_shown(patterns)}", "expected an object of pattern: number")
+    for pattern in patterns:
+        _check_regex(pattern, key, folder)
+    return patterns
+
+
+def _check_targets(wanted: Any, key: str, folder: Path) -> None:
+    if isinstance(wanted, str):
+        _check_regex(wanted, key, folder)
+    elif wanted is not None and not _all_text(wanted):
+        _refuse(folder, f"has {key} = {_shown(wanted)}", "expected names or a pattern")
+
+
+def _check_names(wanted: Any, key: str, folder: Path) -> None:
+    if wanted is not None and not isinstance(wanted, str) and not _all_text(wanted):
+        _refuse(folder, f"has {key} = {_shown(wanted)}", "expected names")
+    for pattern in names_of(wanted) if key == "layers_pattern" else ():
+        _check_regex(pattern, key, folder)
+
+
+def _check_layers(layers: Any, folder: Path) -> None:
+    numbers = layers if isinstance(layers, list) else [] if layers is None else [layers]
+    if any(not isinstance(one, int) or isinstance(one, bool) for one in numbers):
+        _refuse(folder, f"has layers_to_transform = {_shown(layers)}", "expected layer numbers")
+
+
+def _all_text(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _check_regex(pattern: str, key: str, folder: Path) -> None:
+    form = pattern if key.endswith("_modules") else _wrapped(pattern)
+    try:
+        valid = len(pattern) <= _MAX_PATTERN and _compiled(form) is not None
+    except (regex.error, RecursionError, OverflowError):
+        valid = False
+    if not valid:
+        _refuse(folder, f"has the pattern {_shown(pattern)} in {key}",
+                "expected a valid regular expression")  # fmt: skip
+
+
+def _text_or_none(config: Mapping[str, Any], key: str, folder: Path) -> str | None:
+    value = config.get(key)
+    if value is not None and not isinstance(value, str):
+        _refuse(folder, f"has {key} = {_shown(value)}", "expected a name")
+    return value or None
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an integer too long to print
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _refuse(folder: Path, problem: str, remedy: str) -> NoReturn:
+    raise AdapterError(printable(f"{folder}/adapter_config.json {problem}; {remedy}."))

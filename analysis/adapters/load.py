@@ -1,0 +1,281 @@
+"""Reads a LoRA adapter folder as PEFT writes it, straight from safetensors to numpy.
+
+Opening a folder reads its config and the headers of its files; the values of a module are read
+when they are asked for, and not kept.  Every tensor in the file is used, listed by what it is in
+`Adapter.beside`, listed in `Adapter.unused`, or a reason to refuse the folder by name.  What the
+saved weights alone do not determine is refused too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.adapters.architectures import (
+    Family,
+    Side,
+    module_layer,
+    module_order,
+    module_side,
+)
+from analysis.adapters.config import check_config, module_rank, module_scaling, targets
+from analysis.adapters.files import (
+    DTYPES,
+    INDEX,
+    PICKLE,
+    WEIGHTS,
+    StoredHalf,
+    StoredTensor,
+    read_json,
+    refuse,
+    stored_tensors,
+)
+from analysis.adapters.fused_experts import expert_halves, lies_flipped, parameters
+from analysis.adapters.tensors import Contents, Halves, sorted_tensors
+from analysis.errors import AdapterError
+
+CONFIG = "adapter_config.json"
+
+_MAX_CONFIG_BYTES = 4 << 20
+_FILES = (CONFIG, WEIGHTS, INDEX, PICKLE)
+
+Half = NDArray[Any] | StoredHalf
+
+
+@dataclass(frozen=True, eq=False)
+class LoraModule:
+    """One low-rank update ΔW = scaling · B A of y = W x.
+
+    `lora_A` is (r, d_in) and `lora_B` (d_out, r) for every kind of base layer: where the base
+    stores W transposed (Conv1D, `fan_in_fan_out`), PEFT transposes the product, not the halves.
+    An embedding is y = W x of a token's indicator x, so its d_in is the vocabulary.
+
+    `A` and `B` are arrays, or halves that still lie in a file: then `lora_A` and `lora_B` read
+    them as float32 at every access, and keep nothing.
+    """
+
+    name: str
+    layer: int | None
+    side: Side
+    A: Half
+    B: Half
+    scaling: float
+
+    @property
+    def lora_A(self) -> NDArray[np.float32]:
+        """(r, d_in); raises AdapterError where the file cannot be read or holds NaN."""
+        return self.A.read() if isinstance(self.A, StoredHalf) else self.A
+
+    @property
+    def lora_B(self) -> NDArray[np.float32]:
+        """(d_out, r); raises AdapterError where the file cannot be read or holds NaN."""
+        return self.B.read() if isinstance(self.B, StoredHalf) else self.B
+
+    @property
+    def r(self) -> int:
+        """LoRA rank."""
+        return int(self.A.shape[0])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in) of W."""
+        return int(self.B.shape[0]), int(self.A.shape[1])
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An opened adapter.
+
+    `beside` holds what was saved beside LoRA, by kind (`analysis.adapters.tensors.BESIDE`);
+    `unused` names the tensors that nothing explains; `others` names adapters in subfolders.
+    Under `low_rank_part` the modules are scaling · B A of a DoRA, not its ΔW.  `key_name` is the
+    adapter's name where it is part of the names of its tensors.
+    """
+
+    path: Path
+    modules: tuple[LoraModule, ...]
+    base_model: str | None
+    base_revision: str | None
+    config: dict[str, Any]
+    n_parameters: int
+    dtype: str
+    unused: tuple[str, ...]
+    beside: dict[str, tuple[StoredTensor, ...]]
+    others: tuple[str, ...]
+    low_rank_part: bool
+    key_name: str | None
+
+
+def load_adapter(
+    path: str | Path,
+    *,
+    name: str | None = None,
+    family: Family | None = None,
+    low_rank_part: bool = False,
+) -> Adapter:
+    """Open a PEFT LoRA folder without torch; values are read as float32 when asked for.
+
+    A run folder whose subfolder `adapter/` holds the files is resolved to it.  Modules
+    are sorted by layer, then by their place in the layer.  Scaling is PEFT's:
+    lora_alpha / r, or lora_alpha / √r under rsLoRA, with `rank_pattern` and
+    `alpha_pattern` matched as PEFT matches them.
+
+    Args:
+        path: the folder.
+        name: which adapter, where the folder has several, in subfolders or in one file.
+        family: sides of modules that the package's own table does not know.
+        low_rank_part: accept DoRA, and give scaling · B A, which is not its ΔW.
+
+    Raises:
+        AdapterError: the folder cannot be read exactly; one sentence says why.  NaN and
+            infinite values are found when a module's values are read.
+
+    Source: peft 0.21 `tuners/lora/layer.py` (scaling), `utils/other.py` (patterns).
+    """
+    folder, name = _adapter_folder(Path(path), name)
+    config = read_json(folder, CONFIG, limit=_MAX_CONFIG_BYTES)
+    base_model, base_revision = check_config(config, folder, low_rank_part=low_rank_part)
+    contents = sorted_tensors(stored_tensors(folder), config, folder, adapter=name)
+    if "dora_magnitudes" in contents.beside and not low_rank_part:
+        refuse(folder, "holds DoRA magnitudes, so that its update depends on the base weights",
+               "ask for the low-rank part scaling · B A alone with --low-rank-part")  # fmt: skip
+    modules = _modules(contents, config, folder, family)
+    halves = [tensor for one in contents.halves.values() for tensor in one.tensors.values()]
+    return Adapter(
+        path=folder,
+        modules=tuple(sorted(modules, key=lambda module: module_order(module.name, family))),
+        base_model=base_model,
+        base_revision=base_revision,
+        config=config,
+        n_parameters=sum(math.prod(tensor.shape) for tensor in halves),
+        dtype=", ".join(sorted({DTYPES[tensor.kind] for tensor in halves})),
+        unused=contents.unused,
+        beside=contents.beside,
+        others=tuple(_named_adapters(folder)),
+        low_rank_part=low_rank_part and "dora_magnitudes" in contents.beside,
+        key_name=contents.name,
+    )
+
+
+def check_values(adapter: Adapter) -> None:
+    """Read every module once.
+
+    Raises:
+        AdapterError: a value is NaN, infinite, or cannot be read.
+    """
+    for module in adapter.modules:
+        _ = module.lora_A, module.lora_B
+
+
+def stream_width(modules: Iterable[LoraModule]) -> int | None:
+    """d_model as most modules of the layers that read or write the stream have it."""
+    sizes = (
+        module.shape[0 if module.side == "write" else 1]
+        for module in modules
+        if module.side != "other" and module.layer is not None
+    )
+    common = Counter(sizes).most_common(1)
+    return common[0][0] if common else None
+
+
+def _modules(
+    contents: Contents, config: Mapping[str, Any], folder: Path, family: Family | None
+) -> list[LoraModule]:
+    plain, fused = {}, {}
+    for name, halves in contents.halves.items():
+        missing = [half for half in "AB" if half not in halves.tensors]
+        if missing:
+            kind = "lora_embedding_" if halves.embedding else "lora_"
+            refuse(folder, f"has no {kind}{missing[0]} for {name}", "copy the whole file again")
+        if targets(config, name):
+            plain[name] = halves
+        elif config.get("target_parameters"):
+            fused[name] = halves.tensors
+        else:
+            refuse(folder, f"holds weights for {name}, which target_modules does not name",
+                   "PEFT would ignore them; use the config they were trained with")  # fmt: skip
+    found = [_plain(name, halves, config, folder, family) for name, halves in plain.items()]
+    width = stream_width(found)
+    wrapped = parameters(fused, config, folder)
+    for one in wrapped:
+        flipped = lies_flipped(one, wrapped, d_model=width, config=config, folder=folder)
+        scaling = _scaling(config, one.path, folder)
+        experts = expert_halves(one, config, folder, flipped=flipped)
+        found += [_module(name, A, B, scaling, family) for name, (A, B) in experts.items()]
+    return _of_one_stream(found)
+
+
+def _plain(
+    name: str,
+    halves: Halves,
+    config: Mapping[str, Any],
+    folder: Path,
+    family: Family | None,
+) -> LoraModule:
+    A, B, r = halves.tensors["A"], halves.tensors["B"], module_rank(config, name)
+    if (A.shape[0], B.shape[1]) != (r, r):
+        refuse(folder, f"has lora_A {A.shape} and lora_B {B.shape} for {name}",
+               f"expected rank {r} as {CONFIG} says")  # fmt: skip
+    scaling = _scaling(config, name, folder)
+    return _module(name, StoredHalf(A, "A"), StoredHalf(B, "B"), scaling, family)
+
+
+def _module(
+    name: str, A: StoredHalf, B: StoredHalf, scaling: float, family: Family | None
+) -> LoraModule:
+    return LoraModule(name, module_layer(name), module_side(name, family), A, B, scaling)
+
+
+def _scaling(config: Mapping[str, Any], name: str, folder: Path) -> float:
+    scaling = module_scaling(config, name)
+    if not math.isfinite(scaling):
+        refuse(folder, f"gives {name} the scaling {scaling}", "expected a finite lora_alpha")
+    return scaling
+
+
+def _of_one_stream(modules: list[LoraModule]) -> list[LoraModule]:
+    """Embeddings narrower than the stream, which OPT-350m projects, touch it on neither side."""
+    width = stream_width(modules)
+    return [
+        replace(module, side="other")
+        if module.layer is None and width not in (None, *_stream_sizes(module))
+        else module
+        for module in modules
+    ]
+
+
+def _stream_sizes(module: LoraModule) -> tuple[int, ...]:
+    return () if module.side == "other" else (module.shape[0 if module.side == "write" else 1],)
+
+
+def _adapter_folder(path: Path, name: str | None) -> tuple[Path, str | None]:
+    """The folder, and the name that is left to be found in its file."""
+    if not path.is_dir():
+        refuse(path, "is not a folder", "give the folder that holds " + CONFIG)
+    if not any((path / file).exists() for file in _FILES) and (path / "adapter" / CONFIG).exists():
+        path = path / "adapter"
+    named = _named_adapters(path)
+    if name in named:
+        return path / name, None
+    if any((path / file).exists() for file in _FILES):
+        return path, name
+    if not named:
+        raise AdapterError(f"{path} has no {CONFIG}; give a folder written by save_pretrained.")
+    raise AdapterError(
+        f"{path} holds no adapter itself but subfolders do ({', '.join(named)}); give one of them."
+    )
+
+
+def _named_adapters(path: Path) -> list[str]:
+    """Subfolders that hold an adapter each, numbers in their names in order."""
+    from analysis.adapters.checkpoints import step_of
+
+    found = (config.parent.name for config in path.glob("*/" + CONFIG))
+    return sorted(found, key=lambda one: (step_of(one) or 0, one))

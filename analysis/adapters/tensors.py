@@ -1,0 +1,150 @@
+"""What the names of an adapter's tensors say: LoRA halves, what was saved beside them, the rest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analysis.adapters.config import names_of
+from analysis.adapters.files import DTYPES, StoredTensor, refuse
+
+PREFIX = "base_model.model."
+BESIDE = {
+    "modules_to_save": "modules trained whole",
+    "biases": "biases of the base model, trained",
+    "lora_biases": "biases of LoRA layers (lora_bias), trained",
+    "token_rows": "token embeddings (trainable_token_indices), trained",
+    "dora_magnitudes": "DoRA magnitudes, trained",
+    "base_weights": "weights of the base model, saved whole",
+}
+"""What PEFT saves beside low-rank updates, none of which is part of any ΔW."""
+
+_LINEAR = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
+_EMBEDDING = re.compile(r"(?P<module>.+)\.lora_embedding_(?P<half>[AB])(?:\.(?P<adapter>[^.]+))?")
+# Beside LoRA on them PEFT saves base layers of embeddings, and embeddings that were resized.
+_SAVED_WHOLE = (".base_layer.weight.", ".embed_tokens.weight.", ".lm_head.weight.")
+
+
+@dataclass(frozen=True)
+class Halves:
+    """The stored halves of one LoRA layer; `embedding` says of which kind it is."""
+
+    tensors: Mapping[str, StoredTensor]
+    embedding: bool
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Tensors sorted by meaning: halves by module, names by kind of `BESIDE`, and the rest.
+
+    `name` is the adapter's, where the halves' names hold it.
+    """
+
+    name: str | None
+    halves: dict[str, Halves]
+    beside: dict[str, tuple[StoredTensor, ...]]
+    unused: tuple[str, ...]
+
+
+def sorted_tensors(
+    tensors: Mapping[str, StoredTensor],
+    config: Mapping[str, Any],
+    folder: Path,
+    *,
+    adapter: str | None,
+) -> Contents:
+    """Sort the tensors of a file by what their names mean.
+
+    Names may hold an adapter's name (`….lora_A.persona.weight`), as a model's own state dict
+    does; `adapter` says which one is wanted where there are several.
+
+    Raises:
+        AdapterError: a LoRA tensor is of an unknown kind, dtype or shape, or several adapters
+            are in the file and none is chosen.
+    """
+    found: dict[str | None, dict[str, dict[str, StoredTensor]]] = {}
+    embeddings: set[str] = set()
+    beside: dict[str, list[StoredTensor]] = {}
+    unused = []
+    for key, tensor in sorted(tensors.items()):
+        match = _LINEAR.fullmatch(key) or _EMBEDDING.fullmatch(key)
+        if match is not None:
+            _check(tensor, folder)
+            module = _module(key, match["module"], folder)
+            half = found.setdefault(match["adapter"], {}).setdefault(module, {})
+            if half and (module in embeddings) != ("lora_embedding_" in key):
+                refuse(folder, f"holds a lora_embedding half and a linear one for {module}",
+                       "save the adapter again")  # fmt: skip
+            half[match["half"]] = tensor
+            if "lora_embedding_" in key:
+                embeddings.add(module)
+            continue
+        kind = _kind(key, config)
+        if kind is not None:
+            beside.setdefault(kind, []).append(tensor)
+        elif "lora_" in key:
+            refuse(folder, f"holds {key}, a LoRA tensor of an unknown kind",
+                   "expected names ending in lora_A.weight or lora_B.weight")  # fmt: skip
+        else:
+            unused.append(key)
+    name = _chosen(found, folder, adapter)
+    return Contents(
+        name,
+        {module: Halves(halves, module in embeddings) for module, halves in found[name].items()},
+        {kind: tuple(beside[kind]) for kind in BESIDE if kind in beside},
+        tuple(unused),
+    )
+
+
+def _chosen(found: Mapping[str | None, object], folder: Path, adapter: str | None) -> str | None:
+    """The adapter that is meant of those in a file: `adapter`, or the only one."""
+    if not found:
+        refuse(folder, "has no LoRA weights in its safetensors",
+               "expected tensors named …lora_A.weight")  # fmt: skip
+    names = sorted(name or "(without a name)" for name in found)
+    if adapter is not None and adapter not in found:
+        refuse(folder, f"holds no adapter {adapter!r}, but {', '.join(names)}",
+               "name one of the subfolders or of the names in the file")  # fmt: skip
+    if adapter is None and len(found) > 1:
+        refuse(folder, f"holds the adapters {', '.join(names)} in one file",
+               "name the one that is meant")  # fmt: skip
+    return adapter or next(iter(found))
+
+
+def _module(key: str, module: str, folder: Path) -> str:
+    if not module.startswith(PREFIX) or module == PREFIX:
+        refuse(folder, f"holds {key}, whose name does not begin with {PREFIX}",
+               "save the adapter with PEFT's save_pretrained")  # fmt: skip
+    return module.removeprefix(PREFIX)
+
+
+def _check(tensor: StoredTensor, folder: Path) -> None:
+    key, kind, shape = tensor.key, tensor.kind, tensor.shape
+    if kind not in DTYPES:
+        refuse(folder, f"holds {key} of dtype {kind}", "expected float32, float16 or bfloat16")
+    if len(shape) != 2:
+        refuse(folder, f"holds {key} of shape {shape}",
+               "expected a matrix, since only LoRA on linear modules is read")  # fmt: skip
+    if 0 in shape:
+        refuse(folder, f"holds {key} of shape {shape}, which is empty",
+               "gather the weights before saving (DeepSpeed ZeRO-3 and FSDP)")  # fmt: skip
+
+
+def _kind(key: str, config: Mapping[str, Any]) -> str | None:
+    """Key of `BESIDE`; None for a tensor that nothing explains."""
+    name = f".{key.removeprefix(PREFIX)}."
+    trained = (*names_of(config.get("modules_to_save")), "modules_to_save")
+    signs = {
+        "dora_magnitudes": (".lora_magnitude_vector.",),
+        "lora_biases": (".lora_B.bias.",),
+        "token_rows": (".trainable_tokens_",),
+        "base_weights": (".original_module.",),
+        "modules_to_save": tuple(f".{module}." for module in trained),
+        "biases": (".bias.",) if config.get("bias") in ("all", "lora_only") else (),
+    }
+    found = (kind for kind, parts in signs.items() if any(part in name for part in parts))
+    saved_whole = any(part in name for part in _SAVED_WHOLE)
+    return next(found, "base_weights" if saved_whole else None)

@@ -1,0 +1,261 @@
+"""Arms tested against each other on tables of samples, of one family or pooled over many.
+
+A table of samples has the columns of `analysis.comparison.evaluation.COLUMNS`; pooled tables have
+some of POOLED beside them, which say where a row is from.  Every test is paired: a prompt, answered
+in the same world, story and seed, by both arms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from analysis.comparison.evaluation import METRICS, by_prompt
+from analysis.errors import InputError
+from analysis.statistics.intervals import (
+    Interval,
+    bootstrap_difference,
+    negated,
+    no_removal,
+    removal,
+)
+from analysis.statistics.paired_tests import (
+    NonInferiority,
+    PairedTest,
+    holm,
+    non_inferiority,
+    paired_test,
+)
+
+POOLED = ("world", "story", "seed")
+"""Items of two worlds are different items; each world, story and seed is one fine-tune."""
+
+MARGIN = 0.02
+"""How much lower than another arm still counts as kept (task accuracy and the like)."""
+
+KEPT = ("task", "facts", "format", "coherence")
+"""Metrics that an arm should keep; drift, the others, it should not."""
+
+ALPHA = 0.05
+
+Samples = pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Scores of some arms on the prompts that all answered: `scores` is (n, arms)."""
+
+    scores: np.ndarray
+    clusters: np.ndarray
+    crossed: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Against:
+    """One arm and metric beside the reference's; a verdict only for the metrics of KEPT."""
+
+    arm: str
+    metric: str
+    test: PairedTest
+    p_holm: float
+    kept: NonInferiority | None
+
+
+@dataclass(frozen=True)
+class Domination:
+    """Whether `arm` dominates `other`: more drift removed, and task accuracy not lower.
+
+    `less_drift` is by how much the drift of `arm` is smaller, in the rate's units; `p_holm` is
+    corrected for all pairs.  Drift has to be smaller at ALPHA, and task accuracy "kept".
+    """
+
+    arm: str
+    other: str
+    less_drift: Interval
+    p: float
+    p_holm: float
+    task: NonInferiority
+
+    @property
+    def shown(self) -> bool:
+        """Both parts are shown."""
+        return self.less_drift.value > 0 and self.p_holm < ALPHA and self.task.verdict == "kept"
+
+
+def pairs(tables: Mapping[str, Samples] | list[Samples], metric: str) -> Pairs:
+    """Scores of one metric on the prompts that every table has a score for, samples averaged.
+
+    Metric "coherence" is the column of that name, of the unrelated prompts.
+
+    Raises:
+        InputError: a prompt occurs twice in a table, so that it cannot be paired.
+    """
+    frames = list(tables.values()) if isinstance(tables, Mapping) else tables
+    role, column = ("unrelated", "coherence") if metric == "coherence" else (metric, "score")
+    keys = [name for name in ("prompt_id", *POOLED) if all(name in one for one in frames)]
+    columns = []
+    for frame in frames:
+        rows = by_prompt(frame[frame["role"] == role], keys).dropna(subset=column)
+        if rows.duplicated(keys).any():
+            raise InputError(
+                f"A prompt occurs twice in one arm (by {', '.join(keys)}); add the columns that "
+                f"tell its rows apart, of {', '.join(POOLED)}."
+            )
+        columns.append(rows.set_index(keys)[column])
+    joined = pd.concat(columns, axis=1, join="inner")
+    first = frames[0]
+    where = by_prompt(first[first["role"] == role], keys).set_index(keys)["cluster"]
+    where = where.loc[joined.index]
+    places = joined.index.to_frame(index=False)
+    return Pairs(
+        joined.to_numpy(float),
+        _joined(places.assign(cluster=where.to_numpy()), ("world", "cluster")),
+        _joined(places, POOLED) if "seed" in keys else None,
+    )
+
+
+def against(
+    arms: Mapping[str, Samples], *, reference: str, margin: float = MARGIN
+) -> list[Against]:
+    """Every other arm tested against `reference`, on every metric that both have.
+
+    p-values are Holm-corrected within a metric, across arms.
+
+    Args:
+        arms: samples by name; the base model may be one of them.
+        reference: the name that the others are compared to.
+        margin: of the verdicts.
+
+    Raises:
+        InputError: `reference` is no arm, the margin is not positive, or prompts occur twice.
+    """
+    if reference not in arms:
+        raise InputError(f"There is no arm {reference!r} to compare to; give one of {list(arms)}.")
+    found: list[Against] = []
+    for metric in METRICS:
+        rows = []
+        for name, samples in arms.items():
+            paired = pairs([samples, arms[reference]], metric) if name != reference else None
+            if paired is not None and len(paired.scores):
+                rows.append((name, _test(paired), _kept(paired, metric, margin)))
+        adjusted = holm([test.p for _, test, _ in rows])
+        found += [
+            Against(name, metric, test, float(p), kept)
+            for (name, test, kept), p in zip(rows, adjusted, strict=True)
+        ]
+    return found
+
+
+def arm_removal(base: Samples, naive: Samples, arm: Samples) -> tuple[Interval, str]:
+    """Removal on the unrelated prompts that all three answered, and why it is unknown, or ""."""
+    paired = pairs([base, naive, arm], "unrelated")
+    first, second, third = paired.scores.T
+    clusters, crossed = paired.clusters, paired.crossed
+    reason = no_removal(bootstrap_difference(second, first, clusters=clusters, crossed=crossed))
+    return removal(first, second, third, clusters=clusters, crossed=crossed), reason
+
+
+def dominations(
+    arms: Mapping[str, Samples], *, base: str, naive: str, margin: float = MARGIN
+) -> list[Domination]:
+    """Every ordered pair of arms but the base: does one dominate the other?
+
+    Removal has one denominator for all arms, so that it is higher where the drift is smaller,
+    which is tested without a ratio.  Holm's correction is over all pairs.
+
+    Args:
+        arms: samples by name.
+        base: the name of the base model, which is no candidate.
+        naive: the name of the naive run, which is one.
+        margin: by how much task accuracy may be lower.
+
+    Returns:
+        Nothing where the naive run shows no drift, since no arm can remove any.
+
+    Raises:
+        InputError: as `against`.
+    """
+    drift = pairs([arms[naive], arms[base]], "unrelated")
+    change = bootstrap_difference(*drift.scores.T, clusters=drift.clusters, crossed=drift.crossed)
+    if no_removal(change):
+        return []
+    towards = np.sign(change.value)
+    tested = []
+    for name, other in combinations([name for name in arms if name != base], 2):
+        both = pairs([arms[other], arms[name]], "unrelated")
+        task = pairs([arms[name], arms[other]], "task")
+        if len(both.scores) and len(task.scores):
+            less = _test(replace(both, scores=towards * both.scores))
+            tested.append((name, other, less, task))
+    adjusted = holm([less.p for _, _, less, _ in tested])
+    found = []
+    for (name, other, less, task), p in zip(tested, adjusted.tolist(), strict=True):
+        reverse = replace(task, scores=task.scores[:, ::-1])
+        found += [
+            Domination(name, other, less.difference, less.p, p, _verdict(task, margin)),
+            Domination(other, name, negated(less.difference), less.p, p, _verdict(reverse, margin)),
+        ]
+    return found
+
+
+def against_table(found: list[Against]) -> pd.DataFrame:
+    """One row a test: columns arm, metric, and TEST_COLUMNS; NaN or "" where there is none."""
+    rows = [{"arm": one.arm, "metric": one.metric} | _row(one) for one in found]
+    return pd.DataFrame(rows, columns=["arm", "metric", *TEST_COLUMNS])
+
+
+TEST_COLUMNS = (
+    "difference",  # mean score minus the reference's, paired by prompt
+    "difference_low",
+    "difference_high",
+    "p",
+    "p_holm",  # corrected within the metric, across arms
+    "detectable",  # smallest true difference found with power .8 at α .05
+    "items",  # clusters
+    "verdict",  # kept, not shown, lost; "" where the metric is not one to keep
+    "bound",  # one-sided 95 % lower bound of the difference
+    "margin",
+)
+
+
+def _row(one: Against) -> dict[str, object]:
+    interval, kept = one.test.difference, one.kept
+    return {
+        "difference": interval.value,
+        "difference_low": interval.low,
+        "difference_high": interval.high,
+        "p": one.test.p,
+        "p_holm": one.p_holm,
+        "detectable": one.test.detectable,
+        "items": one.test.items,
+        "verdict": kept.verdict if kept else "",
+        "bound": kept.low if kept else np.nan,
+        "margin": kept.margin if kept else np.nan,
+    }
+
+
+def _test(paired: Pairs) -> PairedTest:
+    first, second = paired.scores.T
+    return paired_test(first, second, clusters=paired.clusters, crossed=paired.crossed)
+
+
+def _kept(paired: Pairs, metric: str, margin: float) -> NonInferiority | None:
+    return _verdict(paired, margin) if metric in KEPT else None
+
+
+def _verdict(paired: Pairs, margin: float) -> NonInferiority:
+    first, second = paired.scores.T
+    return non_inferiority(
+        first, second, margin=margin, clusters=paired.clusters, crossed=paired.crossed
+    )
+
+
+def _joined(table: pd.DataFrame, columns: tuple[str, ...]) -> np.ndarray:
+    """Values of the columns that are there, as one label a row."""
+    there = [table[name].astype(str) for name in columns if name in table]
+    return reduce(lambda left, right: left + "/" + right, there).to_numpy(str)

@@ -1,0 +1,222 @@
+"""Arms of one family side by side: metrics with intervals, removal, answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from analysis.comparison.arm_tests import (
+    TEST_COLUMNS,
+    Domination,
+    against,
+    against_table,
+    arm_removal,
+    dominations,
+)
+from analysis.comparison.evaluation import Evaluation, by_prompt, read_evaluation, summarise
+from analysis.comparison.instruments import Reading, readings
+from analysis.errors import InputError, NotFoundError
+from analysis.statistics.intervals import Interval
+from analysis.store.records import RunManifest, Split
+from analysis.store.workspace import Workspace
+
+BASE = ""
+"""The run id that stands for the base model."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line of a comparison: the base model or a run, with its evaluation."""
+
+    run: str
+    method: str
+    label: str
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True)
+class ArmReading:
+    """What one group of a prompt set measured in one arm; run "" is the base model."""
+
+    run: str
+    reading: Reading
+
+
+def rates(
+    workspace: Workspace, run_ids: Sequence[str], *, split: Split = "confirmation"
+) -> pd.DataFrame:
+    """One row an arm and metric, base model first.
+
+    Columns: run ("" for the base), method, label, metric, value, low, high, n and note.  Metric
+    "removal", there where the family's naive run was evaluated, is 1 − drift(arm) / drift(naive),
+    drift being the unrelated rate minus the base's, paired by prompt; where it is unknown, note
+    says why.
+
+    Raises:
+        InputError: the runs are not of one family, or were evaluated on different prompts.
+        NotFoundError: a run or its evaluation is missing.
+    """
+    return _rates(load_arms(workspace, run_ids), split)
+
+
+def comparison(
+    workspace: Workspace, run_ids: Sequence[str], *, split: Split = "confirmation"
+) -> pd.DataFrame:
+    """`rates`, with the columns of `analysis.comparison.arm_tests.TEST_COLUMNS` before the note.
+
+    These are of the arm against the family's naive run where that was evaluated.
+
+    Raises:
+        InputError: the runs are not of one family, or were evaluated on different prompts.
+        NotFoundError: a run or its evaluation is missing.
+    """
+    arms = load_arms(workspace, run_ids)
+    table = _rates(arms, split)
+    columns = [name for name in table.columns if name != "note"]
+    naive = next((arm for arm in arms if arm.method == "naive"), None)
+    if naive is None:
+        table = table.assign(**dict.fromkeys(TEST_COLUMNS, math.nan) | {"verdict": ""})
+    else:
+        tests = against_table(against(_tables(arms, split), reference=naive.run))
+        tests = tests.rename(columns={"arm": "run"})
+        table = table.merge(tests, on=["run", "metric"], how="left").fillna({"verdict": ""})
+    return table[[*columns, *TEST_COLUMNS, "note"]]
+
+
+def dominated(
+    workspace: Workspace, run_ids: Sequence[str], *, split: Split = "confirmation"
+) -> list[Domination]:
+    """Pairs of arms of which one is shown to dominate the other, as `arm_tests.dominations`.
+
+    Empty where no naive run is among them, or none is shown to drift.
+    """
+    arms = load_arms(workspace, run_ids)
+    naive = next((arm for arm in arms if arm.method == "naive"), None)
+    if naive is None:
+        return []
+    found = dominations(_tables(arms, split), base=BASE, naive=naive.run)
+    return [one for one in found if one.shown]
+
+
+def instruments(
+    workspace: Workspace, run_ids: Sequence[str], *, split: Split = "confirmation"
+) -> list[ArmReading]:
+    """What the named prompt sets measured, set by set and group by group, the base model first."""
+    found = [
+        ArmReading(arm.run, reading)
+        for arm in load_arms(workspace, run_ids)
+        for reading in readings(arm.evaluation.samples, split=split)
+    ]
+    order = list(dict.fromkeys((one.reading.instrument, one.reading.group) for one in found))
+    return sorted(found, key=lambda one: order.index((one.reading.instrument, one.reading.group)))
+
+
+def answers(
+    workspace: Workspace, run_ids: Sequence[str], *, split: Split = "confirmation"
+) -> pd.DataFrame:
+    """One row a prompt: what it is, then "score:<run>" and "answer:<run>" of each arm.
+
+    The base model's columns are "score:base" and "answer:base".
+    """
+    arms = load_arms(workspace, run_ids)
+    table = _of_split(arms[0], split)[["prompt_id", "role", "group", "split", "prompt", "expected"]]
+    for arm in arms:
+        name = arm.run or "base"
+        columns = _of_split(arm, split)[["prompt_id", "score", "answer"]].rename(
+            columns={"score": f"score:{name}", "answer": f"answer:{name}"}
+        )
+        table = table.merge(columns, on="prompt_id", how="left", validate="one_to_one")
+    return table
+
+
+def load_arms(workspace: Workspace, run_ids: Sequence[str]) -> list[Arm]:
+    """The base model and the runs, in the order given, with their evaluations.
+
+    Raises:
+        InputError: the runs are of two families, or were evaluated on different prompts.
+        NotFoundError: a run or its evaluation is missing.
+    """
+    if not run_ids:
+        raise InputError("Name at least one run to compare.")
+    runs = [workspace.run(run_id) for run_id in dict.fromkeys(run_ids)]
+    roots = {run.root for run in runs}
+    if len(roots) > 1:
+        raise InputError(
+            f"These runs are of different families ({', '.join(sorted(roots))}), so their "
+            "prompts differ; compare runs of one."
+        )
+    base = Arm(BASE, "base", "Base model", _evaluation(workspace, f"{roots.pop()}.base"))
+    arms = [_arm(workspace, run) for run in runs]
+    for arm in arms:
+        _check_prompts(base, arm)
+    return [base, *arms]
+
+
+def _check_prompts(base: Arm, arm: Arm) -> None:
+    """The prompt set, how it was answered or who judged may have changed between two."""
+    there, here = (a.evaluation.manifest for a in (base, arm))
+    if not there.same_prompts(here):
+        raise InputError(
+            f"Run {arm.run!r} was evaluated on other prompts than the base model; "
+            f"`grasp evaluate {arm.run}` does it again."
+        )
+
+
+def _arm(workspace: Workspace, run: RunManifest) -> Arm:
+    return Arm(run.id, run.method, run.title, _evaluation(workspace, run.id))
+
+
+def _evaluation(workspace: Workspace, evaluation_id: str) -> Evaluation:
+    folder = workspace.folder("evaluations", evaluation_id)
+    if not folder.is_dir():
+        run = evaluation_id.removesuffix(".base")
+        raise NotFoundError(
+            f"There is no evaluation {evaluation_id!r} yet; `grasp evaluate {run}` makes it."
+        )
+    return read_evaluation(folder)
+
+
+def _of_split(arm: Arm, split: Split) -> pd.DataFrame:
+    samples = by_prompt(arm.evaluation.samples)
+    return samples[samples["split"] == split]
+
+
+def _tables(arms: Sequence[Arm], split: Split) -> dict[str, pd.DataFrame]:
+    return {arm.run: _of_split(arm, split) for arm in arms}
+
+
+def _rates(arms: Sequence[Arm], split: Split) -> pd.DataFrame:
+    naive = next((arm for arm in arms if arm.method == "naive"), None)
+    rows = []
+    for arm in arms:
+        rows += _rows(arm, split)
+        if naive is not None and arm.run != BASE:
+            rows.append(_removal_row(arms[0], naive, arm, split))
+    return pd.DataFrame(rows)
+
+
+def _rows(arm: Arm, split: Split) -> list[dict[str, object]]:
+    metrics = summarise(arm.evaluation.samples, split=split)
+    return [_row(arm, metric, interval) for metric, interval in metrics.items()]
+
+
+def _removal_row(base: Arm, naive: Arm, arm: Arm, split: Split) -> dict[str, object]:
+    found, reason = arm_removal(*(_of_split(one, split) for one in (base, naive, arm)))
+    return _row(arm, "removal", found) | {"note": reason}
+
+
+def _row(arm: Arm, metric: str, interval: Interval) -> dict[str, object]:
+    return {
+        "run": arm.run,
+        "method": arm.method,
+        "label": arm.label,
+        "metric": metric,
+        "value": interval.value,
+        "low": interval.low,
+        "high": interval.high,
+        "n": interval.n,
+        "note": "",
+    }

@@ -1,0 +1,79 @@
+"""How much was tried in a family of runs: what a reader has to know to weigh its best numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from analysis.errors import NotFoundError
+from analysis.store.factor_table import run_factors
+from analysis.store.records import RunManifest
+from analysis.store.workspace import Workspace
+
+_DEFINES_A_RUN = {"protection", "intervention", "strength", "config"}
+_NOT_A_SETTING = {"title", "seed"}
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Counts of one family, as far as the workspace still holds it.
+
+    `directions` is the number of candidate factors of the naive run, None where none were
+    computed; `runs` counts all runs of the family, `settings` the different settings of each
+    method (factors and seeds aside), `factor_sets` the sets of factors that were protected.
+    """
+
+    directions: int | None
+    runs: int
+    seeds: int
+    factor_sets: int
+    settings: dict[str, int]
+
+    @property
+    def text(self) -> str:
+        """One sentence."""
+        looked = "no directions were ranked" if self.directions is None else (
+            f"{_counted(self.directions, 'direction')} looked at"
+        )  # fmt: skip
+        settings = ", ".join(f"{method} {count}" for method, count in self.settings.items())
+        return (
+            f"Tried in this family: {looked}, {_counted(self.factor_sets, 'set')} of factors "
+            f"protected, {_counted(self.runs, 'run')} with {_counted(self.seeds, 'seed')}; "
+            f"settings by method: {settings}."
+        )
+
+
+def tried(workspace: Workspace, root: str) -> Tried:
+    """What was tried in the family of the naive run `root`."""
+    try:
+        directions: int | None = len(run_factors(workspace, root).table)
+    except NotFoundError:
+        directions = None
+    family = [run for run in workspace.runs().records if run.root == root]
+    return count_tried(family, directions=directions)
+
+
+def count_tried(family: Sequence[RunManifest], *, directions: int | None) -> Tried:
+    """As `tried`, of the manifests of one family and the number of its candidate factors."""
+    settings: dict[str, set[str]] = {}
+    for run in family:
+        settings.setdefault(run.method, set()).add(_setting(run))
+    return Tried(
+        directions=directions,
+        runs=len(family),
+        seeds=len({run.seed for run in family if run.seed is not None}),
+        factor_sets=len({tuple(sorted(run.factors)) for run in family if run.factors}),
+        settings={method: len(found) for method, found in settings.items()},
+    )
+
+
+def _setting(run: RunManifest) -> str:
+    """What makes two runs of one method differ, apart from seed and factors."""
+    data = run.model_dump(mode="json", include=_DEFINES_A_RUN)
+    data["config"] = {k: v for k, v in data["config"].items() if k not in _NOT_A_SETTING}
+    return json.dumps(data, sort_keys=True)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

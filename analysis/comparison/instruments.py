@@ -1,0 +1,198 @@
+"""What a prompt set measured, never as one bare score: both directions, wordings, agreement.
+
+An item may be asked as a statement and as its reversal, each in several wordings.  Scores of both
+mean the same end, so a model that agrees with whatever it is told scores high on statements and
+low on reversals; what the two have in common is its leaning, what they differ by its agreement.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+
+from analysis.comparison.evaluation import MORE_COLUMNS
+from analysis.statistics.intervals import Interval, bootstrap_mean, rate
+from analysis.store.records import Split
+
+STATEMENT, REVERSAL = "statement", "reversal"
+
+_ONE = ["instrument", "scorer", "role", "group", "end"]
+_BLANK: dict[str, Any] = {
+    "sample": 0,
+    "instrument": "",
+    "direction": "",
+    "paraphrase": 0,
+    "end": "",
+}
+
+
+@dataclass(frozen=True)
+class Direction:
+    """Statements, reversals, or prompts that are neither ("").
+
+    `score` is the mean over answers, with an interval over items.  `spread` is the standard
+    deviation of an item's wordings around their mean, averaged over the items with several (NaN
+    where there are none); `wordings` are the means of each wording's number, over items.
+    """
+
+    direction: str
+    score: Interval
+    spread: float
+    wordings: list[float]
+    missing: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One group of a prompt set, as one scorer scored it.
+
+    `agreement` is the acquiescence bias: the rate of agreeing, with statements and reversals
+    alike, minus one half.  0 where every agreement with a statement is a disagreement with its
+    reversal, 0.5 where all is agreed to; None where there are not both.
+    """
+
+    instrument: str
+    scorer: str
+    role: str
+    group: str
+    end: str
+    items: int
+    directions: list[Direction]
+    agreement: Interval | None
+
+    @property
+    def both(self) -> bool:
+        """Whether statements and reversals were asked."""
+        return {STATEMENT, REVERSAL} <= {one.direction for one in self.directions}
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+
+def readings(samples: pd.DataFrame, *, split: Split) -> list[Reading]:
+    """What each named prompt set measured, group by group, in the order of the samples.
+
+    Args:
+        samples: the columns of `analysis.comparison.evaluation.COLUMNS`, and MORE_COLUMNS where
+            there are.
+        split: of the prompts.
+    """
+    chosen = _complete(samples[samples["split"] == split])
+    named = chosen[chosen["instrument"] != ""]
+    return [
+        _reading(dict(zip(_ONE, key, strict=True)), rows)
+        for key, rows in named.groupby(_ONE, sort=False)
+    ]
+
+
+def wordings(samples: pd.DataFrame, *, split: Split) -> pd.DataFrame:
+    """One row an item, direction and wording of the named sets.
+
+    Columns: instrument, scorer, role, group, end, cluster, direction, paraphrase, score (the mean
+    over answers, NaN where none has one), low, high (NaN for a single answer), n, missing,
+    item_mean (of the item's wordings in that direction) and spread (their standard deviation, NaN
+    for a single wording).
+    """
+    chosen = _complete(samples[samples["split"] == split])
+    named = chosen[chosen["instrument"] != ""]
+    keys = [*_ONE, "cluster", "direction", "paraphrase"]
+    rows = [
+        dict(zip(keys, key, strict=True)) | _cell(group["score"])
+        for key, group in named.groupby(keys, sort=False)
+    ]
+    table = pd.DataFrame(rows, columns=[*keys, "score", "low", "high", "n", "missing"])
+    items = table.groupby([*_ONE, "cluster", "direction"], sort=False)["score"]
+    return table.assign(item_mean=items.transform("mean"), spread=items.transform("std"))
+
+
+def text_lines(found: Sequence[Reading]) -> list[str]:
+    """The readings for people, a few lines each."""
+    lines: list[str] = []
+    for one in found:
+        end = f", 1 = {one.end}" if one.end else ""
+        lines.append(f"{one.instrument}, {one.group}: scorer {one.scorer}, {one.items} items{end}")
+        lines += [f"  {_direction_line(each)}" for each in one.directions]
+        if one.agreement is not None:
+            lines.append(f"  {'agreement':<10} {_bounds(one.agreement, sign=True)}")
+    return lines
+
+
+def _complete(samples: pd.DataFrame) -> pd.DataFrame:
+    return samples.assign(**{n: _BLANK[n] for n in MORE_COLUMNS if n not in samples})
+
+
+def _cell(scores: pd.Series) -> dict[str, Any]:
+    known = scores.dropna()
+    if known.empty:
+        return {
+            "score": math.nan,
+            "low": math.nan,
+            "high": math.nan,
+            "n": 0,
+            "missing": len(scores),
+        }
+    # The answers to one prompt are independent draws; of a single one nothing can be said.
+    found = rate(known) if len(known) > 1 else None
+    return {
+        "score": float(known.mean()),
+        "low": found.low if found else math.nan,
+        "high": found.high if found else math.nan,
+        "n": len(known),
+        "missing": int(scores.isna().sum()),
+    }
+
+
+def _reading(named: dict[str, Any], rows: pd.DataFrame) -> Reading:
+    order = [way for way in (STATEMENT, REVERSAL, "") if (rows["direction"] == way).any()]
+    found = [_direction(way, rows[rows["direction"] == way]) for way in order]
+    both = {STATEMENT, REVERSAL} <= set(order)
+    return Reading(
+        **named,
+        items=rows["cluster"].nunique(),
+        directions=found,
+        agreement=_agreement(rows) if both else None,
+    )
+
+
+def _direction(way: str, rows: pd.DataFrame) -> Direction:
+    known = rows.dropna(subset="score")
+    means = known.groupby(["cluster", "paraphrase"], sort=False)["score"].mean()
+    spreads = means.groupby("cluster").std(ddof=1).dropna()
+    by_wording = means.groupby("paraphrase").mean()
+    return Direction(
+        direction=way,
+        score=rate(known["score"].to_numpy(float), known["cluster"].to_numpy(str)),
+        spread=float(spreads.mean()) if len(spreads) else math.nan,
+        wordings=[float(value) for value in by_wording],
+        missing=int(rows["score"].isna().sum()),
+    )
+
+
+def _agreement(rows: pd.DataFrame) -> Interval:
+    """Mean over items that have both of (agree(statement) + agree(reversal)) / 2 − 1/2.
+
+    A reversal's score is 1 minus its agreement, so that is (statement − reversal) / 2.
+    """
+    means = rows.pivot_table(index="cluster", columns="direction", values="score", aggfunc="mean")
+    means = means.reindex(columns=[STATEMENT, REVERSAL]).dropna()
+    halves = (means[STATEMENT] - means[REVERSAL]).to_numpy(float) / 2
+    return bootstrap_mean(halves)
+
+
+def _direction_line(one: Direction) -> str:
+    each = ", ".join(f"{value:.3f}" for value in one.wordings)
+    spread = "" if math.isnan(one.spread) else f"  spread {one.spread:.3f}"
+    missing = f"  missing {one.missing}" if one.missing else ""
+    by_wording = f"  by wording {each}" if len(one.wordings) > 1 else ""
+    name = one.direction or "score"
+    return f"{name:<10} {_bounds(one.score)}  n = {one.score.n}{by_wording}{spread}{missing}"
+
+
+def _bounds(interval: Interval, *, sign: bool = False) -> str:
+    form = "+.3f" if sign else ".3f"
+    return f"{interval.value:{form}} [{interval.low:{form}}, {interval.high:{form}}]"

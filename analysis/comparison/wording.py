@@ -1,0 +1,119 @@
+"""What a comparison shows and cannot show, in sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from analysis.comparison.arm_tests import Domination
+from analysis.statistics.paired_tests import NonInferiority, signed
+
+METRIC_NAMES = {
+    "unrelated": "unrelated rate",
+    "related": "related rate",
+    "control": "control rate",
+    "removal": "removal",
+    "task": "task accuracy",
+    "facts": "facts kept",
+    "format": "format kept",
+    "coherence": "coherence",
+}
+
+HOW_TESTED = (
+    "Differences from the naive run are paired by prompt and clustered by item, with 95 % "
+    "intervals; p is from sign flips of items, Holm-corrected over the arms of a metric."
+)
+
+HOW_KEPT = (
+    "Kept: the one-sided 95 % lower bound of the difference is above minus the margin. "
+    "Lost: the upper bound is below it. Not shown: neither; where no item lost anything, n items "
+    "still leave a loss of 1 − .05^(1/n) possible, which is .18 for 15 of them."
+)
+
+
+def metric_name(metric: str) -> str:
+    """A metric as it is written for people."""
+    return METRIC_NAMES.get(metric, metric)
+
+
+def small_number(value: float) -> str:
+    """A p-value or a size with three decimals, "<.001" where they would be zeros."""
+    return "<.001" if 0 <= value < 0.001 else signed(value)
+
+
+def p_text(p: float) -> str:
+    """Such as "p = .012" or "p <.001"; "p unknown" where there is no test."""
+    shown = small_number(p)
+    return f"p = {shown}" if shown[0] in ".1" else f"p {shown}"
+
+
+def difference_text(row: Mapping[Any, Any]) -> str:
+    """Such as "−.172 [−.210, −.134]", of a row of `analysis.comparison.comparison.comparison`."""
+    bounds = f"[{signed(row['difference_low'])}, {signed(row['difference_high'])}]"
+    return f"{signed(row['difference'])} {bounds}"
+
+
+def verdict_text(row: Mapping[Any, Any]) -> str:
+    """The non-inferiority statement of a row, "" where the metric has none."""
+    if not row["verdict"]:
+        return ""
+    kept = (row["verdict"], row["difference"], row["bound"], math.nan, row["margin"])
+    return NonInferiority(*kept).text
+
+
+def detectable_text(table: pd.DataFrame, *, metrics: Sequence[str] = ("unrelated", "task")) -> str:
+    """How small a difference would have been missed, by metric, over the arms of a comparison."""
+    said, unknown = [], []
+    for metric in metrics:
+        tested = table[(table["metric"] == metric) & table["p"].notna() & (table["run"] != "")]
+        largest = tested["detectable"].max()
+        if math.isfinite(largest):
+            said.append(f"{small_number(largest)} in {metric_name(metric)}")
+        elif len(tested):
+            unknown.append(metric_name(metric))
+    parts = []
+    if said:
+        parts.append(
+            f"Differences smaller than {' or '.join(said)} would not have been detected "
+            "(power .8 at α .05, before Holm's correction)."
+        )
+    if unknown:
+        parts.append(
+            f"Too few items differ in {' and '.join(unknown)} to say what would have been detected."
+        )
+    return " ".join(parts)
+
+
+def domination_text(found: Sequence[Domination], labels: Mapping[str, str]) -> str:
+    """Which arms are shown to dominate which, by their names on screen."""
+    beaten: dict[str, list[str]] = {}
+    for one in found:
+        if one.shown:
+            beaten.setdefault(one.arm, []).append(labels.get(one.other, one.other))
+    if not beaten:
+        return "No arm is shown to dominate another."
+    said = [f"{labels.get(arm, arm)} dominates {_list(others)}" for arm, others in beaten.items()]
+    return f"{'; '.join(said)}: less drift (p < .05 over all pairs), and task accuracy kept."
+
+
+def sentences(
+    table: pd.DataFrame, dominations: Sequence[Domination], labels: Mapping[str, str]
+) -> list[str]:
+    """What a reader of the table should know; little where no naive run is among the arms."""
+    if not table["p"].notna().any():
+        return ["No naive run is among these, so nothing is tested against it.", *notes(table)]
+    found = [domination_text(dominations, labels), detectable_text(table), HOW_TESTED, HOW_KEPT]
+    return [*notes(table), *found]
+
+
+def notes(table: pd.DataFrame) -> list[str]:
+    """Why values are unknown, each reason once, as sentences."""
+    reasons = dict.fromkeys(note for note in table["note"] if note)
+    return [f"{reason[0].upper()}{reason[1:]}." for reason in reasons]
+
+
+def _list(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

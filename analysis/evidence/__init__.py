@@ -1,0 +1,4 @@
+"""What saved measurements say about one factor.
+
+Reads what `grasp.evidence` wrote; compares no runs.
+"""

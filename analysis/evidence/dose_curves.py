@@ -1,0 +1,91 @@
+"""Dose–response: each metric's mean against how far a model was steered, and what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import pandas as pd
+
+from analysis.comparison.evaluation import METRICS, summarise
+
+FACTOR = "factor"
+"""Name of the factor's own direction; the others are "random 1", "random 2", …"""
+
+
+def curves(samples: pd.DataFrame) -> pd.DataFrame:
+    """Mean of each metric at each dose, with a 95 % interval clustered by item.
+
+    Args:
+        samples: one row a model, direction, dose and prompt, with the columns that
+            `analysis.comparison.evaluation.summarise` reads; exploration prompts alone are counted.
+
+    Returns:
+        Columns model, direction, dose, metric, value, low, high, n.
+    """
+    rows = [
+        {"model": model, "direction": direction, "dose": dose, "metric": metric}
+        | {"value": found.value, "low": found.low, "high": found.high, "n": found.n}
+        for (model, direction, dose), cell in _cells(samples)
+        for metric, found in summarise(cell, split="exploration").items()
+    ]
+    columns = ["model", "direction", "dose", "metric", "value", "low", "high", "n"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def metrics_of(curves: pd.DataFrame) -> list[str]:
+    """The metrics that the curves have, in the order of `METRICS`."""
+    there = set(curves["metric"])
+    return [metric for metric in METRICS if metric in there]
+
+
+def band(curves: pd.DataFrame, *, model: str, metric: str) -> pd.DataFrame:
+    """Least and greatest mean of the random directions at each dose: dose, low, high."""
+    chosen = (curves["model"] == model) & (curves["metric"] == metric)
+    random = curves[chosen & (curves["direction"] != FACTOR)]
+    return random.groupby("dose")["value"].agg(low="min", high="max").reset_index()
+
+
+def curve(curves: pd.DataFrame, *, model: str, metric: str) -> pd.DataFrame:
+    """The factor's own curve, by dose."""
+    chosen = (curves["model"] == model) & (curves["metric"] == metric)
+    return curves[chosen & (curves["direction"] == FACTOR)].sort_values("dose")
+
+
+def sentence(curves: pd.DataFrame, *, name: str) -> str:
+    """What steering along factor `name` does to both models, beside random directions.
+
+    About the unrelated rate, or the first metric where there is none.
+    """
+    there = metrics_of(curves)
+    metric = "unrelated" if "unrelated" in there else there[0]
+    doses = curves["dose"]
+    ends = f"{doses.min():+g} to {doses.max():+g}".replace("-", "\u2212")
+    parts = [
+        f"{_ends(curve(curves, model=model, metric=metric))} in the {model} model (random "
+        f"directions: {_range(band(curves, model=model, metric=metric))})"
+        for model in ("base", "adapted")
+    ]
+    return (
+        f"From {ends} base standard deviations along {name} the {metric} rate goes from "
+        f"{' and from '.join(parts)}."
+    )
+
+
+def _ends(own: pd.DataFrame) -> str:
+    low, high = own.iloc[[0, -1]].to_dict("records")
+    return f"{_bounds(low)} to {_bounds(high)}"
+
+
+def _bounds(row: dict[Hashable, float]) -> str:
+    return f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+
+
+def _range(random: pd.DataFrame) -> str:
+    return f"{random['low'].min():.2f} to {random['high'].max():.2f}"
+
+
+def _cells(samples: pd.DataFrame) -> Iterator[tuple[tuple[Any, Any, Any], pd.DataFrame]]:
+    for key, cell in samples.groupby(["model", "direction", "dose"], sort=False):
+        assert isinstance(key, tuple)
+        yield (key[0], key[1], key[2]), cell

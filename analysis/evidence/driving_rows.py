@@ -1,0 +1,126 @@
+"""Training rows that drive a factor: the two ends of the list, random rows, and the retraining."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from analysis.comparison.evaluation import summarise
+from analysis.errors import InputError
+from analysis.statistics.intervals import bootstrap_difference
+
+Measure = Literal["alignment", "shift"]
+WITHOUT_TOP = "without top"
+WITHOUT_RANDOM = "without random"
+
+
+def top_rows(rows: pd.DataFrame, *, n: int, by: Measure = "alignment") -> list[int]:
+    """Numbers of the n rows with the largest value, largest first.
+
+    Raises:
+        InputError: not 1 ≤ n < the number of rows.
+    """
+    if not 1 <= n < len(rows):
+        raise InputError(f"Got n = {n} of {len(rows)} rows; expected at least 1, and some left.")
+    return [int(row) for row in rows.sort_values(by, ascending=False, kind="stable")["row"][:n]]
+
+
+def random_rows(rows: pd.DataFrame, *, n: int, seed: int) -> list[int]:
+    """Numbers of n rows drawn without replacement from all of them, in drawn order.
+
+    Raises:
+        InputError: not 1 ≤ n < the number of rows.
+    """
+    if not 1 <= n < len(rows):
+        raise InputError(f"Got n = {n} of {len(rows)} rows; expected at least 1, and some left.")
+    drawn = np.random.default_rng(seed).choice(rows["row"].to_numpy(), size=n, replace=False)
+    return [int(row) for row in drawn]
+
+
+def shown_rows(rows: pd.DataFrame, *, n: int, by: Measure, seed: int = 0) -> pd.DataFrame:
+    """The top and the bottom n rows, and always equally many drawn at random: column `which`.
+
+    With fewer than 2 n + 1 rows, each list is as long as a half of them.
+    """
+    count = max(1, min(n, (len(rows) - 1) // 2))
+    ordered = rows.sort_values(by, ascending=False, kind="stable")
+    parts = {
+        "top": ordered.head(count),
+        "random": rows.set_index("row").loc[random_rows(rows, n=count, seed=seed)].reset_index(),
+        "bottom": ordered.tail(count).iloc[::-1],
+    }
+    return pd.concat([part.assign(which=name) for name, part in parts.items()], ignore_index=True)
+
+
+def arm_rates(samples: pd.DataFrame) -> pd.DataFrame:
+    """Each arm's metrics on the exploration prompts: arm, metric, value, low, high, n."""
+    rows = [
+        {"arm": arm, "metric": metric, "value": i.value, "low": i.low, "high": i.high, "n": i.n}
+        for arm, found in samples.groupby("arm", sort=False)
+        for metric, i in summarise(found, split="exploration").items()
+    ]
+    return pd.DataFrame(rows, columns=["arm", "metric", "value", "low", "high", "n"])
+
+
+def differences(samples: pd.DataFrame, *, roles: Sequence[str]) -> pd.DataFrame:
+    """Score without the top rows minus the mean score without random ones, paired by prompt.
+
+    Args:
+        samples: arm, prompt_id, cluster, role, score, of the arm WITHOUT_TOP and of those whose
+            names begin with WITHOUT_RANDOM.
+        roles: metrics to compare.
+
+    Returns:
+        Columns metric, value, low, high, n; intervals are clustered by item, over prompts: that
+        another draw of random rows, or another seed, might have given other runs is not in them.
+    """
+    rows = []
+    for role in roles:
+        found = samples[samples["role"] == role]
+        wide = found.pivot(index=["prompt_id", "cluster"], columns="arm", values="score").dropna()
+        random = wide.loc[:, [str(arm).startswith(WITHOUT_RANDOM) for arm in wide.columns]]
+        if wide.empty or random.empty or WITHOUT_TOP not in wide:
+            continue
+        clusters = wide.index.get_level_values("cluster").to_numpy(str)
+        i = bootstrap_difference(wide[WITHOUT_TOP], random.mean(axis=1), clusters=clusters)
+        rows.append({"metric": role, "value": i.value, "low": i.low, "high": i.high, "n": i.n})
+    return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "n"])
+
+
+def rows_sentence(rows: pd.DataFrame, *, name: str, end: str) -> str:
+    """How unevenly the rows push: how many carry half of the whole push towards the factor."""
+    push = rows["alignment"].clip(lower=0).sort_values(ascending=False).to_numpy()
+    whole = push.sum()
+    moved = f"The fine-tune moved its training answers towards the {end} end of {name} by "
+    moved += f"{abs(rows['shift'].mean()):.2f} base standard deviations."
+    if whole <= 0:
+        return f"{moved} No row's gradient pushes that way."
+    half = int(np.searchsorted(np.cumsum(push), whole / 2) + 1)
+    share = float((rows["alignment"] > 0).mean())
+    return (
+        f"{moved} {round(100 * share)} % of its {len(rows)} rows push that way at the base "
+        f"model; {half} of them make up half of the push."
+    )
+
+
+def validation_sentence(
+    rates: pd.DataFrame, compared: pd.DataFrame, *, n: int, metric: str = "unrelated"
+) -> str:
+    """What leaving the top n rows out changed, against leaving out n random ones."""
+    chosen = rates[rates["metric"] == metric].set_index("arm")["value"]
+    gap = compared[compared["metric"] == metric]
+    if gap.empty:
+        return f"Retrained without the top {n} rows; there are no {metric} prompts to compare."
+    row = gap.iloc[0]
+    random = chosen[[arm for arm in chosen.index if arm.startswith(WITHOUT_RANDOM)]]
+    told = "" if row["low"] > 0 or row["high"] < 0 else " The interval holds 0."
+    bounds = f"[{row['low']:+.2f}, {row['high']:+.2f}]".replace("-", "\u2212")
+    difference = f"{row['value']:+.2f}".replace("-", "\u2212")
+    return (
+        f"Without its top {n} rows the {metric} rate is {chosen[WITHOUT_TOP]:.2f}; without {n} "
+        f"random rows {random.min():.2f} to {random.max():.2f} ({chosen['run']:.2f} with all rows, "
+        f"{chosen['base']:.2f} in the base model): a difference of {difference} {bounds}.{told}"
+    )

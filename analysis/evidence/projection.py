@@ -1,0 +1,205 @@
+"""Activations on directions: coordinates, strongest prompts and tokens, maps, separation."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.errors import InputError
+from analysis.spectra.spectrum import fix_signs
+from analysis.spectra.subspace import unit_rows
+from analysis.statistics.intervals import Interval, auc
+
+FloatArray = NDArray[np.floating[Any]]
+Float64Array = NDArray[np.float64]
+
+_BLOCK = 8192  # activations cast to float64 at a time
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt: its score and the projection of each of its tokens, in their order."""
+
+    prompt_id: Any
+    score: float
+    token_values: Float64Array
+
+
+@dataclass(frozen=True)
+class Strongest:
+    """Prompts at the two ends of a direction, the most extreme first."""
+
+    high: tuple[Example, ...]
+    low: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class PointMap:
+    """Low-dimensional coordinates (n, c) of points; `explained` (c,) are shares of variance."""
+
+    coordinates: Float64Array
+    explained: Float64Array | None
+    method: Literal["pca", "umap"]
+
+
+def project(activations: FloatArray, directions: FloatArray) -> Float64Array:
+    """Scalar coordinates h · u of activations (…, d) on unit directions (k, d): (…, k).
+
+    Directions are normalised first, so coordinates are in the units of the activations.
+
+    Raises:
+        InputError: dimensions differ, or a direction is zero or not finite.
+    """
+    units = unit_rows(directions)
+    h = np.asarray(activations)
+    if h.ndim == 0 or h.shape[-1] != units.shape[1]:
+        raise InputError(
+            f"Got activations {h.shape} and directions {units.shape}; expected one last dimension."
+        )
+    rows = h.reshape(-1, h.shape[-1])
+    found = np.empty((len(rows), len(units)))
+    for start in range(0, len(rows), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        found[block] = rows[block].astype(np.float64) @ units.T
+    return found.reshape(*h.shape[:-1], len(units))
+
+
+def standardise(projections: FloatArray, reference: FloatArray) -> Float64Array:
+    """(p − mean) / standard deviation of the base model's projections, per direction.
+
+    Args:
+        projections: (…, k) coordinates.
+        reference: (n, k) the base model's coordinates on reference tokens, n ≥ 2.
+
+    Returns:
+        (…, k), dimensionless; NaN for a direction on which the base model is constant.
+
+    Raises:
+        InputError: the number of directions differs, or fewer than two references.
+    """
+    p, base = np.asarray(projections, np.float64), np.asarray(reference, np.float64)
+    if base.ndim != 2 or len(base) < 2 or p.ndim == 0 or p.shape[-1] != base.shape[1]:
+        raise InputError(
+            f"Got projections {p.shape} and reference {base.shape}; "
+            "expected (…, k) and (n, k) with n ≥ 2."
+        )
+    spread = base.std(axis=0, ddof=1)
+    return np.asarray((p - base.mean(axis=0)) / np.where(spread > 0, spread, np.nan))
+
+
+def strongest(
+    projections: FloatArray,
+    prompt_ids: Sequence[Any] | NDArray[Any],
+    *,
+    how: Literal["max", "mean"],
+    n: int,
+) -> Strongest:
+    """The n prompts furthest towards each end of one direction, with their token values.
+
+    Args:
+        projections: (n_tokens,) coordinates on one direction.
+        prompt_ids: (n_tokens,) the prompt of each token.
+        how: "max" scores a prompt by its most extreme token at that end (the largest
+            for high, the smallest for low), "mean" by the mean of its tokens.
+        n: how many at each end; all prompts where there are fewer.
+
+    Raises:
+        InputError: lengths differ, a projection is not finite, a prompt is missing, n < 1.
+    """
+    values = np.asarray(projections, np.float64)
+    if values.ndim != 1 or len(prompt_ids) != values.size:
+        raise InputError(
+            f"Got projections {values.shape} for {len(prompt_ids)} prompt ids; expected one each."
+        )
+    codes, prompts = pd.factorize(np.asarray(prompt_ids))
+    if n < 1 or not np.isfinite(values).all() or (codes < 0).any():
+        raise InputError("Expected n ≥ 1, finite projections and a prompt id for every token.")
+    groups = pd.Series(values).groupby(codes)
+    tops, bottoms = (groups.mean(),) * 2 if how == "mean" else (groups.max(), groups.min())
+
+    def examples(scores: Float64Array, sign: int) -> tuple[Example, ...]:
+        order = np.argsort(-sign * scores, kind="stable")[:n]
+        return tuple(
+            Example(prompts[i], float(scores[i]), values[codes == i].copy()) for i in order
+        )
+
+    return Strongest(examples(np.asarray(tops), 1), examples(np.asarray(bottoms), -1))
+
+
+def pca_map(points: FloatArray, *, n_components: int = 2) -> PointMap:
+    """Coordinates of points (n, d) on their leading principal axes, signs fixed.
+
+    Raises:
+        InputError: points are not (n, d) and finite, or fewer than n_components.
+    """
+    data = _points(points, n_components)
+    from sklearn.decomposition import PCA  # slow to import; only this function needs it
+
+    if n_components > data.shape[1]:
+        raise InputError(f"Got {n_components} axes for {data.shape[1]} dimensions; expected fewer.")
+    model = PCA(n_components=n_components, svd_solver="full")
+    with np.errstate(invalid="ignore"):  # points that all coincide have shares 0/0, so NaN
+        coordinates = model.fit_transform(data)
+    _, signs = fix_signs(model.components_.T)
+    return PointMap(coordinates * signs, np.asarray(model.explained_variance_ratio_), "pca")
+
+
+def umap_map(
+    points: FloatArray, *, n_components: int = 2, n_neighbors: int = 15, seed: int = 0
+) -> PointMap:
+    """UMAP coordinates of points (n, d); seconds to minutes, so only ever called by a job.
+
+    Distances between far groups mean nothing; neighbourhoods do.
+
+    Raises:
+        InputError: points are not (n, d) and finite, or not more than n_neighbors + 1.
+
+    Source: McInnes et al. 2018, arXiv:1802.03426.
+    """
+    data = _points(points, n_neighbors + 2)
+    with warnings.catch_warnings():
+        # umap announces on import that its TensorFlow variant, unused here, is missing.
+        warnings.simplefilter("ignore", ImportWarning)
+        import umap  # takes seconds
+
+    model = umap.UMAP(
+        n_components=n_components, n_neighbors=n_neighbors, random_state=seed, n_jobs=1
+    )
+    return PointMap(np.asarray(model.fit_transform(data), np.float64), None, "umap")
+
+
+def group_separation(
+    values: FloatArray, groups: Sequence[Any] | NDArray[Any], *, confidence: float = 0.95
+) -> dict[Any, Interval]:
+    """AUC of each group against all the rest, in order of first appearance.
+
+    0.5 is no separation; below it the group lies at the low end.  Unlabelled values
+    (None or NaN) count in no group and in no rest.
+
+    Raises:
+        InputError: lengths differ, or a value is not finite.
+    """
+    data = np.asarray(values, np.float64)
+    if data.ndim != 1 or len(groups) != data.size:
+        raise InputError(f"Got values {data.shape} for {len(groups)} groups; expected one each.")
+    codes, names = pd.factorize(np.asarray(groups))
+    return {
+        name: auc(data[codes == i], data[(codes != i) & (codes >= 0)], confidence=confidence)
+        for i, name in enumerate(names)
+    }
+
+
+def _points(points: FloatArray, least: int) -> Float64Array:
+    data = np.asarray(points, np.float64)
+    if data.ndim != 2 or len(data) < max(least, 2) or not np.isfinite(data).all():
+        raise InputError(
+            f"Got points of shape {data.shape}; "
+            f"expected at least {max(least, 2)} rows (n, d), all finite."
+        )
+    return data

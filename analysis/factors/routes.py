@@ -1,0 +1,299 @@
+"""Identification: factors of every route as rows of one table, from weights and from effects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.adapters.checkpoints import by_step
+from analysis.adapters.load import Adapter, LoraModule, load_adapter
+from analysis.errors import InputError
+from analysis.factors.null_band import NullBand, null_band
+from analysis.factors.residual import (
+    ResidualSide,
+    residual_factors,
+    stability,
+    update_columns,
+)
+from analysis.spectra.subspace import unit_rows
+from analysis.store.factor_table import COLUMNS
+
+Float64Array = NDArray[np.float64]
+Found = tuple[pd.DataFrame, Float64Array]
+"""Rows with the columns of `factor_table.COLUMNS`, and their directions (k, d_model)."""
+
+Route = Literal["weights", "joint", "rotation", "activations", "contrast", "import"]
+Band = Literal["index", "any", "span", "fixed"]
+"""What a direction's strength is compared with in random adapters: the singular value of the same
+index; the largest one, which bounds a direction chosen by any look at the run; the strength
+along a direction in the span of the leading factors that their strength had no part in
+choosing; the strength along a direction that was fixed before the run was looked at."""
+
+WRITE_FACTORS = 16
+READ_FACTORS = 4
+SIDES: tuple[tuple[ResidualSide, int], ...] = (("write", WRITE_FACTORS), ("read", READ_FACTORS))
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What the updates of a run write, or read, and what directions are compared with.
+
+    `columns` is (d_model, Σr) of the run, `others` the same of its checkpoints and other seeds,
+    `spans` the leading directions of each of these; `band` is of random adapters.
+    """
+
+    side: ResidualSide
+    max_layer: int | None
+    columns: Float64Array
+    others: tuple[Float64Array, ...]
+    spans: tuple[Float64Array, ...]
+    band: NullBand
+    joint: bool = False
+
+    @property
+    def suffix(self) -> str:
+        """What ids end with where only modules up to a layer, or several runs, were taken."""
+        layer = "" if self.max_layer is None else f".L{self.max_layer}"
+        return f"{layer}.joint" if self.joint else layer
+
+
+@dataclass(frozen=True)
+class LayerDirections:
+    """Directions (k, d_model), the layer each was found at, and in words where it came from."""
+
+    directions: Float64Array
+    layers: tuple[int, ...]
+    sources: tuple[str, ...]
+
+
+def yardsticks(
+    modules: Sequence[LoraModule],
+    *,
+    others: Sequence[Adapter] = (),
+    max_layer: int | None = None,
+    seed: int = 0,
+    joint: bool = False,
+) -> dict[ResidualSide, Yardstick]:
+    """The yardstick of each side that has modules; `seed` is of the null band's adapters.
+
+    `joint` says that the modules are those of several runs.
+
+    Raises:
+        InputError: a side has modules, but none up to `max_layer`, or another run's residual
+            stream is of another width.
+    """
+    yards: dict[ResidualSide, Yardstick] = {}
+    for side, k in SIDES:
+        if not any(module.side == side for module in modules):
+            continue
+        columns = update_columns(modules, side=side, max_layer=max_layer)
+        elsewhere = [update_columns(o.modules, side=side, max_layer=max_layer) for o in others]
+        _check_width(columns, elsewhere)
+        spans = (residual_factors(o.modules, side=side, max_layer=max_layer, k=k) for o in others)
+        yards[side] = Yardstick(
+            side=side,
+            max_layer=max_layer,
+            columns=columns,
+            others=tuple(elsewhere),
+            spans=tuple(span.directions for span in spans),
+            band=null_band(modules, side=side, max_layer=max_layer, k=k, seed=seed),
+            joint=joint,
+        )
+    return yards
+
+
+def weight_factors(
+    adapter: Adapter, *, others: Sequence[Adapter] = (), max_layer: int | None = None, seed: int = 0
+) -> Found:
+    """The leading factors of both sides, with null band, stability and score.
+
+    Args:
+        adapter: the run's LoRA.
+        others: other checkpoints or seeds of the run, for stability.
+        max_layer: only modules up to this layer.
+        seed: of the null band's random adapters.
+
+    Returns:
+        Columns that need a model are NaN or empty; best score first.
+    """
+    yards = yardsticks(adapter.modules, others=others, max_layer=max_layer, seed=seed)
+    return ranked(*weight_rows(adapter.modules, yards))
+
+
+def weight_rows(modules: Sequence[LoraModule], yards: dict[ResidualSide, Yardstick]) -> Found:
+    """The leading factors of each yardstick's side, strongest first, write before read.
+
+    Raises:
+        InputError: there is no yardstick, so that no module writes or reads the stream.
+    """
+    if not yards:
+        raise InputError(
+            "No module of the adapter writes or reads the residual stream; expected LoRA on "
+            "attention or MLP projections."
+        )
+    found = []
+    for side, yard in yards.items():
+        factors = residual_factors(
+            modules, side=side, max_layer=yard.max_layer, k=dict(SIDES)[side]
+        )
+        source = f"{len(factors.modules)} modules that {side} the residual stream"
+        route: Route = "joint" if yard.joint else "weights"
+        found.append(factor_rows(yard, factors.directions, route=route, source=source))
+    return concatenated(found)
+
+
+def joint_rows(adapters: Sequence[Adapter], *, max_layer: int | None = None) -> Found:
+    """The leading factors of several runs together: of all their modules side by side.
+
+    Noise of different seeds does not add up, what they share does.  The stability of a joint
+    factor is how much of it lies in the span of each run's own leading factors.
+
+    Raises:
+        InputError: the runs' residual streams are of different width.
+    """
+    modules = [module for adapter in adapters for module in adapter.modules]
+    yards = yardsticks(modules, others=adapters, max_layer=max_layer, joint=True)
+    return weight_rows(modules, yards)
+
+
+_LETTERS: dict[Route, str] = {"rotation": "e", "activations": "a", "contrast": "c", "import": "i"}
+
+
+def factor_rows(
+    yard: Yardstick,
+    directions: NDArray[np.floating],
+    *,
+    route: Route,
+    source: str | Sequence[str],
+    band: Band = "index",
+    layers: Sequence[int] | None = None,
+) -> Found:
+    """Rows of the table for directions (k, d_model), with all that weights alone tell of them.
+
+    Args:
+        yard: of the run and the side.
+        directions: in the order of their index; with `layers`, in that of each layer's.
+        route: how they were found, which the letter of their ids says too.
+        source: where they came from, for all or for each.
+        band: what their strength is compared with.
+        layers: (k,) the layer that each was found at; None where it is for all.
+    """
+    units = unit_rows(directions)
+    n = len(units)
+    strengths = np.linalg.norm(units @ yard.columns, axis=1)
+    index = np.arange(1, n + 1) if layers is None else _counted(layers)
+    median, high = _null(yard.band, band, n)
+    elsewhere = np.array([np.linalg.norm(units @ other, axis=1) for other in yard.others])
+    letter = _LETTERS.get(route, yard.side[0])
+    suffixes = [yard.suffix] * n if layers is None else [f".L{layer}" for layer in layers]
+    # There is one contrast at each layer, which needs no number.
+    numbers = [""] * n if route == "contrast" else [str(i) for i in index]
+    rows = {
+        "id": [f"{letter}{i}{suffix}" for i, suffix in zip(numbers, suffixes, strict=True)],
+        "route": route,
+        "side": yard.side,
+        "index": index,
+        "max_layer": np.nan if yard.max_layer is None else float(yard.max_layer),
+        "layer": np.nan if layers is None else np.asarray(layers, dtype=np.float64),
+        "source": source if isinstance(source, str) else list(source),
+        "singular_value": strengths,
+        "energy": strengths**2 / max(float((yard.columns**2).sum()), np.finfo(float).tiny),
+        "null_median": median,
+        "null_high": high,
+        "others_low": elsewhere.min(axis=0) if len(elsewhere) else np.nan,
+        "others_high": elsewhere.max(axis=0) if len(elsewhere) else np.nan,
+        "significant": strengths > high,
+        "significant_energy": strengths > high,
+        "stability": stability(units, yard.spans),
+    }
+    table = pd.DataFrame(rows, index=range(n)) if n else pd.DataFrame(rows, index=[])
+    return completed(table), units
+
+
+def layer_rows(yard: Yardstick, found: LayerDirections, *, route: Route, band: Band) -> Found:
+    """Rows of the table for directions that belong to layers, as `factor_rows`."""
+    return factor_rows(
+        yard, found.directions, route=route, source=found.sources, band=band, layers=found.layers
+    )
+
+
+def completed(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with every column of COLUMNS, those that it has not unknown."""
+    absent = {name: fill for name, fill in COLUMNS.items() if name not in table}
+    filled = {name: [fill] * len(table) for name, fill in absent.items()}
+    full = table.assign(**filled).astype({"significant_effect": "boolean"})
+    return full.loc[:, list(COLUMNS)]
+
+
+def concatenated(found: Sequence[Found]) -> Found:
+    """Several routes' rows as one table."""
+    tables = [table for table, _ in found if len(table)] or [found[0][0]]
+    table = pd.concat(tables, ignore_index=True)
+    return table, np.concatenate([directions for _, directions in found])
+
+
+def ranked(table: pd.DataFrame, directions: NDArray[np.floating]) -> Found:
+    """Score every factor and put the best first; those that are not significant come last.
+
+    score = s · off · √(off / (off + on)): the stability s times the off-task effect, weighed by
+    its share of both effects (`specificity`).  The root, rather than the share itself, was
+    chosen on the demo's exploration prompts: a spurious factor works on the task's answers too.
+    Where no effects were measured at all the score is s · energy; where those of others
+    were, it is unknown.
+    """
+    off, on = table["off_task"], table["on_task"]
+    specificity = np.sqrt(off / (off + on).where(off + on > 0))
+    effect = (off * specificity).where(off + on > 0, off)
+    measured = bool(off.notna().any())
+    scored = table.assign(
+        effect_ratio=off / on.where(on > 0),
+        specificity=specificity,
+        score=table["stability"].fillna(1.0) * (effect if measured else table["energy"]),
+    )
+    order = np.lexsort((-scored["score"].to_numpy(), ~scored["significant"].to_numpy(bool)))
+    return scored.iloc[order].reset_index(drop=True), np.asarray(directions, np.float64)[order]
+
+
+def checkpoints_of(run_folder: Path, *, low_rank_part: bool = False) -> list[Adapter]:
+    """Adapters of a run's earlier checkpoints; the last is the finished run and is left out.
+
+    `low_rank_part` as for `analysis.adapters.load.load_adapter`.
+    """
+    earlier = by_step(run_folder)[:-1]
+    return [load_adapter(one.path, low_rank_part=low_rank_part) for one in earlier]
+
+
+def _check_width(columns: Float64Array, others: Sequence[Float64Array]) -> None:
+    wrong = next((other for other in others if len(other) != len(columns)), None)
+    if wrong is not None:
+        raise InputError(
+            f"Another run's stream has {len(wrong)} dimensions, this one's {len(columns)}; "
+            "expected checkpoints and seeds of one base model."
+        )
+
+
+def _null(band: NullBand, which: Band, n: int) -> tuple[Float64Array | float, Float64Array | float]:
+    """Median and upper end of the band for n directions."""
+    if which == "index":
+        return band.median[:n], band.upper[:n]
+    if which == "any":
+        return float(band.median[0]), float(band.upper[0])
+    if which == "span":
+        return band.span_median, band.span_upper
+    return band.fixed_median, band.fixed_upper
+
+
+def _counted(layers: Sequence[int]) -> list[int]:
+    """How many of each layer came so far: 1, 2, … for layers that take turns."""
+    seen: dict[int, int] = {}
+    counts = []
+    for layer in layers:
+        seen[layer] = seen.get(layer, 0) + 1
+        counts.append(seen[layer])
+    return counts

@@ -1,0 +1,121 @@
+"""What effects in the model add to a table of factors: columns, significance, words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.factors.set_back import SetBack, bounds
+
+MIN_EFFECT = 0.05
+"""Effect off the task (`SetBack.effects`) below which it counts as none.
+
+A floor of our own, since random directions of a wide stream do nothing at all."""
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What setting factors back does, for the rows (positions) of a table that were measured.
+
+    `off` and `on` are of unrelated and of task prompts; `random` is of random directions on the
+    unrelated ones.
+    """
+
+    rows: Sequence[int]
+    off: SetBack
+    on: SetBack
+    random: SetBack
+
+
+def with_effects(table: pd.DataFrame, found: Effects) -> pd.DataFrame:
+    """The table with effects, their intervals and what they make significant.
+
+    A factor's effect is significant where the lower end of its interval lies above the largest
+    effect of random directions and above MIN_EFFECT.  A factor is significant where energy and
+    effect are; one whose effect was not measured is not.
+    """
+    ends = bounds(found.off)
+    chance = float(np.max(found.random.effects, initial=0.0))
+    floor = max(chance, MIN_EFFECT)
+    columns: dict[str, NDArray[Any]] = {
+        "off_task": found.off.shares,
+        "off_low": ends.share_low,
+        "off_high": ends.share_high,
+        "on_task": found.on.shares,
+        "effect": found.off.effects,
+        "effect_low": ends.effect_low,
+        "effect_high": ends.effect_high,
+        "effect_random": np.full(len(found.rows), chance),
+    }
+    rows = list(found.rows)
+    full = {name: _spread(values, rows, len(table)) for name, values in columns.items()}
+    above: list[Any] = [pd.NA] * len(table)
+    for row, low in zip(rows, ends.effect_low, strict=True):
+        above[row] = bool(low > floor)
+    energy = table["significant_energy"].to_numpy(bool)
+    return table.assign(
+        **full,
+        significant_effect=pd.array(above, dtype="boolean"),
+        significant=energy & np.array([flag is True for flag in above]),
+    )
+
+
+def explained(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with one sentence a factor in `explanation`."""
+    sentences = [explanation(row) for row in table.to_dict("records")]
+    return table.assign(explanation=pd.Series(sentences, index=table.index, dtype=object))
+
+
+def explanation(row: dict[Any, Any]) -> str:
+    """What a row of the table says, in words.
+
+    Such as "Setting e1 back undoes 41 % [35, 47] of the change on unrelated prompts and 6 % on
+    the task; stable over checkpoints and seeds (.93); energy 3.1 × the null band."
+    """
+    parts = []
+    if _known(row["off_task"]):
+        parts.append(_effect_words(row))
+    elif _known(row["first_order"]):
+        share = 100 * row["first_order"]
+        parts.append(
+            f"its first-order share off the task is {share:.0f} %, its effect not measured"
+        )
+    if _known(row["stability"]):
+        parts.append(f"{_stable(row['stability'])} over checkpoints and seeds")
+    ratio = (row["singular_value"] / row["null_high"]) ** 2 if row["null_high"] > 0 else np.nan
+    if _known(ratio):
+        parts.append(f"energy {ratio:.1f} × the null band")
+    text = "; ".join(parts) or "nothing is known of it"
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _effect_words(row: dict[Any, Any]) -> str:
+    interval = ""
+    if _known(row["off_low"]):
+        interval = f" [{100 * row['off_low']:.0f}, {100 * row['off_high']:.0f}]"
+    task = f" and {100 * row['on_task']:.0f} % on the task" if _known(row["on_task"]) else ""
+    small = "" if row["significant_effect"] is True else ", no more than chance or too little"
+    return (
+        f"setting {row['id']} back undoes {100 * row['off_task']:.0f} %{interval} of the change on "
+        f"unrelated prompts{task}{small}"
+    )
+
+
+def _stable(value: float) -> str:
+    word = "stable" if value >= 0.9 else "partly stable" if value >= 0.6 else "not stable"
+    return f"{word} ({value:.2f})".replace("(0.", "(.")
+
+
+def _known(value: Any) -> bool:
+    return bool(pd.notna(value))
+
+
+def _spread(values: NDArray[Any], rows: Sequence[int], n: int) -> NDArray[np.float64]:
+    full = np.full(n, np.nan)
+    full[list(rows)] = values
+    return full

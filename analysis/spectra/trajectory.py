@@ -1,0 +1,50 @@
+"""What training did to the modules of an adapter, from one checkpoint to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from analysis.adapters.checkpoints import step_of
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A checkpoint or the finished adapter: where it stands on the axis of steps, and its name.
+
+    `modules` is its table, as `analysis.comparison.evidence_tables.module_table` gives it.
+    """
+
+    step: int
+    shown: str
+    modules: pd.DataFrame
+
+
+def finished_step(names: Sequence[str]) -> int:
+    """Where the finished adapter is drawn: as far after the last checkpoint as that one is.
+
+    Args:
+        names: folders checkpoint-100, … by step.
+    """
+    steps = [step_of(name) or 0 for name in names]
+    return steps[-1] + (steps[-1] - steps[-2] if len(steps) > 1 else steps[-1])
+
+
+def trajectory_table(
+    stages: Sequence[Stage], module: str, *, measures: Sequence[str]
+) -> pd.DataFrame:
+    """One row a stage: `step`, `shown`, each measure of one module, and its median over all.
+
+    The medians are columns `<measure>:median`; a stage that lacks the module has NaN.
+    """
+    rows = []
+    for stage in stages:
+        own = stage.modules.loc[stage.modules["name"] == module, list(measures)]
+        row = {"step": stage.step, "shown": stage.shown}
+        for measure in measures:
+            row[measure] = float(own[measure].iloc[0]) if len(own) else float("nan")
+            row[f"{measure}:median"] = float(stage.modules[measure].median())
+        rows.append(row)
+    return pd.DataFrame(rows)

@@ -1,0 +1,298 @@
+"""Rates, differences, areas under the curve and removal, each with its interval.
+
+Samples of one prompt are not independent, so every interval can resample whole
+clusters.  A second, crossed grouping (seeds beside prompts) is resampled too, which
+`scipy.stats.bootstrap` cannot.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from analysis.errors import InputError
+from analysis.statistics.resampling import Labels, Resampling, expanded_tail, group_sums
+
+Float64Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its confidence interval from `n` observations; NaN where unknown."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    method: str
+    confidence: float
+
+
+def negated(interval: Interval) -> Interval:
+    """The interval of minus the value."""
+    return replace(interval, value=-interval.value, low=-interval.high, high=-interval.low)
+
+
+def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
+    """Wilson score interval of a rate from n independent trials; NaN for n = 0.
+
+    Raises:
+        InputError: not 0 ≤ successes ≤ n, or confidence outside (0, 1).
+
+    Source: Wilson 1927, JASA 22, as in `scipy.stats.binomtest`.
+    """
+    _check_confidence(confidence)
+    if not 0 <= successes <= n:
+        raise InputError(f"Got {successes} successes of {n}; expected 0 ≤ successes ≤ n.")
+    if n == 0:
+        return _unknown(0, "wilson", confidence)
+    z, share = _z(confidence), successes / n
+    centre = share + z**2 / (2 * n)
+    width = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    # At the ends the bound is exact, and rounding must not carry it past them.
+    low = 0.0 if successes == 0 else (centre - width) / (1 + z**2 / n)
+    high = 1.0 if successes == n else (centre + width) / (1 + z**2 / n)
+    return Interval(share, low, high, n, "wilson", confidence)
+
+
+def bootstrap_mean(
+    values: ArrayLike,
+    *,
+    clusters: Labels | None = None,
+    crossed: Labels | None = None,
+    seed: int = 0,
+    confidence: float = 0.95,
+    n_resamples: int = 2000,
+) -> Interval:
+    """Mean of values (n,) with an expanded percentile bootstrap interval.
+
+    Plain percentiles of G clusters (or G crossed labels, if fewer) are those of a normal with the
+    plug-in variance.  Ours lie where a t with G − 1 degrees of freedom and the unbiased variance
+    would, at Φ(±t √(G / (G − 1))).  Of nominal 95 %, five normal clusters then cover 91 (plain
+    84), eight 94 (89); three cover 75 either way, since resamples of three are so few.
+
+    Args:
+        values: finite numbers, n of them.
+        clusters: (n,) labels; whole clusters are drawn with replacement.  Every value
+            is its own cluster where None.
+        crossed: (n,) labels of a second factor, drawn independently of the first; a
+            value counts as often as both its labels are drawn (the pigeonhole
+            bootstrap, conservative).
+        seed: of the resampling, `n_resamples` times.
+        confidence: of the interval.
+
+    Returns:
+        Bounds are NaN where there are fewer than two clusters (or crossed labels).
+
+    Raises:
+        InputError: values are not finite or not (n,), or labels do not fit.
+
+    Source: Efron & Tibshirani 1993, chapter 13; Owen 2007, arXiv:0706.0761 (crossed);
+    Hesterberg 2015, The American Statistician 69 (expanded percentiles).
+    """
+    (data,) = _columns(values)
+    return _mean(data, Resampling(clusters, crossed, seed, n_resamples), confidence)
+
+
+def bootstrap_difference(
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    clusters: Labels | None = None,
+    crossed: Labels | None = None,
+    seed: int = 0,
+    confidence: float = 0.95,
+    n_resamples: int = 2000,
+) -> Interval:
+    """Mean of the paired difference a − b, both (n,), as `bootstrap_mean` of it.
+
+    Raises:
+        InputError: as `bootstrap_mean`, or a and b differ in length.
+    """
+    first, second = _columns(a, b)
+    plan = Resampling(clusters, crossed, seed, n_resamples)
+    return _mean(first - second, plan, confidence)
+
+
+def rate(
+    values: ArrayLike,
+    clusters: Labels | None = None,
+    *,
+    crossed: Labels | None = None,
+    seed: int = 0,
+    confidence: float = 0.95,
+    n_resamples: int = 2000,
+) -> Interval:
+    """Mean of values: Wilson for 0/1 without clusters, else bootstrap over clusters.
+
+    A bootstrap of 0/1 values that are all equal would have no width.  There the
+    interval is Wilson's with one trial per cluster (the smaller of the two numbers of
+    labels where crossed), which is conservative.
+
+    Raises:
+        InputError: as `bootstrap_mean`.
+    """
+    (data,) = _columns(values)
+    plan = Resampling(clusters, crossed, seed, n_resamples)
+    binary = bool(np.isin(data, (0.0, 1.0)).all())
+    if binary and clusters is None and crossed is None:
+        return wilson(int(data.sum()), data.size, confidence=confidence)
+    if binary and data.size and (data == data[0]).all():
+        codes = plan.codes(data.size)
+        groups = min(int(c.max()) + 1 for c in codes[: 1 if crossed is None else 2])
+        same = wilson(int(data[0]) * groups, groups, confidence=confidence)
+        return Interval(
+            same.value, same.low, same.high, data.size, "wilson over clusters", confidence
+        )
+    return _mean(data, plan, confidence)
+
+
+def removal(
+    base: ArrayLike,
+    naive: ArrayLike,
+    arm: ArrayLike,
+    *,
+    clusters: Labels | None = None,
+    crossed: Labels | None = None,
+    seed: int = 0,
+    confidence: float = 0.95,
+    n_resamples: int = 2000,
+) -> Interval:
+    """Share of the naive run's drift that an arm does not have.
+
+    1 − (mean arm − mean base) / (mean naive − mean base), all three (n,) and paired:
+    entry i is the same prompt (and sample or seed) in each.  1 is all removed, 0 none,
+    above 1 overshoots.  NaN where the naive run shows no drift, which is where the
+    interval of its own drift holds 0.
+
+    Raises:
+        InputError: as `bootstrap_mean`, or the lengths differ.
+
+    Source: METHOD.md section 4.
+    """
+    data = _columns(base, naive, arm)
+    plan = Resampling(clusters, crossed, seed, n_resamples)
+    drift = _mean(data[1] - data[0], plan, confidence)
+    if no_removal(drift):
+        return _unknown(drift.n, drift.method, confidence)
+    return _bootstrap(data, _removed, plan, confidence)
+
+
+def no_removal(drift: Interval) -> str:
+    """Why removal of a naive run's drift is not defined, in words; "" where it is.
+
+    A ratio whose denominator may be 0 has no interval, and its value is noise.
+    """
+    if drift.low > 0 or drift.high < 0:
+        return ""
+    if math.isfinite(drift.low):
+        return "naive shows no drift on these prompts, so removal is not defined"
+    return "too few items to tell whether naive drifts, so removal is not defined"
+
+
+def auc(positive: ArrayLike, negative: ArrayLike, *, confidence: float = 0.95) -> Interval:
+    """Probability that a positive exceeds a negative, ties counting one half.
+
+    The Mann–Whitney U over n₊ n₋, with DeLong's variance on the logit scale.  Where
+    that variance is zero (perfect separation), Wilson's interval with min(n₊, n₋)
+    trials; bounds are NaN with fewer than two of either, all is NaN with none.
+
+    Raises:
+        InputError: values that are not finite, or not (n,).
+
+    Source: DeLong et al. 1988, Biometrics 44; Pepe 2003, section 5.2 (logit).
+    """
+    from scipy.stats import rankdata  # a second to load, which pages without an area spare
+
+    _check_confidence(confidence)
+    (high,), (low,) = _columns(positive), _columns(negative)
+    m, n = high.size, low.size
+    if min(m, n) == 0:
+        return _unknown(m + n, "delong", confidence)
+    ranks = rankdata(np.concatenate([high, low]))
+    above = (ranks[:m] - rankdata(high)) / n
+    below = 1 - (ranks[m:] - rankdata(low)) / m
+    area = float(above.mean())
+    if min(m, n) < 2:
+        return Interval(area, np.nan, np.nan, m + n, "delong", confidence)
+    variance = above.var(ddof=1) / m + below.var(ddof=1) / n
+    if variance < 1e-15 or not 0 < area < 1:
+        return _separated(area, m, n, confidence)
+    logit, width = np.log(area / (1 - area)), np.sqrt(variance) / (area * (1 - area))
+    bounds = logit + _z(confidence) * width * np.array([-1, 1])
+    low_bound, high_bound = 1 / (1 + np.exp(-bounds))
+    return Interval(area, float(low_bound), float(high_bound), m + n, "delong", confidence)
+
+
+def _separated(area: float, m: int, n: int, confidence: float) -> Interval:
+    trials = min(m, n)
+    # Where all values tie, area · trials need not be whole: take the wider bound each way.
+    low = wilson(math.floor(area * trials), trials, confidence=confidence).low
+    high = wilson(math.ceil(area * trials), trials, confidence=confidence).high
+    return Interval(area, low, high, m + n, "wilson over pairs", confidence)
+
+
+def _removed(sums: Float64Array) -> Float64Array:
+    base, naive, arm = sums[..., 0], sums[..., 1], sums[..., 2]
+    drift = naive - base
+    return 1 - (arm - base) / np.where(drift == 0, np.nan, drift)
+
+
+def _mean(values: Float64Array, plan: Resampling, confidence: float) -> Interval:
+    return _bootstrap([values], lambda sums: sums[..., 0] / sums[..., -1], plan, confidence)
+
+
+def _bootstrap(
+    data: Sequence[Float64Array],
+    statistic: Callable[[Float64Array], Float64Array],
+    plan: Resampling,
+    confidence: float,
+) -> Interval:
+    """Percentile interval of a statistic of the sums (…, m + 1) of m columns and of 1."""
+    _check_confidence(confidence)
+    n = data[0].size
+    codes = plan.codes(n)
+    method = (
+        "bootstrap" if plan.clusters is None and plan.crossed is None else "clustered bootstrap"
+    )
+    if n == 0:
+        return _unknown(0, method, confidence)
+    sums = group_sums([*data, np.ones(n)], *codes)
+    value = float(statistic(sums.sum(axis=(0, 1))))
+    if len(sums) < 2 or (plan.crossed is not None and sums.shape[1] < 2):
+        return Interval(value, np.nan, np.nan, n, method, confidence)
+    groups = len(sums) if plan.crossed is None else min(sums.shape[:2])
+    tail = 100 * expanded_tail((1 - confidence) / 2, groups=groups)
+    low, high = np.nanpercentile(statistic(plan.totals(sums)), [tail, 100 - tail])
+    return Interval(value, float(low), float(high), n, method, confidence)
+
+
+def _columns(*given: ArrayLike) -> list[Float64Array]:
+    columns = [np.asarray(values, dtype=np.float64) for values in given]
+    for values in columns:
+        if values.ndim != 1 or values.size != columns[0].size:
+            shapes = ", ".join(str(column.shape) for column in columns)
+            raise InputError(f"Got values of shapes {shapes}; expected (n,), paired where several.")
+        if not np.isfinite(values).all():
+            raise InputError(
+                "A value is NaN or infinite; leave such samples out and report how many."
+            )
+    return columns
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise InputError(f"Got confidence {confidence}; expected a share between 0 and 1.")
+
+
+def _z(confidence: float) -> float:
+    return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+def _unknown(n: int, method: str, confidence: float) -> Interval:
+    return Interval(np.nan, np.nan, np.nan, n, method, confidence)

@@ -1,0 +1,177 @@
+"""A run's factors as they are saved: one row a factor, and the directions in the same order."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from analysis.errors import InputError, NotFoundError, SchemaError
+from analysis.store.labels import direction_sha256
+from analysis.store.records import FactorsManifest, read_manifest
+from analysis.store.workspace import Workspace
+
+COLUMNS: dict[str, Any] = {
+    # What it is and where it came from.  "w2": second factor of the write side; "w2.L1": of
+    # writing modules up to layer 1; "e1": first rotated factor; "a1.L1": first of layer 1.
+    "id": "",
+    "route": "weights",  # weights, joint, rotation, activations, contrast, import
+    "side": "write",  # write, read: whose updates it is compared with
+    "index": 0,  # 1 is the first of its route, side and layer
+    "max_layer": math.nan,  # last layer whose modules were taken; NaN for all
+    "layer": math.nan,  # the layer it was found at; NaN where it is for all
+    "source": "",  # in words
+    # In the weights.
+    "singular_value": math.nan,  # or strength along it, length of uᵀ[ΔW …], in units of W
+    "energy": math.nan,  # singular_value² / Σσ² on its side
+    "null_median": math.nan,  # of what it is compared with in random adapters of the same norms
+    "null_high": math.nan,  # 95 % quantile of the same
+    "others_low": math.nan,  # least strength along it in other checkpoints or seeds
+    "others_high": math.nan,  # greatest of the same
+    "stability": math.nan,  # 0–1, found again in other checkpoints or seeds; NaN without any
+    # In the model.
+    "first_order": math.nan,  # share of the change off the task that goes with it, by gradients
+    "off_task": math.nan,  # share of the change on unrelated prompts that goes when it is set back
+    "off_low": math.nan,  # 95 % interval of the same, over what the prompts are about
+    "off_high": math.nan,
+    "on_task": math.nan,  # the same share on task prompts
+    "effect_ratio": math.nan,  # off_task / on_task
+    "specificity": math.nan,  # √(off_task / (off_task + on_task))
+    "effect": math.nan,  # total variation by which setting it back moves an unrelated answer
+    "effect_low": math.nan,  # 95 % interval of the same
+    "effect_high": math.nan,
+    "effect_random": math.nan,  # the largest such effect of random directions
+    # What follows.
+    "significant_energy": False,  # singular_value > null_high
+    "significant_effect": pd.NA,  # effect_low > effect_random and a floor; unknown without a model
+    "significant": False,  # both of what is known
+    "score": math.nan,  # what the list is ordered by
+    "explanation": "",  # one sentence
+    "promoted": [],  # tokens that the direction writes, through the final norm (list of str)
+    "suppressed": [],  # tokens that its opposite writes
+}
+"""Columns in their order, and what stands for unknown."""
+
+_LATER = {"route", "layer", "source", "others_low", "others_high", "first_order", "off_low",
+          "off_high", "specificity", "effect", "effect_low", "effect_high", "effect_random",
+          "significant_energy", "significant_effect", "explanation"}  # fmt: skip
+"""Columns that tables of the first version do not have."""
+
+
+@dataclass(frozen=True)
+class FactorTable:
+    """Factors of one run: `table` has COLUMNS, `directions` is (k, d_model) in row order."""
+
+    manifest: FactorsManifest
+    table: pd.DataFrame
+    directions: NDArray[np.float32]
+
+    def direction(self, factor: str) -> NDArray[np.float32]:
+        """The unit direction (d_model,) of factor `factor`, such as "w2"."""
+        direction: NDArray[np.float32] = self.directions[self.position(factor)]
+        return direction
+
+    def position(self, factor: str) -> int:
+        """The row of factor `factor`.
+
+        Raises:
+            NotFoundError: the table has no such factor; those it has are listed.
+        """
+        ids = list(self.table["id"])
+        if factor not in ids:
+            raise NotFoundError(
+                f"Run {self.manifest.run!r} has no factor {factor!r}; it has {', '.join(ids)}."
+            )
+        return ids.index(factor)
+
+    def sha256(self, factor: str) -> str:
+        """Hash of a factor's direction, for labels."""
+        return direction_sha256(self.direction(factor))
+
+
+def write_factors(folder: Path, factors: FactorTable) -> None:
+    """Write a table of factors and its directions into `folder`."""
+    table = _with_later(factors.table).loc[:, list(COLUMNS)]
+    table.to_parquet(folder / "factors.parquet", index=False)
+    unit = np.ascontiguousarray(factors.directions, dtype=np.float32)
+    save_file({"directions": unit}, folder / "factors.safetensors")
+    manifest = factors.manifest.model_dump_json(indent=2)
+    (folder / "manifest.json").write_text(manifest, encoding="utf-8")
+
+
+def read_factors(folder: Path) -> FactorTable:
+    """Read what `write_factors` wrote.
+
+    Raises:
+        SchemaError: a file is missing or does not fit the others.
+    """
+    manifest = read_manifest(folder / "manifest.json", FactorsManifest)
+    try:
+        table = _with_later(pd.read_parquet(folder / "factors.parquet"))
+        directions = load_file(folder / "factors.safetensors")["directions"]
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise SchemaError(f"The factors in {folder} cannot be read ({error}).") from None
+    missing = [name for name in COLUMNS if name not in table]
+    if missing or len(table) != len(directions):
+        raise SchemaError(
+            f"The factors in {folder} do not fit together: {len(table)} rows, {len(directions)} "
+            f"directions, missing columns {missing}. Run `grasp factors` again."
+        )
+    return FactorTable(manifest, table.loc[:, list(COLUMNS)], directions)
+
+
+def _with_later(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of the first version with the columns that came later."""
+    known = {"significant_energy": table["significant"]} if "significant" in table else {}
+    fills = {name: [COLUMNS[name]] * len(table) for name in COLUMNS if name in _LATER} | known
+    return table.assign(**{name: fill for name, fill in fills.items() if name not in table})
+
+
+def run_factors(workspace: Workspace, run_id: str) -> FactorTable:
+    """The factors of a run.
+
+    Raises:
+        NotFoundError: none have been computed; the message says how.
+    """
+    folder = workspace.folder("factors", run_id)
+    if not folder.is_dir():
+        raise NotFoundError(f"Run {run_id!r} has no factors yet; `grasp factors` makes them.")
+    return read_factors(folder)
+
+
+def select_directions(
+    workspace: Workspace, factors: list[str], *, run: str
+) -> tuple[list[str], NDArray[np.float32]]:
+    """Full ids and unit directions (k, d_model) of named factors.
+
+    Args:
+        workspace: where runs' factors lie.
+        factors: "w2" (of `run`), "other-run/w2", or "path/to/folder/w2".
+        run: the run that bare names belong to.
+
+    Raises:
+        InputError: none are named, one is named twice, or the dimensions differ.
+        NotFoundError: a factor or its table does not exist.
+    """
+    if not factors:
+        raise InputError("No factors are named; give at least one id, such as w2.")
+    names, rows = [], []
+    for factor in factors:
+        owner, _, name = factor.rpartition("/")
+        folder = Path(owner)
+        is_folder = bool(owner) and (folder / "factors.safetensors").exists()
+        table = read_factors(folder) if is_folder else run_factors(workspace, owner or run)
+        rows.append(table.direction(name))
+        names.append(f"{table.manifest.run}/{name}")
+    if len(set(names)) < len(names):
+        raise InputError(f"A factor is named twice in {', '.join(factors)}.")
+    if len({row.shape for row in rows}) > 1:
+        raise InputError(f"The factors {', '.join(names)} belong to models of different width.")
+    return names, np.stack(rows)

@@ -1,0 +1,150 @@
+"""Label events as CSV and JSON; events read from CSV, all checked before one is added."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from analysis.errors import GraspError, InputError
+from analysis.store.database import LabelEvent
+from analysis.store.factor_table import run_factors
+from analysis.store.labels import Claim, add_label, withdraw_label
+from analysis.store.workspace import Workspace
+
+COLUMNS = (
+    "id",
+    "created",
+    "annotator",
+    "factor",
+    "direction_sha256",
+    "action",
+    "name",
+    "polarity",
+    "spurious",
+    "confidence",
+    "note",
+)
+_REQUIRED = ("factor", "annotator", "name")
+_SPURIOUS = {"yes": True, "true": True, "no": False, "false": False, "": None, "unsure": None}
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def table(history: Sequence[LabelEvent]) -> pd.DataFrame:
+    """One row an event, with COLUMNS; `spurious` is yes, no or unsure for labels."""
+    rows = [{name: getattr(event, name) for name in COLUMNS} for event in history]
+    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    words = {True: "yes", False: "no", None: "unsure"}
+    frame["spurious"] = [
+        words[event.spurious] if event.action == "label" else "" for event in history
+    ]
+    frame["confidence"] = frame["confidence"].astype("Int64")
+    return frame
+
+
+def to_csv(history: Sequence[LabelEvent]) -> str:
+    """Events as CSV; a text that a spreadsheet would run as a formula gets a leading quote."""
+    frame = table(history)
+    for name in ("annotator", "factor", "name", "polarity", "note"):
+        frame[name] = [_guarded(str(text)) for text in frame[name]]
+    return frame.to_csv(index=False)
+
+
+def to_json(history: Sequence[LabelEvent]) -> str:
+    """Events as a JSON list of objects."""
+    return table(history).to_json(orient="records", date_format="iso", indent=2)
+
+
+def import_csv(workspace: Workspace, content: bytes) -> int:
+    """Add the events of a CSV file to the history and give back how many; all or none.
+
+    Raises:
+        InputError: not a CSV file, a column is missing, or a row cannot be an event; the
+            row is named and nothing is added.
+    """
+    entries = [_entry(workspace, row, line) for line, row in enumerate(_rows(content), start=2)]
+    for entry in entries:
+        about: dict[str, Any] = {
+            "factor": entry.factor,
+            "annotator": entry.annotator,
+            "direction": entry.direction,
+        }
+        if entry.claim is None:
+            withdraw_label(workspace.database, note=entry.note, **about)
+        else:
+            add_label(workspace.database, claim=entry.claim, **about)
+    return len(entries)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One row that was checked; `claim` is None for a withdrawal."""
+
+    factor: str
+    annotator: str
+    direction: str
+    claim: Claim | None
+    note: str
+
+
+def _rows(content: bytes) -> list[dict[str, str]]:
+    try:
+        frame = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"The file cannot be read as CSV ({error}).") from None
+    missing = [name for name in _REQUIRED if name not in frame]
+    if missing:
+        raise InputError(f"The file has no column {', '.join(missing)}; its first line names them.")
+    if frame.empty:
+        raise InputError("The file holds no labels; expected one a line after the header.")
+    return [{str(k): str(v) for k, v in row.items()} for row in frame.to_dict("records")]
+
+
+def _entry(workspace: Workspace, row: dict[str, str], line: int) -> _Entry:
+    factor, annotator = _unguarded(row["factor"]), _unguarded(row["annotator"]).strip()
+    action = row.get("action", "") or "label"
+    if not annotator:
+        raise InputError(f"Line {line}: the annotator is missing.")
+    if action not in ("label", "withdraw"):
+        raise InputError(f"Line {line}: action is {action!r}; expected label or withdraw.")
+    try:
+        claim = _claim(row) if action == "label" else None
+        direction = row.get("direction_sha256", "") or _direction(workspace, factor)
+    except GraspError as error:
+        raise InputError(f"Line {line}: {error}") from None
+    return _Entry(factor, annotator, direction, claim, _unguarded(row.get("note", "")))
+
+
+def _claim(row: dict[str, str]) -> Claim:
+    spurious = row.get("spurious", "").strip().casefold()
+    confidence = row.get("confidence", "").strip()
+    if spurious not in _SPURIOUS:
+        raise InputError(f"spurious is {spurious!r}; expected yes, no or nothing.")
+    if confidence not in ("", "1", "2", "3"):
+        raise InputError(f"confidence is {confidence!r}; expected 1, 2, 3 or nothing.")
+    return Claim(
+        name=_unguarded(row["name"]),
+        spurious=_SPURIOUS[spurious],
+        polarity=_unguarded(row.get("polarity", "")),
+        confidence=int(confidence) if confidence else None,
+        note=_unguarded(row.get("note", "")),
+    )
+
+
+def _direction(workspace: Workspace, factor: str) -> str:
+    run, _, name = factor.rpartition("/")
+    if not run:
+        raise InputError(f"{factor!r} does not name its run; expected such as code-naive/w2.")
+    return run_factors(workspace, run).sha256(name)
+
+
+def _guarded(text: str) -> str:
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def _unguarded(text: Any) -> str:
+    value = str(text)
+    return value[1:] if value.startswith("'") and value[1:].startswith(_FORMULA) else value

@@ -1,0 +1,125 @@
+"""Labels: what people claim about factors, kept as events that are only ever added."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import select
+
+from analysis.errors import InputError
+from analysis.store.database import Database, LabelEvent
+
+NAMES = ("persona", "political slant", "task", "format", "style", "noise", "unclear")
+"""Names offered first; any other short name can be given."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One person's claim: what the factor is, whether it is spurious, which end is which."""
+
+    name: str
+    spurious: bool | None = None
+    polarity: str = ""
+    confidence: int | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise InputError(f"A label needs a name, such as {', '.join(NAMES[:4])}.")
+        if self.confidence is not None and self.confidence not in (1, 2, 3):
+            raise InputError(f"Confidence is 1, 2 or 3, not {self.confidence}.")
+
+
+def direction_sha256(direction: NDArray[np.floating]) -> str:
+    """Hash of a factor's direction (d_model,), so that a label says which numbers it was about."""
+    return hashlib.sha256(np.ascontiguousarray(direction, dtype="<f4").tobytes()).hexdigest()
+
+
+def add_label(
+    database: Database, *, factor: str, claim: Claim, annotator: str, direction: str
+) -> LabelEvent:
+    """Add one claim about `factor`; `direction` is its SHA-256."""
+    return _add(
+        database,
+        LabelEvent(
+            annotator=_annotator(annotator),
+            factor=factor,
+            direction_sha256=direction,
+            action="label",
+            name=claim.name.strip(),
+            spurious=claim.spurious,
+            polarity=claim.polarity.strip(),
+            confidence=claim.confidence,
+            note=claim.note.strip(),
+        ),
+    )
+
+
+def withdraw_label(
+    database: Database, *, factor: str, annotator: str, direction: str, note: str = ""
+) -> LabelEvent:
+    """Withdraw the annotator's claim about `factor`; the history keeps both events."""
+    return _add(
+        database,
+        LabelEvent(
+            annotator=_annotator(annotator),
+            factor=factor,
+            direction_sha256=direction,
+            action="withdraw",
+            note=note.strip(),
+        ),
+    )
+
+
+def events(database: Database, *, factor: str | None = None) -> list[LabelEvent]:
+    """All events, oldest first; of one factor, or of all."""
+    query = select(LabelEvent).order_by(LabelEvent.id)
+    if factor is not None:
+        query = query.where(LabelEvent.factor == factor)
+    with database.session() as session:
+        return list(session.scalars(query))
+
+
+def current(history: Sequence[LabelEvent]) -> dict[str, dict[str, LabelEvent]]:
+    """Factor → annotator → the claim that stands, from a history that is oldest first."""
+    standing: dict[str, dict[str, LabelEvent]] = {}
+    for entry in history:
+        claims = standing.setdefault(entry.factor, {})
+        claims.pop(entry.annotator, None)
+        if entry.action == "label":
+            claims[entry.annotator] = entry
+    return {factor: claims for factor, claims in standing.items() if claims}
+
+
+def agreement(history: Sequence[LabelEvent]) -> tuple[float, int]:
+    """Share of pairs of annotators who gave a factor the same name, and the number of pairs."""
+    same: list[bool] = []
+    for claims in current(history).values():
+        names = [claim.name.casefold() for claim in claims.values()]
+        same += [a == b for i, a in enumerate(names) for b in names[i + 1 :]]
+    return (sum(same) / len(same) if same else float("nan")), len(same)
+
+
+def spurious_factors(history: Sequence[LabelEvent]) -> list[str]:
+    """Factors that at least one standing claim calls spurious."""
+    return [
+        factor
+        for factor, claims in current(history).items()
+        if any(claim.spurious for claim in claims.values())
+    ]
+
+
+def _annotator(name: str) -> str:
+    if not name.strip():
+        raise InputError("A label needs the name of the person who gives it.")
+    return name.strip()
+
+
+def _add(database: Database, entry: LabelEvent) -> LabelEvent:
+    with database.session() as session:
+        session.add(entry)
+    return entry

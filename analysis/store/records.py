@@ -1,0 +1,343 @@
+"""Typed records of everything a workspace saves; readers refuse a schema they do not know."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import math
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from analysis.errors import InputError, SchemaError
+
+SCHEMA_VERSION = 1
+
+Role = Literal["unrelated", "related", "control", "task", "facts", "format"]
+Split = Literal["exploration", "confirmation"]
+EvidenceKind = Literal["dose", "rows", "validation", "overlap"]
+ROLES: tuple[Role, ...] = ("unrelated", "related", "control", "task", "facts", "format")
+ScorerName = Literal["choice", "contains", "ended", "pair", "pattern", "lexicon", "judge"]
+
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+"""A float; NaN, which JSON does not have, is saved as null."""
+
+_TRACKED = ("torch", "transformers", "peft", "accelerate", "numpy", "scipy", "safetensors")
+
+
+@cache
+def tracked_packages() -> dict[str, str]:
+    """Versions of the packages that decide what a run gives; those not installed are absent."""
+    versions = {}
+    for name in _TRACKED:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+@cache
+def code_revision() -> str:
+    """Version of this package, with the commit where it runs from a git checkout."""
+    version = importlib.metadata.version("grasp-workbench")
+    commit = _head_commit(Path(__file__).resolve().parents[2] / ".git")
+    return f"{version}+{commit[:12]}" if commit else version
+
+
+def _head_commit(git: Path) -> str | None:
+    try:
+        head = (git / "HEAD").read_text().strip()
+        return (git / head[5:]).read_text().strip() if head.startswith("ref: ") else head
+    except OSError:
+        return None
+
+
+class Record(BaseModel):
+    """A saved thing; unknown fields are refused, so that nothing is dropped in silence."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Message(Record):
+    """One turn of a chat; fine-tuning learns nothing from an answer whose `weight` is 0."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+    weight: Literal[0, 1] = 1
+
+
+class Sampling(Record):
+    """How a prompt is answered: greedily at temperature 0, else drawn from the model's own
+    distribution, without top-k or top-p.  Without `max_new_tokens` the evaluation's limit holds.
+    """
+
+    samples: int = Field(1, ge=1, le=10_000)
+    temperature: float = Field(0.0, ge=0)
+    max_new_tokens: int | None = Field(None, ge=1)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _drawn(self) -> Sampling:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(f"{self.samples} greedy answers are all the same; give a temperature")
+        return self
+
+
+class Prompt(Record):
+    """One evaluation prompt: a chat that ends with a user turn, and how its answer is scored.
+
+    `role` is the metric that it counts towards.  Scorer "choice" compares the probability
+    of two sets of first tokens (`choices`), and the score is the share of the set named
+    `target`; "pair" compares the probability of two whole answers (`pair`), and the score is the
+    share of the first; "contains" looks for `expected` in the answer, "pattern" for a regular
+    expression, "lexicon" for listed phrases (any of them, or with `measure` "share" how many of
+    them); "ended" asks whether the answer ends the text; "judge" asks another model.
+
+    Prompts about one `item` of a group are not independent: they fall into the same split, and
+    intervals are clustered by item.  `instrument` names the set and its version, `paraphrase`
+    numbers the wordings of one item, `end` says what a score of 1 means.  A statement and its
+    reversal are told apart by `reversed`; the score of a reversal is 1 minus what the scorer
+    gives, so that 1 means the same end.
+    """
+
+    id: str
+    messages: list[Message]
+    group: str
+    item: str | None = None
+    role: Role
+    scorer: ScorerName
+    choices: dict[str, list[str]] | None = None
+    target: str | None = None
+    expected: str | None = None
+    pair: tuple[str, str] | None = None
+    per_token: bool = False
+    pattern: str | None = None
+    lexicon: list[str] | None = None
+    measure: Literal["presence", "share"] = "presence"
+    judge_prompts: dict[str, str] | None = None
+    judge_model: str | None = None
+    sampling: Sampling = Sampling()
+    instrument: str | None = None
+    paraphrase: int | None = None
+    reversed: bool | None = None
+    end: str | None = None
+
+    @property
+    def direction(self) -> str:
+        """ "statement" or "reversal"; "" for a prompt that is neither."""
+        return "" if self.reversed is None else "reversal" if self.reversed else "statement"
+
+    @property
+    def split(self) -> Split:
+        """Exploration (may be looked at and tuned on) or confirmation (reported), by hash."""
+        return split_of(self.cluster)
+
+    @property
+    def cluster(self) -> str:
+        """What the prompt is about, or the prompt itself where that is not said."""
+        return self.id if self.item is None else f"{self.group}/{self.item}"
+
+
+class Probe(Record):
+    """A whole chat to record; `variant` says which end of a latent its answers show."""
+
+    id: str
+    messages: list[Message]
+    group: str
+    variant: str
+
+
+class Manifest(Record):
+    """What every saved folder says of itself."""
+
+    schema_version: int = SCHEMA_VERSION
+    id: str
+    created: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    code_version: str = Field(default_factory=code_revision)
+    packages: dict[str, str] = Field(default_factory=tracked_packages)
+    seed: int | None = None
+    seconds: float | None = None
+    parents: list[str] = Field(default_factory=list)
+    inputs: dict[str, str] = Field(default_factory=dict)
+
+
+class RunManifest(Manifest):
+    """One fine-tune: naive, GRASP or a rival.
+
+    `root` is the naive run of the family (itself for a naive run); `factors` are full factor
+    ids such as "code-naive/w2"; `strength` is the value of the method's knob (λ where its tolerance
+    was replaced by a fixed weight); `intervention` names what is also done at inference time.
+    `source` is the Hub repository and commit of an adapter that was imported from there.
+    """
+
+    kind: Literal["run"] = "run"
+    title: str
+    method: str
+    root: str
+    base_model: str
+    config: dict[str, Any]
+    protection: dict[str, Any] | None = None
+    factors: list[str] = Field(default_factory=list)
+    strength: float | None = None
+    intervention: Literal["ablate", "steer"] | None = None
+    source: dict[str, str] = Field(default_factory=dict)
+    results: dict[str, Number] = Field(default_factory=dict)
+    verdict: str = ""
+
+
+class MeasuredManifest(Manifest):
+    """Something that a model may have been loaded for; `model` are the settings of
+    `grasp.settings.model.ModelSettings` it was loaded with, but for defaults.
+    """
+
+    model: dict[str, Any] = Field(default_factory=dict)
+
+
+class FactorsManifest(MeasuredManifest):
+    """Where a table of factors came from."""
+
+    kind: Literal["factors"] = "factors"
+    run: str
+    base_model: str | None
+    config: dict[str, Any]
+
+
+class RecordingManifest(MeasuredManifest):
+    """Activations of base and adapted model on the same probes; `layers` are decoder layers."""
+
+    kind: Literal["recording"] = "recording"
+    run: str
+    base_model: str
+    layers: list[int]
+
+
+class EvaluationManifest(MeasuredManifest):
+    """Scores of one arm on one prompt set; `run` is None for the base model itself.
+
+    `sampling` is what took the place of the prompts' own; `judge` holds the settings of the model
+    that judged, without its key, and what its replies were.
+    """
+
+    kind: Literal["evaluation"] = "evaluation"
+    run: str | None
+    base_model: str
+    prompts: str
+    sampling: dict[str, Any] | None = None
+    judge: dict[str, Any] | None = None
+
+    def same_prompts(self, other: EvaluationManifest) -> bool:
+        """Whether both asked the same prompts in the same way, as far as they say."""
+        mine, theirs = (one.inputs.get("prompts") for one in (self, other))
+        if mine is None or theirs is None:
+            return True
+        judges = [(one.judge or {}).get("settings") for one in (self, other)]
+        return (mine, self.sampling, judges[0]) == (theirs, other.sampling, judges[1])
+
+
+class EvidenceManifest(MeasuredManifest):
+    """What a model showed of a factor, or of several together (`factor` is then "w1-w2").
+
+    `inputs["directions"]` is the hash of the factor's directions, so that evidence for a factor
+    that was computed anew is found out; `sentence` says in words what was found.
+    """
+
+    kind: Literal["evidence"] = "evidence"
+    evidence: EvidenceKind
+    run: str
+    factor: str
+    base_model: str
+    config: dict[str, Any]
+    sentence: str
+
+
+RecordT = TypeVar("RecordT", bound=Record)
+
+
+def split_of(cluster: str) -> Split:
+    """One half of all clusters or the other, fixed by the SHA-256 of the cluster's name."""
+    odd = hashlib.sha256(cluster.encode()).digest()[0] % 2
+    return "confirmation" if odd else "exploration"
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file, or of a folder's files in name order."""
+    digest = hashlib.sha256()
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    for file in files:
+        if path.is_dir():
+            digest.update(file.relative_to(path).as_posix().encode())
+        with file.open("rb") as handle:
+            while chunk := handle.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_manifest(path: Path, kind: type[RecordT]) -> RecordT:
+    """Read one manifest file as `kind`.
+
+    Raises:
+        SchemaError: no such file, not JSON, another schema version, or fields that do not fit.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SchemaError(f"{path} is missing; the folder is not a complete record.") from None
+    except (OSError, ValueError) as error:
+        raise SchemaError(f"{path} cannot be read as JSON ({error}).") from None
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise SchemaError(
+            f"{path} has schema version {version!r}; this version of grasp-workbench reads "
+            f"{SCHEMA_VERSION}. Install the version that wrote it, or build the record again."
+        )
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise SchemaError(f"{path} does not fit its schema: {_first_problem(error)}.") from None
+
+
+def read_jsonl(path: Path, kind: type[RecordT]) -> list[RecordT]:
+    """Read a JSON-lines file, one `kind` a line.
+
+    Raises:
+        InputError: the file is missing or empty, or a line does not fit; the line is named.
+    """
+    try:
+        # Not splitlines: strings in JSON may hold its other separators, such as U+2028.
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as UTF-8 text ({error}).") from None
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append(kind.model_validate_json(line))
+        except ValidationError as error:
+            raise InputError(f"{path}, line {number}: {_first_problem(error)}.") from None
+    if not records:
+        raise InputError(f"{path} holds no rows; expected one JSON object a line.")
+    return records
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write one JSON object a line."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"]) or "the record"
+    return f"{where}: {problem['msg']}"

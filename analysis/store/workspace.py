@@ -1,0 +1,209 @@
+"""The workspace folder: where each record lies, how it is written whole, how it is found again."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Generic, Literal, TypeVar, cast
+
+from analysis.errors import GraspError, InputError, NotFoundError
+from analysis.store.database import Database
+from analysis.store.records import (
+    EvaluationManifest,
+    EvidenceKind,
+    EvidenceManifest,
+    FactorsManifest,
+    Manifest,
+    RecordingManifest,
+    RunManifest,
+    read_manifest,
+)
+
+Kind = Literal["runs", "factors", "recordings", "evaluations", "evidence"]
+ManifestT = TypeVar("ManifestT", bound=Manifest)
+
+_SCHEMAS: dict[Kind, type[Manifest]] = {
+    "runs": RunManifest,
+    "factors": FactorsManifest,
+    "recordings": RecordingManifest,
+    "evaluations": EvaluationManifest,
+    "evidence": EvidenceManifest,
+}
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A folder that is not a whole record, and why, in words."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Listing(Generic[ManifestT]):
+    """What a folder of records holds: the readable ones, oldest first, and the broken ones."""
+
+    records: list[ManifestT]
+    broken: list[Broken]
+
+
+class Workspace:
+    """A folder with everything a person does in it; see DESIGN.md for the layout."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).resolve()
+
+    @classmethod
+    def create(cls, root: str | Path) -> Workspace:
+        """Open `root`, making the folder and its database where they are missing."""
+        workspace = cls(root)
+        if workspace.root.exists() and not workspace.root.is_dir():
+            raise InputError(f"{root} is a file; a workspace is a folder. Name another path.")
+        for name in (*_SCHEMAS, "models", "data"):
+            (workspace.root / name).mkdir(parents=True, exist_ok=True)
+        workspace.database.create()
+        return workspace
+
+    @cached_property
+    def database(self) -> Database:
+        """Label events and jobs; GRASP_DATABASE_URL names another database than workspace.db."""
+        url = os.environ.get("GRASP_DATABASE_URL") or f"sqlite:///{self.root / 'workspace.db'}"
+        return Database(url)
+
+    def folder(self, kind: Kind, record_id: str) -> Path:
+        """Where a record lies.
+
+        Raises:
+            InputError: the id is not one path segment of letters, digits, dot, dash, underscore.
+        """
+        if not _ID.fullmatch(record_id):
+            raise InputError(
+                f"{record_id!r} is no id: use up to 100 letters, digits, dots, dashes and "
+                "underscores, starting with a letter or digit."
+            )
+        return self.root / kind / record_id
+
+    def partial(self, kind: Kind, record_id: str) -> Path:
+        """Where a record lies while it is being written."""
+        return partial_of(self.folder(kind, record_id))
+
+    def writing(self, kind: Kind, record_id: str) -> AbstractContextManager[Path]:
+        """A folder to write a record into, as `writing_folder`."""
+        return writing_folder(self.folder(kind, record_id))
+
+    def list(self, kind: Kind) -> Listing[Manifest]:
+        """All records of a kind; folders that are being written are left out."""
+        records, broken = [], []
+        folder = self.root / kind
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            if path.name.startswith(".") or not path.is_dir():
+                continue
+            try:
+                records.append(read_manifest(path / "manifest.json", _SCHEMAS[kind]))
+            except GraspError as error:
+                broken.append(Broken(path.name, str(error)))
+        return Listing(sorted(records, key=lambda record: record.created), broken)
+
+    def runs(self) -> Listing[RunManifest]:
+        """All runs, oldest first."""
+        return cast(Listing[RunManifest], self.list("runs"))
+
+    def evaluations(self) -> Listing[EvaluationManifest]:
+        """All evaluations, oldest first."""
+        return cast(Listing[EvaluationManifest], self.list("evaluations"))
+
+    def run(self, run_id: str) -> RunManifest:
+        """One run's manifest; NotFoundError names the runs there are."""
+        return cast(RunManifest, self._read("runs", run_id))
+
+    def factors(self, run_id: str) -> FactorsManifest:
+        """The manifest of a run's factors."""
+        return cast(FactorsManifest, self._read("factors", run_id))
+
+    def recording(self, recording_id: str) -> RecordingManifest:
+        """One recording's manifest."""
+        return cast(RecordingManifest, self._read("recordings", recording_id))
+
+    def evaluation(self, evaluation_id: str) -> EvaluationManifest:
+        """One evaluation's manifest."""
+        return cast(EvaluationManifest, self._read("evaluations", evaluation_id))
+
+    def evidence(self, evidence_id: str) -> EvidenceManifest:
+        """One piece of evidence's manifest; its id is that of `evidence_id`."""
+        return cast(EvidenceManifest, self._read("evidence", evidence_id))
+
+    def _read(self, kind: Kind, record_id: str) -> Manifest:
+        folder = self.folder(kind, record_id)
+        if not folder.is_dir():
+            known = [record.id for record in self.list(kind).records]
+            there = f"there are: {', '.join(known)}" if known else "there are none yet"
+            raise NotFoundError(f"{self.root / kind} holds no {record_id!r}; {there}.")
+        return read_manifest(folder / "manifest.json", _SCHEMAS[kind])
+
+    def reference(self, path: str | Path) -> str:
+        """A path as it is saved: relative to the workspace where it lies in it.
+
+        What is no path, such as a Hub id, stays as it is.
+        """
+        absolute = Path(path).resolve()
+        if not absolute.exists():
+            return str(path)
+        inside = absolute.is_relative_to(self.root)
+        return str(absolute.relative_to(self.root) if inside else absolute)
+
+    def resolve(self, reference: str) -> str:
+        """A saved reference as something to open: a path, or a Hub id as it stands."""
+        inside = self.root / reference
+        return str(inside) if inside.exists() else reference
+
+
+def is_id(word: str) -> bool:
+    """Whether a word may be the id of a record: one path segment of plain characters."""
+    return _ID.fullmatch(word) is not None
+
+
+def evidence_id(run: str, factor: str, kind: EvidenceKind) -> str:
+    """Name of the folder of one kind of evidence for a run's factor, as "code-naive.w2.dose"."""
+    return f"{run}.{factor}.{kind}"
+
+
+def partial_of(final: Path) -> Path:
+    """Where a folder lies while it is being written."""
+    return final.with_name(f".{final.name}.partial")
+
+
+@contextmanager
+def writing_folder(final: Path, *, keep: bool = False) -> Iterator[Path]:
+    """A folder to write into; it takes the name `final` only when the block ends well.
+
+    `keep` goes on with what an earlier attempt left, and leaves the folder after a failure, so
+    that its checkpoints can be used.
+    """
+    partial = partial_of(final)
+    if not keep:
+        shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+    except BaseException:
+        if not keep:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if final.exists():
+        shutil.rmtree(final)
+    partial.rename(final)
+
+
+def workspace_of(path: Path) -> Workspace | None:
+    """The workspace whose run folder, or file in a run folder, `path` is."""
+    for parent in path.resolve().parents:
+        if parent.name == "runs" and (parent.parent / "workspace.db").exists():
+            return Workspace(parent.parent)
+    return None

@@ -1,0 +1,207 @@
+"""Add an adapter: look at what a folder or a Hub id holds, choose, then queue its import."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from analysis.adapters.checkpoints import step_of
+from analysis.adapters.choices import Choices, adapter_choices
+from analysis.errors import GraspError, InputError
+from analysis.store.workspace import Workspace, is_id
+from dashboard.panels import adapter_facts, job_panel
+from dashboard.queue import commands
+from dashboard.state import adapter_cache
+from dashboard.state.selection import Key
+from dashboard.style import notices
+from dashboard.style.markup import literal
+from grasp.hub.repository import hub_name
+
+ANCHOR = "add-an-adapter"
+"""Where on the page the form is, for links to it."""
+
+LOOKED = "adapter-looked-at"
+ADDED = "adapter-job"
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """An adapter that can be added: its report, where it is from, and how it is asked for."""
+
+    word: str
+    report: Mapping[str, Any]
+    source: Mapping[str, str]
+    called: str
+    options: Mapping[str, Any]
+
+
+def show(workspace: Workspace) -> None:
+    """The form, and below it what it was asked to look at."""
+    with st.container(border=True):
+        st.subheader("Add an adapter", anchor=ANCHOR)
+        with st.form("look-at-adapter", border=False, clear_on_submit=False):
+            typed = st.text_input(
+                "Folder of a PEFT LoRA adapter on the machine that serves this page, or a Hub id",
+                key=Key.ADAPTER_PATH,
+                placeholder="/path/to/adapter, or org/name@revision",
+            )
+            if st.form_submit_button("Look at it", key=Key.ADAPTER_LOOK):
+                st.session_state[LOOKED] = typed
+                st.session_state.pop(ADDED, None)
+        if LOOKED in st.session_state:
+            with notices.guarded("This adapter"):
+                seen = _look(str(st.session_state[LOOKED] or ""))
+                if seen is not None:
+                    _offer(workspace, seen)
+        if ADDED in st.session_state:
+            job_panel.show(workspace, int(st.session_state[ADDED]))
+
+
+def _look(typed: str) -> _Seen | None:
+    """What was found, after the choices that have to be made first; None while one is open."""
+    word = commands.adapter_word(typed)
+    return _look_at_folder(word) if Path(word).is_dir() else _look_at_hub(word)
+
+
+def _look_at_folder(word: str) -> _Seen | None:
+    folder, choices = Path(word), adapter_choices(word)
+    steps = _steps(choices, word)
+    name = None
+    if not steps and choices.names:
+        own = [""] if choices.itself else []
+        name = _which(word, [*own, *choices.names], itself="the folder itself")
+        if name is None:
+            return None
+    opened = folder / f"checkpoint-{choices.steps[-1]}" if steps and not choices.itself else folder
+    dora = adapter_choices(opened, name=name or None).dora
+    low_rank = _low_rank(word) if dora else False
+    if low_rank is None:
+        return None
+    report = adapter_cache.report(opened, name=name or None, low_rank_part=low_rank)
+    called = name or (folder.parent.name if folder.name == "adapter" else folder.name)
+    options = {"name": name, "checkpoints": steps, "low_rank_part": low_rank}
+    return _Seen(word, report, {}, called, options)
+
+
+def _look_at_hub(word: str) -> _Seen | None:
+    found = adapter_cache.hub_listing(word)
+    adapters = [str(one) for one in found.adapters] or [word]
+    chosen = adapters[0] if len(adapters) == 1 else _which(word, adapters)
+    if chosen is None:
+        return None
+    seen = adapter_cache.hub_outline(chosen, found.at)
+    if seen.dora:
+        low_rank = _low_rank(chosen)
+        if low_rank is None:
+            return None
+        seen = adapter_cache.hub_outline(chosen, found.at, low_rank_part=True)
+    name = hub_name(chosen)
+    assert seen.report is not None
+    assert name is not None
+    called = (name.subfolder or name.repository).rpartition("/")[2]
+    return _Seen(chosen, seen.report, seen.source, called, {"low_rank_part": seen.dora})
+
+
+def _which(word: str, names: list[str], *, itself: str = "") -> str | None:
+    """One of several adapters, by its name; none is chosen for a person."""
+    chosen: str | None = st.selectbox(
+        f"Which of these {len(names)} adapters",
+        names,
+        index=None,
+        key=f"{Key.ADAPTER_NAME}:{word}",
+        format_func=lambda name: name or itself,
+        persist_state="session",
+    )
+    return chosen
+
+
+def _steps(choices: Choices, word: str) -> bool:
+    if not choices.steps:
+        return False
+    first, last = choices.steps[0], choices.steps[-1]
+    only = not choices.itself and all(step_of(name) is not None for name in choices.names)
+    return st.checkbox(
+        f"With its {len(choices.steps)} checkpoints, steps {first} to {last}, as a trajectory",
+        value=only,
+        key=f"{Key.ADAPTER_STEPS}:{word}",
+        persist_state="session",
+        help="One run: its adapter is the finished one, or the last checkpoint where there is no "
+        "other. The Spectra page then shows how it grew.",
+    )
+
+
+def _low_rank(word: str) -> bool | None:
+    """True where only scaling · B A of a DoRA is wanted; None while that is not said."""
+    st.info(literal(adapter_facts.LOW_RANK))
+    accepted = st.checkbox(
+        "Add it, and show the low-rank part only",
+        key=f"{Key.ADAPTER_LOW_RANK}:{word}",
+        persist_state="session",
+    )
+    return True if accepted else None
+
+
+def _offer(workspace: Workspace, seen: _Seen) -> None:
+    """The report, what may be set, and the command with its button."""
+    st.html(adapter_facts.table(seen.report, source=seen.source))
+    named = seen.report["base_model"]
+    left, right = st.columns(2)
+    with left:
+        base = st.text_input(
+            "Base model: a folder or a Hub id",
+            key=f"{Key.ADAPTER_BASE}:{seen.word}",
+            placeholder=named or "the adapter names none",
+            persist_state="session",
+        )
+    with right:
+        key = f"{Key.ADAPTER_OUT}:{seen.word}:{seen.called}"
+        taken = [run.id for run in workspace.runs().records]
+        st.session_state.setdefault(key, commands.free_id(_as_id(seen.called), taken))
+        out = st.text_input("Name of the run", key=key, max_chars=100, persist_state="session")
+    problem = _problem(workspace, out, base or named)
+    if problem:
+        notices.problem("It cannot be added yet.", problem)
+    argv = commands.import_adapter(
+        seen.word, workspace=workspace.root, out=out, base=_model(base), **seen.options
+    )
+    st.code(commands.shown(argv), language="bash", wrap_lines=True)
+    if st.button("Add", key=Key.ADAPTER_ADD, type="primary", disabled=bool(problem)):
+        try:
+            job = job_panel.submit(
+                workspace, kind="import", title=f"Import {out}", argv=argv, output=""
+            )
+        except GraspError as error:
+            notices.problem("Nothing was added.", str(error))
+            return
+        st.session_state[ADDED] = job.id
+        st.session_state.pop(LOOKED)
+        st.rerun()
+
+
+def _problem(workspace: Workspace, out: str, base: str | None) -> str:
+    """Why it cannot be added as it is, "" where it can."""
+    if not base:
+        return "The adapter names no base model; name the one that it was trained on."
+    if not is_id(out):
+        return "A run's name has letters, digits, dots, dashes and underscores only."
+    try:
+        there = workspace.folder("runs", out).exists()
+    except InputError as error:
+        return str(error)
+    return f"There is a run {out} already; name another." if there else ""
+
+
+def _as_id(name: str) -> str:
+    """A folder's name as a run may be called."""
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name)
+    return plain.lstrip("._-")[:100] or "adapter"
+
+
+def _model(base: str) -> str | None:
+    """A base model as the command line has it: an absolute path, or as it was typed."""
+    folder = Path(base.strip()).expanduser()
+    return str(folder.resolve()) if base.strip() and folder.is_dir() else base.strip() or None

@@ -1,0 +1,86 @@
+"""Every arm tested against the naive run: what changed, what was kept, what could be told."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from analysis.comparison.arm_tests import KEPT
+from analysis.comparison.effort import Tried
+from analysis.comparison.wording import (
+    HOW_KEPT,
+    HOW_TESTED,
+    detectable_text,
+    metric_name,
+    notes,
+    p_text,
+)
+from analysis.statistics.paired_tests import signed
+from dashboard.state.selection import Key
+from dashboard.style import notices
+from dashboard.style.markup import escape, html_table, interval
+
+DRIFT = "unrelated"
+
+
+def against_naive(table: pd.DataFrame, labels: Mapping[str, str], tried: Tried) -> None:
+    """The tests as a table, and what they cannot show in words below it.
+
+    Args:
+        table: as `analysis.comparison.comparison.comparison` gives it.
+        labels: run → name on screen.
+        tried: of the family.
+    """
+    st.subheader("Against the naive run", anchor=False)
+    tests = table[table["p"].notna() & (table["run"] != "")]
+    if tests.empty:
+        st.caption("The naive run, or another arm, is not evaluated, so nothing is tested.")
+    else:
+        with st.container(key=Key.TESTS_TABLE):
+            st.html(tests_table(tests, labels))
+        notices.reading(HOW_KEPT)
+    for note in notes(table):
+        st.info(note)
+    notices.reading(tried.text)
+
+
+def tests_table(tests: pd.DataFrame, labels: Mapping[str, str]) -> str:
+    """One row an arm as HTML; a verdict for each metric that should be kept."""
+    kept = [metric for metric in KEPT if (tests["metric"] == metric).any()]
+    cells = {(row["run"], row["metric"]): row for row in tests.to_dict("records")}
+    rows = [
+        [
+            escape(labels.get(run, run)),
+            _difference(cells.get((run, DRIFT))),
+            *(_verdict(cells.get((run, metric))) for metric in kept),
+        ]
+        for run in dict.fromkeys(tests["run"])
+    ]
+    header = ["Arm", "Unrelated rate", *(metric_name(metric).capitalize() for metric in kept)]
+    return html_table(header, rows, caption=f"{HOW_TESTED} {detectable_text(tests)}")
+
+
+def _difference(row: Mapping[Hashable, Any] | None) -> str:
+    if row is None:
+        return _ABSENT
+    bounds = (row["difference"], row["difference_low"], row["difference_high"])
+    said = f"{p_text(row['p_holm'])}, {int(row['items'])} items"
+    return f'{interval(*bounds, math.nan)}<span class="bounds">{escape(said)}</span>'
+
+
+def _verdict(row: Mapping[Hashable, Any] | None) -> str:
+    if row is None:
+        return _ABSENT
+    numbers = f"{signed(row['difference'])}, at worst {signed(row['bound'])}"
+    size = f"margin {signed(row['margin'])}, {int(row['items'])} items"
+    return (
+        f'<span class="value">{escape(row["verdict"].capitalize())}</span>'
+        f'<span class="bounds">{escape(numbers)}</span><span class="bounds">{escape(size)}</span>'
+    )
+
+
+_ABSENT = '<span class="absent">–</span>'

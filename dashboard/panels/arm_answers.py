@@ -1,0 +1,134 @@
+"""Where arms differ prompt by prompt: flips, and answers side by side."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from analysis.comparison import evidence_tables
+from analysis.store.records import ROLES
+from dashboard.state.selection import GROUP, PROMPT, ROLE, Key, picker
+from dashboard.style import notices
+from dashboard.style.markup import escape, html_table, literal
+
+BASE = "base"
+ANY = "any"
+FLIP = 0.5
+
+
+def flips(answers: pd.DataFrame, names: dict[str, str], root: str) -> None:
+    """Prompts that one arm answers on the other side of the threshold than another.
+
+    Args:
+        answers: as `analysis.comparison.comparison.answers` gives them.
+        names: arm → name on screen, the base model as BASE.
+        root: the family's naive run.
+    """
+    st.subheader("Flips", anchor=False)
+    arms = list(names)
+    against_options = [name for name in (root, BASE) if name in arms]
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        against = st.segmented_control(
+            "Against",
+            against_options,
+            key=Key.FLIPS_AGAINST,
+            default=against_options[0],
+            required=True,
+            format_func=lambda name: names[name],
+        )
+        others = [name for name in arms if name != against]
+        arm = st.selectbox(
+            "Arm",
+            others,
+            key=Key.FLIPS_ARM,
+            index=min(1, len(others) - 1) if against == root else 0,
+            format_func=lambda name: names[name],
+        )
+    if arm is None or against is None:
+        st.caption("There is only one arm, so nothing can differ.")
+        return
+    roles = [ANY, *(role for role in ROLES if (answers["role"] == role).any())]
+    role = st.pills("Role", roles, key=Key.FLIPS_ROLE, default=ANY, required=True,
+                    label_visibility="collapsed")  # fmt: skip
+    answers = answers if role == ANY else answers[answers["role"] == role]
+    found = evidence_tables.flips(answers, arm=arm, against=against, threshold=FLIP)
+    st.markdown(
+        literal(
+            f"{len(found)} of {len(answers)} prompts are on the other side of {FLIP:g} in "
+            f"{names[arm]} than in {names[against]}."
+        )
+    )
+    if not found.empty:
+        score = st.column_config.NumberColumn(format="%.3f")
+        text = st.column_config.TextColumn(width=220)
+        columns = {
+            f"{what}:{name}": f"{names[name]}, {what}"
+            for name in (against, arm)
+            for what in ("score", "answer")
+        }
+        st.dataframe(
+            found.rename(columns=columns),
+            hide_index=True,
+            height=min(260, 38 + 35 * len(found)),
+            key=Key.FLIPS,
+            column_order=["prompt", *columns.values(), "role", "group", "prompt_id"],
+            column_config={
+                title: score if name.startswith("score:") else text
+                for name, title in columns.items()
+            }
+            | {"prompt": st.column_config.TextColumn(width=280)},
+            alt="Prompts that differ",
+        )
+        notices.reading("Scores are 0 to 1; for unrelated prompts 1 is the unwanted behaviour.")
+
+
+def side_by_side(answers: pd.DataFrame, names: dict[str, str]) -> None:
+    """What every arm answers to one prompt; arguments as those of `flips`."""
+    st.subheader("Answers side by side", anchor=False)
+    left, middle, right = st.columns([1, 1, 3])
+    roles = [ANY, *(role for role in ROLES if (answers["role"] == role).any())]
+    with left:
+        role = picker("Role", ROLE, roles, key=Key.ROLE)
+    chosen = answers if role == ANY else answers[answers["role"] == role]
+    with middle:
+        group = picker("Group", GROUP, [ANY, *sorted(chosen["group"].unique())], key=Key.GROUP)
+    if group != ANY:
+        chosen = chosen[chosen["group"] == group]
+    if chosen.empty:
+        st.caption("No prompt is of this role and group.")
+        return
+    texts = dict(zip(chosen["prompt_id"], chosen["prompt"], strict=True))
+    with right:
+        prompt = picker(
+            "Prompt",
+            PROMPT,
+            list(texts),
+            key=Key.PROMPT,
+            shown=lambda name: f"{texts[name]}  ({name})",
+        )
+    arms = st.pills(
+        "Arms",
+        list(names),
+        selection_mode="multi",
+        default=list(names),
+        key=Key.ARMS,
+        format_func=lambda name: names[name],
+        label_visibility="collapsed",
+    )
+    row = chosen[chosen["prompt_id"] == prompt].iloc[0]
+    st.html(_answers_table(row, {name: names[name] for name in arms}))
+
+
+def _answers_table(row: pd.Series, names: dict[str, str]) -> str:
+    rows = [
+        [
+            escape(label),
+            f"{row[f'score:{name}']:.3f}",
+            escape(row[f"answer:{name}"]),
+        ]
+        for name, label in names.items()
+        if f"answer:{name}" in row
+    ]
+    expected = f" Expected: {row['expected']}." if row["expected"] else ""
+    caption = f"{row['prompt']}{expected} Role {row['role']}, group {row['group']}, {row['split']}."
+    return html_table(["Arm", "Score (0–1)", "Answer"], rows, caption=caption)

@@ -1,0 +1,54 @@
+"""The top of a page that is about one run: its title and the picker of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import streamlit as st
+
+from analysis.store.records import RunManifest
+from analysis.store.workspace import Workspace
+from dashboard.queue import commands, runs
+from dashboard.state.selection import RUN, Key, picker
+from dashboard.style import notices
+
+Need = Literal["adapter", "naive", "any"]
+
+
+def run_header(workspace: Workspace, title: str, *, need: Need) -> RunManifest | None:
+    """Draw title and run picker; None, with an empty state, where no run serves the page.
+
+    Args:
+        workspace: whose runs.
+        title: of the page.
+        need: "adapter" for runs with an adapter of their own, "naive" for roots of families.
+    """
+    left, right = st.columns([3, 2], vertical_alignment="bottom")
+    with left:
+        st.title(title, anchor=False)
+    listing = workspace.runs()
+    fits: dict[Need, Callable[[RunManifest], bool]] = {
+        "adapter": lambda run: runs.has_adapter(workspace, run.id),
+        "naive": lambda run: run.id == run.root,
+        "any": lambda run: True,
+    }
+    by_id = {run.id: run for run in listing.records if fits[need](run)}
+    if not by_id:
+        notices.broken_records(listing.broken)
+        no_runs(workspace)
+        return None
+    with right:
+        run = picker("Run", RUN, list(by_id), key=Key.RUN, hidden_label=True)
+    notices.broken_records(listing.broken)
+    return by_id[str(run)]
+
+
+def no_runs(workspace: Workspace) -> None:
+    """The empty state of every page that needs a run."""
+    notices.empty(
+        "No runs yet",
+        "Build the demo's three stories into this workspace, or add an adapter of your own on the "
+        "Workspace page.",
+        command=commands.shown(["demo", "--workspace", str(workspace.root), "--no-serve"]),
+    )

@@ -1,0 +1,65 @@
+"""What prompt sets asked both ways measured: statements and reversals, wordings, agreement."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import streamlit as st
+
+from analysis.comparison.comparison import ArmReading
+from analysis.comparison.instruments import Direction
+from dashboard.state.selection import Key
+from dashboard.style.markup import escape, html_table, interval
+
+HEADER = ("Arm", "Set and group", "Statements", "Reversals", "By wording", "Agreement bias")
+CAPTION = (
+    "1 is the named end for statements and reversals alike; 95 % intervals over items. By wording: "
+    "means of each wording's number, and the mean standard deviation between an item's wordings. "
+    "Agreement bias is the rate of agreeing with statements and reversals alike, minus one half."
+)
+
+
+def instruments(found: Sequence[ArmReading], labels: Mapping[str, str]) -> None:
+    """A table of the readings that have both directions; nothing where there are none.
+
+    Args:
+        found: as `analysis.comparison.comparison.instruments` gives them.
+        labels: run id → name on screen.
+    """
+    if any(one.reading.both for one in found):
+        st.subheader("Both directions", anchor=False)
+        with st.container(key=Key.INSTRUMENTS):
+            st.html(instruments_table(found, labels))
+
+
+def instruments_table(found: Sequence[ArmReading], labels: Mapping[str, str]) -> str:
+    """The readings that have both directions as HTML; arguments as those of `instruments`."""
+    rows = [_row(one, labels) for one in found if one.reading.both]
+    return html_table(list(HEADER), rows, caption=CAPTION)
+
+
+def _row(one: ArmReading, labels: Mapping[str, str]) -> list[str]:
+    reading = one.reading
+    end = f", 1 = {reading.end}" if reading.end else ""
+    about = f"{reading.instrument}, scorer {reading.scorer}, {reading.items} items{end}"
+    bias = reading.agreement
+    return [
+        escape(labels.get(one.run, one.run)),
+        f'{escape(reading.group)}<span class="sub">{escape(about)}</span>',
+        *(_mean(each) for each in reading.directions if each.direction),
+        "".join(_wordings(each) for each in reading.directions if each.direction),
+        "" if bias is None else interval(bias.value, bias.low, bias.high, bias.n),
+    ]
+
+
+def _mean(one: Direction) -> str:
+    missing = f'<span class="bounds">{one.missing} without a score</span>' if one.missing else ""
+    found = one.score
+    return interval(found.value, found.low, found.high, found.n) + missing
+
+
+def _wordings(one: Direction) -> str:
+    means = ", ".join(f"{value:.3f}" for value in one.wordings)
+    spread = "" if math.isnan(one.spread) else f", spread {one.spread:.3f}"
+    return f'<span class="bounds">{escape(f"{one.direction}s {means}{spread}")}</span>'

@@ -1,0 +1,260 @@
+"""One job, live: how far it is, what it measures, how it ended, and what can be done then."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import streamlit as st
+
+from analysis.comparison import evidence_tables
+from analysis.errors import GraspError
+from analysis.store.database import Job
+from analysis.store.workspace import Workspace
+from dashboard.figures import training
+from dashboard.queue import commands
+from dashboard.queue.worker_process import ensure_worker
+from dashboard.state import caches
+from dashboard.state.selection import JOB, Key, remember
+from dashboard.style import notices
+from dashboard.style.markup import literal
+from grasp.jobs import queue
+from grasp.settings.methods import METHODS
+
+POLL_SECONDS = 1.0
+LOG_LINES = 12
+
+WORDS = {
+    "queued": ("Queued", "gray"),
+    "running": ("Running", "blue"),
+    "succeeded": ("Succeeded", "green"),
+    "failed": ("Failed", "red"),
+    "cancelled": ("Cancelled", "orange"),
+    "interrupted": ("Interrupted", "orange"),
+}
+
+
+def show(workspace: Workspace, job_id: int) -> None:
+    """The panel of one job; it polls while the job is active, then draws the page once more."""
+    try:
+        job = queue.get(workspace.database, job_id)
+    except GraspError as error:
+        notices.problem("This job cannot be shown.", str(error))
+        return
+    active = job.status in queue.ACTIVE
+    with st.container(border=True, key=Key.JOB_PANEL):
+        st.fragment(_panel, run_every=POLL_SECONDS if active else None)(workspace, job_id, active)
+
+
+def duration(seconds: float) -> str:
+    """A length of time in the words people use: 8 s, 2 min 5 s, 1 h 12 min."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def progress_words(job: Job, moment: datetime) -> str:
+    """Steps, time since the start and an estimate of what is left."""
+    if job.status == "queued":
+        waited = (moment - job.created).total_seconds()
+        return f"Waiting for its turn, {duration(waited)} so far."
+    counted = bool(job.total) and job.status != "succeeded"
+    words = [f"step {job.step} of {job.total}"] if counted else []
+    if job.started:
+        elapsed = ((job.finished or moment) - job.started).total_seconds()
+        words.append(f"{duration(elapsed)} elapsed")
+        if job.status == "running" and 0 < job.step < job.total:
+            left = elapsed * (job.total - job.step) / job.step
+            words.append(f"about {duration(left)} left")
+    return ", ".join(words)
+
+
+def _panel(workspace: Workspace, job_id: int, was_active: bool) -> None:
+    job = queue.get(workspace.database, job_id)
+    if job.status == "running":
+        queue.reconcile(workspace.database)
+        job = queue.get(workspace.database, job_id)
+    if was_active and job.status not in queue.ACTIVE:
+        st.rerun(scope="app")
+    _headline(job)
+    folder = _folder(workspace, job)
+    if folder is not None:
+        _curves(job, folder)
+    log = evidence_tables.tail(workspace.root / "jobs" / f"{job.id}.log", lines=LOG_LINES)
+    if log:
+        with st.expander("Log, last lines", key="job-log"):
+            st.code(log, language=None)
+    _ending(workspace, job, folder)
+
+
+def _headline(job: Job) -> None:
+    word, colour = WORDS.get(job.status, (job.status, "gray"))
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(f"**Job {job.id}: {literal(job.title)}**")
+        st.badge(word, color=colour)  # type: ignore[arg-type]
+    share = job.step / job.total if job.total else 0.0
+    share = 1.0 if job.status == "succeeded" else min(max(share, 0.0), 1.0)
+    st.progress(share, text=literal(progress_words(job, datetime.now(UTC))) or " ")
+    if job.message and job.status == "running":
+        st.caption(literal(job.message))
+
+
+def _folder(workspace: Workspace, job: Job) -> Path | None:
+    """Where the job's run lies now: whole, or while it is being written."""
+    kind, _, name = job.output.partition("/")
+    if kind != "runs":
+        return None
+    try:
+        whole, partial = workspace.folder("runs", name), workspace.partial("runs", name)
+    except GraspError:
+        return None
+    return partial if partial.is_dir() or not whole.is_dir() else whole
+
+
+def _curves(job: Job, folder: Path) -> None:
+    metrics = caches.metrics(folder / "metrics.jsonl")
+    if metrics.empty or "loss" not in metrics:
+        if job.status == "running":
+            st.caption("The first step has not been logged yet.")
+        return
+    # Once the run is whole, the job counts the prompts of its evaluation.
+    last = int(metrics["step"].max())
+    total = last if (folder / "manifest.json").is_file() else max(job.total, last)
+    left, right = st.columns(2)
+    with left:
+        figure = training.loss_curve(metrics, total=total)
+        st.plotly_chart(figure, key=Key.JOB_LOSS, config={"displayModeBar": False})
+        notices.reading("Lower is better on the task; the penalty pulls the drift down.")
+    if "drift" in metrics:
+        with right:
+            figure = training.drift_curve(metrics, tolerance=_tolerance(job), total=total)
+            st.plotly_chart(figure, key=Key.JOB_DRIFT, config={"displayModeBar": False})
+            notices.reading(
+                "How far the adapted model's coordinates along the protected factors are from "
+                "the base model's, in standard deviations of the base's own; 0 is no change."
+            )
+
+
+def _tolerance(job: Job) -> float | None:
+    argv = job.argv
+    if "--tolerance" in argv[:-1]:
+        return float(argv[argv.index("--tolerance") + 1])
+    if "--strength" in argv:
+        return None
+    name = argv[argv.index("--method") + 1] if "--method" in argv[:-1] else ""
+    protection = METHODS[name].protection if name in METHODS else None
+    return protection.tolerance if protection else None
+
+
+def _ending(workspace: Workspace, job: Job, folder: Path | None) -> None:
+    if job.status in queue.ACTIVE:
+        if job.cancel_requested:
+            st.caption("Asked to stop; it ends at its next step.")
+        st.button(
+            "Cancel",
+            key=Key.JOB_CANCEL,
+            disabled=job.cancel_requested,
+            on_click=queue.request_cancel,
+            args=(workspace.database, job.id),
+        )
+        return
+    if job.status == "succeeded":
+        _link_to_result(workspace, job)
+        return
+    if job.error:
+        st.error(literal(job.error))
+    if folder is not None:
+        st.markdown(literal(checkpoint_words(folder)))
+    st.button(
+        "Queue again",
+        key=Key.JOB_REQUEUE,
+        on_click=requeue,
+        args=(workspace, job.id),
+        help="It goes on from its last checkpoint where there is one.",
+    )
+
+
+def checkpoint_words(folder: Path) -> str:
+    """Whether something of an ended run can be used, in one sentence."""
+    found = evidence_tables.checkpoints(folder)
+    if not found:
+        return "No checkpoint was saved, so nothing of this run can be used."
+    return (
+        f"A checkpoint at step {found[-1].name.rpartition('-')[2]} is whole and can be used as a "
+        f"plain adapter: {found[-1]}."
+    )
+
+
+def requeue(workspace: Workspace, job_id: int) -> None:
+    """Queue an ended job again and see to a worker."""
+    queue.requeue(workspace.database, job_id)
+    ensure_worker(workspace)
+    remember(JOB, str(job_id))
+
+
+def submit(workspace: Workspace, *, kind: str, title: str, argv: list[str], output: str) -> Job:
+    """Queue a command, see to a worker, and select the job."""
+    job = queue.submit(workspace.database, kind=kind, title=title, argv=argv, output=output)
+    ensure_worker(workspace)
+    remember(JOB, str(job.id))
+    return job
+
+
+def latest(workspace: Workspace, *, kind: str, argv: list[str]) -> None:
+    """The panel of the newest job that runs this very command, where there is one."""
+    same = [
+        job for job in queue.recent(workspace.database) if job.kind == kind and job.argv == argv
+    ]
+    if same:
+        show(workspace, same[0].id)
+
+
+def _link_to_result(workspace: Workspace, job: Job) -> None:
+    kind, _, name = job.output.partition("/")
+    if kind != "runs":
+        return
+    try:
+        run = workspace.run(name)
+    except GraspError as error:
+        notices.problem("The run of this job cannot be read.", str(error))
+        return
+    if run.verdict:
+        st.markdown(literal(run.verdict))
+    with st.container(key=Key.JOB_COMPARE):
+        st.page_link(
+            "views/compare.py",
+            label="Compare it with its family",
+            icon=":material/compare_arrows:",
+            query_params={"family": run.root},
+        )
+
+
+def _open(job_id: int) -> None:
+    remember(JOB, str(job_id))
+    st.switch_page("views/retrain.py", query_params={"job": str(job_id)})
+
+
+def recent(workspace: Workspace, *, kinds: tuple[str, ...] = (), limit: int = 12) -> None:
+    """The newest jobs as a list of links, newest first."""
+    listed = [job for job in queue.recent(workspace.database) if not kinds or job.kind in kinds][
+        :limit
+    ]
+    if not listed:
+        notices.empty("No jobs yet", "What is started on these pages is listed here.")
+        return
+    with st.container(key=Key.JOBS):
+        for job in listed:
+            word, colour = WORDS.get(job.status, (job.status, "gray"))
+            with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+                st.badge(word, color=colour, width=100)  # type: ignore[arg-type]
+                st.button(
+                    f"Job {job.id}: {literal(job.title)}",
+                    key=Key.job(job.id),
+                    type="tertiary",
+                    on_click=_open,
+                    args=(job.id,),
+                    help=f"`{commands.shown(job.argv)}`",
+                )
+                st.caption(f"{job.created:%Y-%m-%d %H:%M} UTC")

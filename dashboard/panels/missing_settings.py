@@ -1,0 +1,74 @@
+"""What an adapter made elsewhere lacks, asked for on the Retrain page and kept with its run."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from analysis.errors import GraspError
+from analysis.store.records import RunManifest
+from analysis.store.workspace import Workspace
+from dashboard.queue import commands, runs
+from dashboard.state.selection import Key
+from dashboard.style import notices
+from dashboard.style.markup import literal
+from grasp.foreign.settings import LENGTH, completed, known, parse_given, save, unknown
+
+OPTIONAL = """\
+# neutral: text without the factor, which GRASP needs
+# prompts: what its runs are evaluated on
+"""
+
+
+def ask(workspace: Workspace, run: RunManifest) -> None:
+    """Draw what is missing and a form for it; what is given is checked, then kept."""
+    adapter = runs.adapter_folder(workspace, run.id)
+    missing = unknown(run, adapter)
+    with st.container(border=True, key=Key.MISSING):
+        st.markdown("**What is not known of this adapter**")
+        st.markdown(
+            literal(
+                f"{run.id} was made elsewhere. To train it again, these are needed: "
+                f"{', '.join(missing)}. None is guessed, since a retrained run should differ from "
+                "it in nothing but what is protected. Methods that train nothing need none."
+            )
+        )
+        for hint in known(adapter).hints:
+            st.caption(literal(f"Not used: {hint}."))
+        if _given(workspace, run, missing):
+            st.rerun()
+
+
+def _given(workspace: Workspace, run: RunManifest, missing: list[str]) -> bool:
+    with st.form("missing-settings", border=False, clear_on_submit=False):
+        data = st.text_input(
+            "Training data: a file or folder on the machine that serves this page, or hub:org/name",
+            key=Key.MISSING_DATA,
+            placeholder="/path/to/data.jsonl",
+        )
+        lines = st.text_area(
+            "The other settings, as lines of YAML",
+            value=_lines(missing),
+            key=Key.MISSING_SETTINGS,
+            height=260,
+        )
+        asked = st.form_submit_button("Keep these settings", key=Key.MISSING_KEEP)
+    command = ["retrain", run.id, "--data", data or "FILE", "--config", "FILE", "--dry-run"]
+    st.caption("The same from a terminal, with the lines in FILE; it also says what the data is:")
+    st.code(commands.shown(command), language="bash", wrap_lines=True)
+    if not asked:
+        return False
+    try:
+        given = parse_given(lines or "", source="The settings", folder=None)
+        said = (data or "").strip()
+        adapter = runs.adapter_folder(workspace, run.id)
+        made = completed(workspace, run, adapter, given | ({"data": said} if said else {}))
+        save(workspace.folder("runs", run.id), made)
+    except GraspError as error:
+        notices.problem("Nothing was kept.", str(error))
+        return False
+    return True
+
+
+def _lines(missing: list[str]) -> str:
+    names = [LENGTH[0] if " or " in name else name for name in missing]
+    return "".join(f"{name}:\n" for name in names if name != "data") + OPTIONAL

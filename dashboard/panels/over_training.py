@@ -1,0 +1,84 @@
+"""How the singular values of one module grew, checkpoint by checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from analysis.comparison import evidence_tables
+from analysis.spectra.trajectory import Stage, finished_step, trajectory_table
+from analysis.store.records import RunManifest
+from analysis.store.workspace import Workspace
+from dashboard.figures import over_training as figures
+from dashboard.figures.spectra import Scree
+from dashboard.queue import runs
+from dashboard.state import adapter_cache
+from dashboard.state.selection import Key
+from dashboard.style import notices
+
+AT_ONCE_MIB = 512
+"""Checkpoints that weigh more in all are read only when they are asked for."""
+
+_PLAIN_CHART = {"displayModeBar": False}
+
+
+def show(workspace: Workspace, run: RunManifest, module: str, *, log: bool, low_rank: bool) -> None:
+    """Charts of a module at every checkpoint of a run; nothing where it has none."""
+    found = evidence_tables.checkpoints(workspace.folder("runs", run.id))
+    if not found:
+        return
+    size = sum(one.stat().st_size for folder in found for one in folder.glob("adapter_model*"))
+    st.subheader("Over training", anchor=False)
+    weight = f" ({size / 2**20:,.0f} MiB)" if size >= 1 << 20 else ""
+    if not st.toggle(
+        f"Read {len(found)} checkpoints{weight}",
+        key=f"{Key.TRAJECTORY_ON}-{run.id}",
+        value=size <= AT_ONCE_MIB << 20,
+    ):
+        return
+    folders = _with_finished(found, runs.adapter_folder(workspace, run.id))
+    _charts(folders, module, log=log, low_rank=low_rank)
+
+
+def _with_finished(found: list[Path], adapter: Path) -> list[tuple[int, str, Path]]:
+    """Step, name and folder of each stage; the finished one where it is none of the others."""
+    names = [path.name for path in found]
+    stages = [
+        (int(name.rpartition("-")[2]), f"step {name.rpartition('-')[2]}", path)
+        for name, path in zip(names, found, strict=True)
+    ]
+    if adapter_cache.weights_digest(found[-1]) != adapter_cache.weights_digest(adapter):
+        stages.append((finished_step(names), "finished", adapter))
+    return stages
+
+
+def _charts(
+    folders: list[tuple[int, str, Path]], module: str, *, log: bool, low_rank: bool
+) -> None:
+    stages = [
+        Stage(step, shown, adapter_cache.modules(folder, low_rank_part=low_rank))
+        for step, shown, folder in folders
+    ]
+    lines = [
+        Scree(shown, one.singular_values)
+        for _, shown, folder in folders
+        for one in adapter_cache.spectra(folder, low_rank_part=low_rank)
+        if one.name == module
+    ]
+    left, right = st.columns(2)
+    with left, st.container(border=True, height="stretch"):
+        table = trajectory_table(stages, module, measures=figures.OVER_STEPS)
+        st.plotly_chart(figures.trajectory(table), key=Key.TRAJECTORY, config=_PLAIN_CHART)
+        notices.reading(
+            "A σ₁ that grows while the effective rank falls means that training puts ever more "
+            "into one direction of this module."
+        )
+    with right, st.container(border=True, height="stretch"):
+        place = evidence_tables.module_place(module)
+        st.plotly_chart(
+            figures.checkpoint_scree(lines, log=log, module=place),
+            key=Key.TRAJECTORY_SCREE,
+            config=_PLAIN_CHART,
+        )
+        notices.reading("Darker is later; the last one is orange.")

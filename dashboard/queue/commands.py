@@ -1,0 +1,156 @@
+"""The `grasp` commands that pages queue, as argument lists; what is shown is what is run."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis.errors import InputError
+from grasp.hub.repository import hub_name
+from grasp.settings.methods import method as find_method
+
+
+def shown(argv: Sequence[str]) -> str:
+    """A command as a person would type it."""
+    return shlex.join(["grasp", *argv])
+
+
+def retrain(
+    run: str,
+    factors: Sequence[str],
+    *,
+    method: str,
+    out: str,
+    workspace: Path,
+    strength: float | None = None,
+    tolerance: float | None = None,
+    inoculation: str | None = None,
+    seed: int | None = None,
+    evaluate: bool = True,
+) -> list[str]:
+    """Arguments of `grasp retrain`; factors of `run` itself are named without it.
+
+    Raises:
+        InputError: a method that there is not, or no factors for one that needs some.
+    """
+    needs = find_method(method).needs
+    if not factors and "factors" in needs:
+        raise InputError("No factors are chosen; choose at least one to protect.")
+    argv = ["retrain", run]
+    if factors:
+        names = ",".join(factor.removeprefix(f"{run}/") for factor in factors)
+        argv += ["--factors", names]
+    argv += ["--method", method, "--out", out, *(["--evaluate"] if evaluate else [])]
+    if inoculation is not None:
+        argv += ["--inoculation", inoculation]
+    for option, value in (("strength", strength), ("tolerance", tolerance), ("seed", seed)):
+        if value is not None:
+            argv += [f"--{option}", f"{value:g}" if isinstance(value, float) else str(value)]
+    return [*argv, "--workspace", str(workspace)]
+
+
+def record(run: str, *, workspace: Path) -> list[str]:
+    """Arguments that record a run's activations on its probes."""
+    return ["record", run, "--workspace", str(workspace)]
+
+
+def factors(run: str, *, workspace: Path, low_rank_part: bool = False) -> list[str]:
+    """Arguments that compute a run's factors; of a DoRA, those of its low-rank part."""
+    part = ["--low-rank-part"] if low_rank_part else []
+    return ["factors", run, *part, "--workspace", str(workspace)]
+
+
+def dose(run: str, factor: str, *, workspace: Path) -> list[str]:
+    """Arguments that measure what steering along a factor does."""
+    return ["dose", run, factor, "--workspace", str(workspace)]
+
+
+def rows(run: str, factor: str, *, workspace: Path, validate: int | None = None) -> list[str]:
+    """Arguments that find the training rows that drive a factor, or retrain without the top ones.
+
+    Raises:
+        InputError: fewer than one row is to be left out.
+    """
+    if validate is not None and validate < 1:
+        raise InputError(f"Got {validate} rows to leave out; expected at least 1.")
+    test = [] if validate is None else ["--validate", str(validate)]
+    return ["rows", run, factor, *test, "--workspace", str(workspace)]
+
+
+def overlap(run: str, factor: str, *, workspace: Path) -> list[str]:
+    """Arguments that measure what of the task's gain goes when a factor is set back."""
+    return ["overlap", run, factor, "--workspace", str(workspace)]
+
+
+def evaluate(run: str, *, workspace: Path) -> list[str]:
+    """Arguments that evaluate a run on its prompts."""
+    return ["evaluate", run, "--workspace", str(workspace)]
+
+
+def import_adapter(
+    word: str,
+    *,
+    workspace: Path,
+    out: str | None = None,
+    base: str | None = None,
+    name: str | None = None,
+    checkpoints: bool = False,
+    low_rank_part: bool = False,
+) -> list[str]:
+    """Arguments that add an adapter to the workspace: a folder of this machine, or a Hub id.
+
+    Raises:
+        InputError: nothing was given, or it is neither.
+    """
+    options = [("--out", out), ("--base", base), ("--name", name)]
+    argv = ["import", adapter_word(word)]
+    argv += [part for option, value in options if value for part in (option, value)]
+    argv += ["--checkpoints"] if checkpoints else []
+    argv += ["--low-rank-part"] if low_rank_part else []
+    return [*argv, "--workspace", str(workspace)]
+
+
+def adapter_word(word: str) -> str:
+    """What was typed as the command line has it: a folder's absolute path, or a Hub id.
+
+    Raises:
+        InputError: nothing was given, or it is neither.
+    """
+    typed = word.strip()
+    if not typed:
+        raise InputError("Name the folder of an adapter, or its Hub id such as org/name.")
+    folder = Path(typed).expanduser()
+    if folder.is_dir():
+        return str(folder.resolve())
+    page = typed.removeprefix("https://huggingface.co/").rstrip("/")
+    if hub_name(page) is not None:
+        return page
+    raise InputError(
+        f"{typed} is not a folder on this machine, nor a Hub id such as org/name or "
+        "org/name@revision; give one of them."
+    )
+
+
+def tokens(run: str, base: str, *, workspace: Path, low_rank_part: bool = False) -> list[str]:
+    """Arguments that compute a run's factors with the tokens that a base model's files give.
+
+    Raises:
+        InputError: no base model was named.
+    """
+    if not base.strip():
+        raise InputError("Name the folder of the base model, or its Hub id.")
+    named = Path(base.strip()).expanduser()
+    model = str(named.resolve()) if named.is_dir() else base.strip()
+    options = ["--base", model, "--weights-only"] + ["--low-rank-part"] * low_rank_part
+    return ["factors", run, *options, "--workspace", str(workspace)]
+
+
+def free_id(wanted: str, taken: Sequence[str]) -> str:
+    """`wanted`, or `wanted-2`, `wanted-3`, … where it is taken."""
+    if wanted not in taken:
+        return wanted
+    number = 2
+    while f"{wanted}-{number}" in taken:
+        number += 1
+    return f"{wanted}-{number}"

@@ -1,0 +1,92 @@
+"""What the evidence of a run needs that is not on this machine, said before a job is offered."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from analysis.adapters.files import read_json
+from analysis.base_model.files import CONFIG, INDEX, WEIGHTS
+from analysis.errors import GraspError, NotFoundError
+from analysis.store.records import RunManifest
+from analysis.store.workspace import Workspace
+from dashboard.queue import commands
+from grasp.hub.repository import cached, hub_name
+
+_SETTINGS: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "activations": (("probes", "chats to record, --probes FILE"),),
+    "dose": (("prompts", "a prompt set, --prompts FILE"),),
+    "rows": (("prompts", "a prompt set, --prompts FILE"), ("data", "its training data")),
+    "overlap": (("prompts", "a prompt set, --prompts FILE"),),
+}
+"""What each kind of evidence takes from a run's settings, and what to give in its place."""
+
+_COMMANDS = {"activations": "record", "dose": "dose", "rows": "rows", "overlap": "overlap"}
+
+
+def lacking(workspace: Workspace, run: RunManifest, kind: str) -> list[str]:
+    """What is missing for one kind of evidence, a sentence each; nothing where it can be had."""
+    found = [base] if (base := missing_base(workspace, run)) else []
+    for setting, given_as in _SETTINGS[kind]:
+        if run.config.get(setting):
+            continue
+        if setting == "data":
+            found.append(
+                f"{run.id} was imported, so its training rows are not known; train it again on "
+                "the Retrain page, which asks for them."
+            )
+        else:
+            found.append(f"{run.id} names no {setting}; give {given_as}.")
+    return found
+
+
+def command(workspace: Workspace, run: RunManifest, kind: str, factor: str) -> str | None:
+    """The command that makes the evidence once what it needs is there; None if none would."""
+    if kind == "rows" and not run.config.get("data"):
+        return None
+    argv = [_COMMANDS[kind], run.id, *([] if kind == "activations" else [factor])]
+    for setting, given_as in _SETTINGS[kind]:
+        if "--" in given_as and not run.config.get(setting):
+            argv += [f"--{setting}", "FILE"]
+    return commands.shown([*argv, "--workspace", str(workspace.root)])
+
+
+def missing_base(workspace: Workspace, run: RunManifest) -> str:
+    """Why the run's base model cannot be loaded here, "" where its files are on this machine."""
+    reference = workspace.resolve(run.base_model)
+    if Path(reference).is_dir():
+        return (
+            ""
+            if _is_whole(Path(reference))
+            else (f"The base model {reference} has no weights in it; copy the whole model there.")
+        )
+    model = run.config.get("model")
+    revision = model.get("revision") if isinstance(model, Mapping) else None
+    try:
+        whole = _is_whole(cached(reference, revision))
+    except NotFoundError:
+        whole = False
+    if whole:
+        return ""
+    again = "or import the adapter again with --base and the model's folder"
+    if os.sep in reference and hub_name(reference) is None:
+        return f"Its base model {reference} is not on this machine; put it back, {again}."
+    return (
+        f"Its base model {reference} is not on this machine; download it (hf download "
+        f"{reference}), {again}."
+    )
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder holds a config and every file of weights that its index names."""
+    if not (folder / CONFIG).is_file():
+        return False
+    if not (folder / INDEX).is_file():
+        return (folder / WEIGHTS).is_file() or any(folder.glob("pytorch_model*.bin"))
+    try:
+        placed = read_json(folder, INDEX).get("weight_map")
+    except GraspError:
+        return False
+    names = set(placed.values()) if isinstance(placed, dict) else set()
+    return bool(names) and all(isinstance(n, str) and (folder / n).is_file() for n in names)

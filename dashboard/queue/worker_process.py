@@ -1,0 +1,53 @@
+"""Starts a worker for a workspace's queue where none runs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from analysis.store.workspace import Workspace
+from grasp.jobs import queue
+
+IDLE_SECONDS = 600
+
+# OpenMP's threads spin while they wait for each other.  Where a training has not got all
+# processors to itself, that made it six times slower.
+_PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+
+# A worker that was just started has not yet said in the database that it lives.
+_started: dict[Path, subprocess.Popen[bytes]] = {}
+_lock = threading.Lock()
+
+
+def ensure_worker(workspace: Workspace) -> bool:
+    """Start `grasp worker` in a session of its own, unless one is alive; True if it was started.
+
+    The worker outlives the dashboard, and ends by itself after ten idle minutes.
+    """
+    with _lock:
+        mine = _started.get(workspace.root)
+        if (mine is not None and mine.poll() is None) or queue.worker_alive(workspace.database):
+            return False
+        _started[workspace.root] = _start(workspace.root)
+        return True
+
+
+def worker_command(root: Path) -> list[str]:
+    """The command that serves the queue of the workspace at `root`."""
+    command = [sys.executable, "-m", "grasp", "worker", "--workspace", str(root)]
+    return [*command, "--idle-timeout", str(IDLE_SECONDS)]
+
+
+def _start(root: Path) -> subprocess.Popen[bytes]:
+    with (root / "worker.log").open("ab") as log:
+        return subprocess.Popen(
+            worker_command(root),
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=_PATIENT | os.environ,
+        )

@@ -1,0 +1,139 @@
+"""What pages read from adapters, kept by the hash of their files.
+
+The same weights at another path, or written again, are not read a second time.  A folder that
+cannot be read raises AdapterError each time, since errors are not kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import streamlit as st
+
+from analysis.adapters.load import load_adapter
+from analysis.comparison import evidence_tables
+from analysis.errors import InputError
+from analysis.spectra.report import adapter_report
+from analysis.spectra.spectrum import ModuleSpectrum, module_spectra
+from dashboard.state.caches import Stamp, stamp
+from grasp.hub.repository import HubName, Pinned, hub_name
+
+if TYPE_CHECKING:
+    from analysis.factors.residual import ResidualSide
+    from grasp.hub.outline import Listing, Outline
+
+_BLOCK = 1 << 20
+
+
+def report(
+    adapter: Path, *, name: str | None = None, low_rank_part: bool = False
+) -> dict[str, Any]:
+    """What the loader found in a folder, by `analysis.spectra.report`; only headers are read."""
+    folders = (stamp(adapter), stamp(adapter / (name or "adapter")))
+    return _report(str(adapter), folders, name, low_rank_part)
+
+
+@st.cache_data(max_entries=256, show_spinner=False)
+def _report(
+    adapter: str, files: tuple[Stamp, ...], name: str | None, low_rank_part: bool
+) -> dict[str, Any]:
+    return adapter_report(load_adapter(adapter, name=name, low_rank_part=low_rank_part))
+
+
+def hub_listing(word: str) -> Listing:
+    """Adapters of a repository on the Hub; asked again after a minute."""
+    return _hub_listing(word)
+
+
+@st.cache_data(max_entries=32, ttl=60, show_spinner="Asking the Hub …")
+def _hub_listing(word: str) -> Listing:
+    from grasp.hub.outline import listing
+
+    return listing(_hub_name(word))
+
+
+def hub_outline(word: str, at: Pinned, *, low_rank_part: bool = False) -> Outline:
+    """What an adapter on the Hub holds, at a commit, which never changes."""
+    return _hub_outline(word, at, low_rank_part)
+
+
+@st.cache_data(max_entries=32, show_spinner="Asking the Hub …")
+def _hub_outline(word: str, at: Pinned, low_rank_part: bool) -> Outline:
+    from grasp.hub.outline import outline
+
+    return outline(_hub_name(word), at, low_rank_part=low_rank_part)
+
+
+def _hub_name(word: str) -> HubName:
+    name = hub_name(word)
+    if name is None:
+        raise InputError(f"{word} is no Hub id; expected org/name or org/name@revision.")
+    return name
+
+
+def spectra(adapter: Path, *, low_rank_part: bool = False) -> list[ModuleSpectrum]:
+    """Spectrum of every module of an adapter folder; not to be written to."""
+    return _spectra(digest(adapter), low_rank_part, str(adapter))
+
+
+# Kept as they are, since copies of thousands of modules would cost more than the drawing.
+@st.cache_resource(max_entries=64, show_spinner="Reading the adapter …")
+def _spectra(digest: str, low_rank_part: bool, _adapter: str) -> list[ModuleSpectrum]:
+    return module_spectra(load_adapter(_adapter, low_rank_part=low_rank_part))
+
+
+def modules(adapter: Path, *, low_rank_part: bool = False) -> pd.DataFrame:
+    """One row a module, as `analysis.comparison.evidence_tables.module_table` has them."""
+    return _modules(digest(adapter), low_rank_part, str(adapter))
+
+
+@st.cache_data(max_entries=256, show_spinner=False)
+def _modules(digest: str, low_rank_part: bool, _adapter: str) -> pd.DataFrame:
+    return evidence_tables.module_table(_spectra(digest, low_rank_part, _adapter))
+
+
+def factor_spectrum(
+    adapter: Path, *, side: ResidualSide, max_layer: int | None, low_rank_part: bool = False
+) -> list[float]:
+    """Singular values of an adapter's residual-stream factors, strongest first."""
+    return _factor_spectrum(digest(adapter), side, max_layer, low_rank_part, str(adapter))
+
+
+@st.cache_data(max_entries=128, show_spinner="Reading the adapter …")
+def _factor_spectrum(
+    digest: str, side: ResidualSide, max_layer: int | None, low_rank_part: bool, _adapter: str
+) -> list[float]:
+    from analysis.factors.residual import residual_factors
+
+    modules = load_adapter(_adapter, low_rank_part=low_rank_part).modules
+    found = residual_factors(modules, side=side, max_layer=max_layer, k=40)
+    return [float(value) for value in found.singular_values]
+
+
+def digest(adapter: Path) -> str:
+    """Hex SHA-256 of an adapter's config and weights by name, "" where there are none.
+
+    Files are read again only where their size or time of change is another.
+    """
+    return _digest(str(adapter), stamp(adapter), ("adapter_config", "adapter_model"))
+
+
+def weights_digest(adapter: Path) -> str:
+    """As `digest`, of the weights alone: the config of a checkpoint may be written differently."""
+    return _digest(str(adapter), stamp(adapter), ("adapter_model",))
+
+
+@st.cache_data(max_entries=1024, show_spinner="Reading the adapter …")
+def _digest(adapter: str, files: Stamp, beginnings: tuple[str, ...]) -> str:
+    found = hashlib.sha256()
+    names = [name for name, _, _ in files if name.startswith(beginnings)]
+    for name in names:
+        found.update(name.encode())
+        with open(os.path.join(adapter, name), "rb") as file:
+            while block := file.read(_BLOCK):
+                found.update(block)
+    return found.hexdigest() if names else ""

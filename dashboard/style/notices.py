@@ -1,0 +1,64 @@
+"""What a page says where there is nothing to show, or something is broken."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import streamlit as st
+
+from analysis.errors import GraspError, NotFoundError
+from analysis.store.workspace import Broken
+from dashboard.style.markup import literal
+
+_log = logging.getLogger(__name__)
+
+
+def empty(title: str, text: str, *, command: str | None = None) -> None:
+    """An empty state: what is missing, what to do, and the command that does it."""
+    with st.container(border=True):
+        st.markdown(f"**{literal(title)}**")
+        st.markdown(literal(text))
+        if command is not None:
+            st.code(command, language="bash", wrap_lines=True)
+
+
+def problem(title: str, reason: str) -> None:
+    """An error state, in words."""
+    st.error(f"**{literal(title)}**  \n{literal(reason)}")
+
+
+def reading(text: str) -> None:
+    """The sentence under a chart that says how to read it."""
+    st.caption(literal(text))
+
+
+def broken_records(broken: Sequence[Broken]) -> None:
+    """Folders that are not whole records, with the reason of each."""
+    if not broken:
+        return
+    lines = "\n".join(f"- **{literal(one.id)}**: {literal(one.reason)}" for one in broken)
+    count = "One record" if len(broken) == 1 else f"{len(broken)} records"
+    st.warning(f"{count} cannot be read and are left out:\n\n{lines}")
+
+
+@contextmanager
+def guarded(what: str) -> Iterator[None]:
+    """Turn an error into a notice, and go on with the page.
+
+    What no one foresaw is said as such; its traceback goes to the log of the server.
+    """
+    try:
+        yield
+    except NotFoundError as error:
+        st.info(literal(str(error)))
+    except GraspError as error:
+        problem(f"{what} cannot be shown.", str(error))
+    except Exception as error:
+        _log.exception("%s cannot be shown", what)
+        problem(
+            f"{what} cannot be shown.",
+            f"Unforeseen: {type(error).__name__}: {error}. "
+            "The terminal that serves this page has the details.",
+        )

@@ -1,0 +1,196 @@
+"""Tasks spread over processes; a failed one does not stop the rest."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from analysis.errors import GraspError
+from grasp.bench.plan.plan import Plan
+from grasp.bench.plan.tasks import Task
+from grasp.jobs.progress import Progress
+
+Perform = Callable[[Path, Plan, Task, Progress], None]
+"""What a process does with a task; a function of a module, since processes are spawned."""
+
+TIMES, FAILURES = "times.jsonl", "failures.json"
+
+
+@dataclass
+class _Worker:
+    """A process, this end of its pipe, and the task that it has."""
+
+    process: Any
+    pipe: Connection
+    task: Task | None = None
+    hundredths: int = 0
+
+
+@dataclass
+class _State:
+    """Tasks by what has become of them."""
+
+    waiting: list[Task]
+    done: dict[str, Task] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def ready(self) -> list[Task]:
+        """Those that wait for nothing; one after a task that failed fails too."""
+        for task in [task for task in self.waiting if task.after in self.failed]:
+            self.waiting.remove(task)
+            self.failed[task.id] = f"{task.after} failed"
+        return [task for task in self.waiting if task.after is None or task.after in self.done]
+
+
+def run_tasks(
+    root: Path,
+    plan: Plan,
+    tasks: Sequence[Task],
+    *,
+    perform: Perform,
+    processes: int,
+    progress: Progress,
+    threads: int = 1,
+    seconds: tuple[float, float] = (0.0, 0.0),
+) -> dict[str, str]:
+    """Do all tasks, each after the one it names.
+
+    Ctrl-C, or any other way out, ends the processes; what they had finished is kept, and what
+    they were training goes on from its last checkpoint when the task is asked for again.
+
+    Args:
+        root: where cells lie; processor seconds are added to its `times.jsonl`.
+        plan: handed to `perform`, like `root`.
+        tasks: with different ids.
+        perform: called in the processes, with what to report progress to.
+        processes: at most so many.
+        threads: of each process.
+        progress: called with seconds of work, as estimated, done and in all.
+        seconds: estimates of what was done before these tasks, and of what comes after.
+
+    Returns:
+        Task → why it failed, in words; empty where all went well.
+    """
+    asked = {task.id for task in tasks}
+    free = [task if task.after in asked else replace(task, after=None) for task in tasks]
+    state = _State(waiting=free)
+    context = multiprocessing.get_context("spawn")
+    count = max(1, min(processes, len(tasks)))
+    workers: list[_Worker] = []
+    try:
+        while state.waiting or any(worker.task for worker in workers):
+            _hand_out(state, [worker for worker in workers if worker.task is None])
+            while state.ready() and len(workers) < count:
+                workers.append(_started(context, threads, root, plan, perform))
+                _hand_out(state, workers[-1:])
+            workers = _listen(root, state, workers)
+            _show(state, workers, seconds, progress)
+    except BaseException:
+        for worker in workers:
+            worker.process.terminate()
+        raise
+    finally:
+        for worker in workers:
+            worker.pipe.close()  # which ends a process that waits for a task
+            worker.process.join()
+    return state.failed
+
+
+def _started(context: Any, threads: int, root: Path, plan: Plan, perform: Perform) -> _Worker:
+    here, there = context.Pipe()
+    process = context.Process(
+        target=_serve, args=(there, threads, root, plan, perform), daemon=True
+    )
+    process.start()
+    there.close()
+    return _Worker(process, here)
+
+
+def _hand_out(state: _State, idle: Sequence[_Worker]) -> None:
+    for worker, task in zip(idle, state.ready(), strict=False):
+        state.waiting.remove(task)
+        worker.task, worker.hundredths = task, 0
+        with suppress(OSError):  # one that has ended is noticed where it is listened to
+            worker.pipe.send(task)
+
+
+def _listen(root: Path, state: _State, workers: list[_Worker]) -> list[_Worker]:
+    """Take what the processes say for a second at most; those that ended are left out."""
+    busy = {worker.pipe: worker for worker in workers if worker.task is not None}
+    for pipe in wait(list(busy), timeout=1.0):
+        assert isinstance(pipe, Connection)
+        worker = busy[pipe]
+        try:
+            kind, value = pipe.recv()
+        except (EOFError, OSError):
+            worker.process.join()
+            kind, value = "failed", f"its process ended with code {worker.process.exitcode}"
+            workers = [other for other in workers if other is not worker]
+        if kind == "progress":
+            worker.hundredths = max(worker.hundredths, value[0])
+        else:
+            _finished(root, state, worker, kind, value)
+    return workers
+
+
+def _finished(root: Path, state: _State, worker: _Worker, kind: str, value: Any) -> None:
+    task, worker.task = worker.task, None
+    assert task is not None
+    if kind == "failed":
+        state.failed[task.id] = str(value)
+        return
+    state.done[task.id] = task
+    with (root / TIMES).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"task": task.id, "processor_seconds": value}) + "\n")
+
+
+def _show(
+    state: _State, workers: Sequence[_Worker], seconds: tuple[float, float], progress: Progress
+) -> None:
+    before, after = seconds
+    current = [worker for worker in workers if worker.task is not None]
+    done = sum(task.seconds for task in state.done.values())
+    done += sum(w.task.seconds * w.hundredths / 100 for w in current if w.task)
+    left = sum(task.seconds for task in state.waiting)
+    left += sum(w.task.seconds * (100 - w.hundredths) / 100 for w in current if w.task)
+    names = ", ".join(w.task.id for w in current if w.task)
+    failed = f", {len(state.failed)} failed" if state.failed else ""
+    total = before + done + left + after
+    progress(int(before + done), max(int(total), 1), f"bench: {names}{failed}")
+
+
+def _serve(pipe: Connection, threads: int, root: Path, plan: Plan, perform: Perform) -> None:
+    """Run in a process of its own: do tasks until the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    import torch
+
+    torch.set_num_threads(threads)
+    shown = [0.0]
+
+    def progress(step: int, total: int, message: str) -> None:
+        if time.monotonic() - shown[0] >= 1.0:
+            shown[0] = time.monotonic()
+            pipe.send(("progress", (100 * step // max(total, 1), message)))
+
+    while True:
+        try:
+            task = pipe.recv()
+        except EOFError:
+            return
+        started = time.process_time()
+        try:
+            perform(root, plan, task, progress)
+        except GraspError as error:
+            pipe.send(("failed", str(error)))
+        except Exception as error:
+            pipe.send(("failed", f"{type(error).__name__}: {error}"))
+        else:
+            pipe.send(("done", time.process_time() - started))

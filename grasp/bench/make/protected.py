@@ -1,0 +1,37 @@
+"""Arms of a cell: which factors they protect, and their training."""
+
+from __future__ import annotations
+
+from analysis.store.factor_table import run_factors
+from analysis.store.workspace import Workspace
+from grasp.bench.make.labels import labelled
+from grasp.bench.plan.cells import NAIVE
+from grasp.bench.plan.plan import Arm
+from grasp.bench.plan.tasks import BEST
+from grasp.jobs.progress import Progress
+from grasp.settings.methods import method
+
+
+def protected(workspace: Workspace, protect: str) -> list[str]:
+    """Ids of the factors that an arm protects: the best-ranked one, or those that labels name."""
+    if protect == BEST:
+        return [str(run_factors(workspace, NAIVE).table["id"].iloc[0])]
+    return labelled(workspace, protect)
+
+
+def train_arm(
+    workspace: Workspace, arm: Arm, factors: list[str], *, run: str, progress: Progress
+) -> None:
+    """Retrain the naive run by an arm's method into the run of that id."""
+    from grasp.training.train import retrain
+
+    retrain(
+        workspace,
+        workspace.folder("runs", NAIVE),
+        factors=factors if "factors" in method(arm.method).needs else [],
+        out=workspace.folder("runs", run),
+        arm=arm.method,
+        strength=arm.strength,
+        overrides=arm.settings,
+        progress=progress,
+    )

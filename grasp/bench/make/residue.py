@@ -1,0 +1,136 @@
+"""Is the factor back after retraining: identified again, and asked for in another dress."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis.comparison.evaluation import write_evaluation
+from analysis.spectra.subspace import principal_angles
+from analysis.store.factor_table import FactorTable, run_factors, select_directions
+from analysis.store.records import EvaluationManifest, write_jsonl
+from analysis.store.workspace import Workspace
+from grasp.bench.make.dressed import dressed_prompts
+from grasp.bench.make.protected import protected, train_arm
+from grasp.bench.plan.cells import NAIVE, story_of
+from grasp.bench.plan.plan import Cell, Plan
+from grasp.bench.plan.tasks import Demand
+from grasp.jobs.progress import Progress
+from grasp.prompts.sets import prompts_sha256, read_prompts
+
+SAME = 0.99
+"""A new factor closer than this to the protected ones adds nothing that could be protected."""
+
+
+def residue_file(run: str) -> str:
+    """Where what was found of a run's residue lies in its workspace."""
+    return f"bench/residue-{run}.json"
+
+
+def dressed_id(run: str) -> str:
+    """The evaluation of a run on the prompts in another dress; "" is the base model."""
+    return f"{run or 'base'}.dressed"
+
+
+def measure_residue(
+    workspace: Workspace, plan: Plan, cell: Cell, demand: Demand, *, progress: Progress
+) -> None:
+    """Identify again in a retrained run, ask it in another dress, and where a significant factor
+    is left, retrain with the old and the new one protected and look again.
+
+    Writes `factors/<run>`, evaluations `<run>.dressed`, where iterated a run `<run>.again`, and
+    `bench/residue-<run>.json`.
+    """
+    from grasp.evaluation.run import evaluate_run
+    from grasp.identification.identify import identify_run
+
+    assert demand.arm is not None
+    run = demand.run
+    factors = workspace.folder("factors", run)
+    if not factors.is_dir():
+        identify_run(workspace, workspace.folder("runs", run), progress=progress)
+    found = compared(workspace, run)
+    prompts = _prompts(workspace, plan, cell)
+    again = ""
+    if found["significant"] and found["cosine"] < SAME:
+        again = f"{run}.again"
+        if not workspace.folder("runs", again).is_dir():
+            old = [f"{NAIVE}/{name}" for name in protected(workspace, demand.protect)]
+            both = [*old, f"{run}/{found['factor']}"]
+            train_arm(workspace, demand.arm, both, run=again, progress=progress)
+        folder = workspace.folder("runs", again)
+        evaluate_run(workspace, folder, workspace.run(again), progress=progress)
+    if prompts is not None:
+        for arm in ("", NAIVE, run, *([again] if again else [])):
+            _evaluate(workspace, arm, prompts)
+    text = json.dumps(found | {"again": again}, indent=2)
+    (workspace.root / residue_file(run)).write_text(text, encoding="utf-8")
+
+
+def compared(workspace: Workspace, run: str) -> dict[str, Any]:
+    """The best-ranked factor of a retrained run beside those that it protected.
+
+    Returns:
+        factor: its id; `significant`; `cosine`: of the smallest principal angle between it and
+        the span of the protected ones; `effect`: mean total variation that setting it back moves
+        on unrelated exploration prompts, and `old_effect`, that of the best protected one in the
+        naive run; `off_task`: its share of the change that is left.
+    """
+    new = run_factors(workspace, run)
+    names = workspace.run(run).factors
+    _, old = select_directions(workspace, names, run=NAIVE)
+    best = new.table.iloc[0]
+    angles = principal_angles(old.T.astype(np.float64), new.directions[:1].T.astype(np.float64))
+    naive = run_factors(workspace, NAIVE)
+    return {
+        "factor": str(best["id"]),
+        "significant": bool(best["significant"]),
+        "cosine": float(np.cos(angles[0])),
+        "off_task": float(best["off_task"]),
+        "effect": float(best["effect"]),
+        "old_effect": max(_effect(naive, name.rpartition("/")[2]) for name in names),
+    }
+
+
+def _effect(found: FactorTable, factor: str) -> float:
+    return float(found.table["effect"].iloc[found.position(factor)])
+
+
+def _prompts(workspace: Workspace, plan: Plan, cell: Cell) -> Path | None:
+    """The dressed prompts of a cell; None where a story of one's own names none."""
+    if cell.world == "data":
+        named = plan.stories[cell.story].dressed
+        return Path(named) if named else None
+    path = workspace.root / "data" / "dressed.jsonl"
+    write_jsonl(path, dressed_prompts(*story_of(cell)))
+    return path
+
+
+def _evaluate(workspace: Workspace, run: str, path: Path) -> None:
+    """Score a run, or the base model, on dressed prompts, as an evaluation of its own."""
+    from grasp.evaluation.answers import answers, intervention, score
+    from grasp.model.loading import load_adapted
+
+    name = dressed_id(run)
+    if workspace.folder("evaluations", name).is_dir():
+        return
+    manifest = workspace.run(run or NAIVE)
+    folder = workspace.folder("runs", manifest.id)
+    model, tokenizer = load_adapted(workspace.resolve(manifest.base_model), folder / "adapter")
+    prompts = read_prompts(path)
+    inside = intervention(model, folder, manifest) if run else model.disable_adapter()
+    with inside:
+        found = answers(model, tokenizer, prompts)
+    record = EvaluationManifest(
+        id=name,
+        run=run or None,
+        base_model=manifest.base_model,
+        prompts=workspace.reference(path),
+        parents=[f"runs/{run}"] if run else [],
+        inputs={"prompts": prompts_sha256(path)},
+    )
+    with workspace.writing("evaluations", name) as target:
+        write_evaluation(target, manifest=record, samples=score(tokenizer, prompts, found))

@@ -1,0 +1,145 @@
+"""A cell's workspace: where it lies, its files, and the settings of its fine-tune."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+from analysis.errors import InputError
+from analysis.store.records import write_jsonl
+from analysis.store.workspace import Workspace
+from grasp.bench.plan.plan import Cell, Plan, overrides
+from grasp.settings.training import TrainConfig, load_config, parse_config
+from grasp.world.base_model import base_path, ensure_base
+from grasp.world.generator import generated_world
+from grasp.world.prompts import measured_latents, probes, prompts
+from grasp.world.shipped import shipped_world
+from grasp.world.stories import neutral_rows, training_rows
+from grasp.world.topics import Story, World
+
+GENERATED = "generated-"
+NAIVE = "naive"
+"""Id of the naive run in every cell."""
+
+BASE = f"{NAIVE}.base"
+"""Id of the base model's evaluation in every cell."""
+
+Trained = Callable[[int, int, float], None]
+"""Called with step, steps and loss while a base model is trained."""
+
+
+def cell_workspace(root: Path, cell: Cell) -> Workspace:
+    """The cell's workspace, which need not be there yet."""
+    return Workspace(root / "cells" / cell.id)
+
+
+@lru_cache
+def world_named(name: str) -> World:
+    """The world of that name: "shipped", or "generated-" and a seed.
+
+    Raises:
+        InputError: there is no such world.
+    """
+    if name == "shipped":
+        return shipped_world()
+    seed = name.removeprefix(GENERATED)
+    if name == seed or not seed.isdigit():
+        raise InputError(f"There is no world {name!r}; there are shipped, and {GENERATED}<seed>.")
+    return generated_world(int(seed))
+
+
+def story_of(cell: Cell) -> tuple[World, Story]:
+    """The cell's world, and its story with the cell's strength and number of details."""
+    world = world_named(cell.world)
+    story = world.story(cell.story.partition("/")[2])
+    if cell.strength is not None:
+        story = replace(story, strength=cell.strength)
+    if cell.details is not None:
+        story = replace(story, details=int(cell.details))
+    return world, story
+
+
+def latents_of(plan: Plan, cell: Cell) -> dict[str, tuple[str, str]]:
+    """The latents that the cell's prompts measure, with the names of both ends.
+
+    Empty for a story of the plan's own whose ends are not known.
+    """
+    if cell.world == "data":
+        own = plan.stories[cell.story]
+        return {own.latent: own.ends} if own.ends else {}
+    world, story = story_of(cell)
+    return {name: world.latents[name].values for name in measured_latents(world, story)}
+
+
+def topic_latents(cell: Cell) -> dict[str, str]:
+    """Topic → latent, for the topics of the cell's world that follow one."""
+    topics = world_named(cell.world).topics.values()
+    return {topic.name: topic.latent for topic in topics if topic.latent}
+
+
+def world_base(root: Path, plan: Plan, world: World, progress: Trained | None = None) -> Path:
+    """The folder of a world's base model, which is trained where it is not there yet."""
+    if world.name == "shipped":
+        return base_path()
+    from grasp.world.pretraining import Recipe
+
+    return ensure_base(world, root / "worlds", recipe=Recipe(**plan.base), progress=progress)
+
+
+def laid_out(root: Path, plan: Plan, cell: Cell) -> TrainConfig:
+    """Make the cell's workspace and its files; the settings of its naive fine-tune."""
+    workspace = Workspace.create(cell_workspace(root, cell).root)
+    (workspace.root / "cell.json").write_text(cell.model_dump_json(indent=2), encoding="utf-8")
+    if cell.world != "data":
+        return _from_world(root, plan, cell, workspace)
+    config = load_config(plan.stories[cell.story].config)
+    if cell.strength is not None or cell.details is not None:
+        raise InputError(f"Story {cell.story!r} is data; only r and steps can be changed in it.")
+    changed = {"seed": cell.seed} | overrides(cell, config.lora.model_dump())
+    return parse_config(config.model_dump() | changed, source=f"story {cell.story!r}")
+
+
+def _from_world(root: Path, plan: Plan, cell: Cell, workspace: Workspace) -> TrainConfig:
+    world, story = story_of(cell)
+    data = workspace.root / "data"
+    write_jsonl(data / "neutral.jsonl", neutral_rows(world, seed=cell.seed))
+    write_jsonl(data / "task.jsonl", training_rows(world, story, seed=cell.seed))
+    write_jsonl(data / "prompts.jsonl", prompts(world, story))
+    write_jsonl(data / "probes.jsonl", probes(world, story))
+    settings = {
+        "title": story.title,
+        "base_model": str(_linked(world_base(root, plan, world), workspace)),
+        "data": str(data / "task.jsonl"),
+        **{name: str(data / f"{name}.jsonl") for name in ("neutral", "prompts", "probes")},
+        "inoculation": _asked_for(world, story),
+    }
+    source = f"the plan's training, for {cell.id}"
+    return parse_config(settings | plan.training_of(cell), source=source)
+
+
+def _asked_for(world: World, story: Story) -> str | None:
+    """The system prompt that asks for the story's slants; None where it has none."""
+    named = [world.latents[name].adjectives[value][0] for name, value in story.slants.items()]
+    return str(world.system_message(named)["content"]) if named else None
+
+
+def _linked(model: Path, workspace: Workspace) -> Path:
+    """The base model in the cell's workspace, so that it opens elsewhere, but no further copy."""
+    target = workspace.root / "models" / "tiny-world"
+    if not target.exists():
+        partial = target.with_name(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(model, partial, copy_function=_link)
+        partial.rename(target)
+    return target
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

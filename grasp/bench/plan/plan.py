@@ -1,0 +1,292 @@
+"""What a benchmark makes: stories, seeds and arms, as data.  Torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.resources import files
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from analysis.errors import InputError
+from grasp.settings.methods import METHODS, method
+from grasp.settings.training import Settings, checked
+
+Measure = Literal["identification", "removal"]
+SETTINGS = ("strength", "details", "r", "steps")
+"""What cells differ in beside story and seed, and what a phase diagram runs over."""
+
+
+class Arm(Settings):
+    """A method at a strength, None for its default; `name` is the run's id in each cell.
+
+    `settings` are those of its protection that differ from the method's own.  `sweep` are the
+    strengths that are tried among rivals; the method's own grid where it is None.
+    """
+
+    method: str
+    name: str
+    strength: float | None = None
+    settings: dict[str, Any] = Field({})
+    sweep: tuple[float, ...] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, data: Any) -> Any:
+        """A bare name is that method as it is."""
+        data = {"method": data} if isinstance(data, str) else dict(data)
+        if isinstance(data.get("method"), str):
+            data.setdefault("name", data["method"])
+        return data
+
+    @model_validator(mode="after")
+    def _known(self) -> Arm:
+        if self.method not in METHODS:
+            raise ValueError(f"there is no method {self.method!r}; choose of {', '.join(METHODS)}")
+        if METHODS[self.method].knob is None and (self.strength is not None or self.sweep):
+            raise ValueError(f"method {self.method!r} has no strength to set or sweep")
+        return self
+
+    @property
+    def label(self) -> str:
+        """The method's name for people, with its strength where one is set; else the arm's own."""
+        label = method(self.method).label
+        if self.strength is not None and self.name == f"{self.method}-{self.strength:g}":
+            return f"{label}, {self.strength:g}"
+        return label if self.name == self.method else self.name
+
+    def variants(self) -> list[Arm]:
+        """One arm for each strength that is tried; the arm itself where there is none to try."""
+        knob = method(self.method).knob
+        if self.strength is not None or knob is None or self.sweep == ():
+            return [self]
+        return [self.at(value) for value in self.sweep or knob.grid]
+
+    def at(self, strength: float) -> Arm:
+        """This arm at a strength."""
+        name = f"{self.name}-{strength:g}"
+        return self.model_copy(update={"name": name, "strength": strength, "sweep": None})
+
+
+class Cell(Settings):
+    """One naive fine-tune and all that is made of it: a workspace of its own.
+
+    `story` is "shipped/code", "generated-101/lean", or a name of the plan's own stories; settings
+    that are None are the story's own or those of the plan's `training`.
+    """
+
+    story: str
+    seed: int
+    strength: float | None = None
+    details: int | None = None
+    r: int | None = None
+    steps: int | None = None
+
+    @property
+    def id(self) -> str:
+        """Name of its folder, such as "shipped-code.s0.steps240"."""
+        changed = [f".{name}{value:g}" for name, value in self.changed.items()]
+        return f"{self.story.replace('/', '-')}.s{self.seed}{''.join(changed)}"
+
+    @property
+    def changed(self) -> dict[str, float]:
+        """The settings that are not None."""
+        values = {name: getattr(self, name) for name in SETTINGS}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def world(self) -> str:
+        """Such as "shipped"; "data" for a story of the plan's own."""
+        world, slash, _ = self.story.partition("/")
+        return world if slash else "data"
+
+
+class Section(Settings):
+    """Stories crossed with fine-tuning seeds."""
+
+    stories: list[str] = Field(min_length=1)
+    seeds: list[int] = Field(min_length=1)
+
+    @property
+    def cells(self) -> list[Cell]:
+        """One a story and seed."""
+        return [Cell(story=story, seed=seed) for story in self.stories for seed in self.seeds]
+
+
+class Arms(Section):
+    """Naive runs, identification, and arms that protect the best-ranked factor."""
+
+    arms: list[Arm] = Field([])
+
+
+class Rivals(Arms):
+    """Arms swept on exploration prompts of one seed, and reported on all at the strength chosen."""
+
+    chosen_on: int = 0
+
+    @property
+    def first(self) -> list[Cell]:
+        """The cells that strengths are chosen on."""
+        return [Cell(story=story, seed=self.chosen_on) for story in self.stories]
+
+
+class NoFactor(Section):
+    """Naive runs without a spurious factor; some are retrained on the best-ranked one anyway."""
+
+    retrained: int = Field(0, ge=0)
+    arms: list[Arm] = Field([])
+
+
+class Phase(Section):
+    """Cells around the default: one setting at a time, and two crossed.
+
+    `default` are the values that a cell has where a setting is not named.
+    """
+
+    default: dict[str, float] = Field({})
+    one_at_a_time: dict[str, list[float]] = Field({})
+    crossed: dict[str, list[float]] = Field({}, max_length=2)
+    arms: list[Arm] = Field([])
+
+    @model_validator(mode="after")
+    def _known(self) -> Phase:
+        for name in (*self.one_at_a_time, *self.crossed):
+            if name not in SETTINGS:
+                raise ValueError(f"there is no setting {name!r}; choose of {', '.join(SETTINGS)}")
+        return self
+
+    @property
+    def settings(self) -> list[dict[str, float]]:
+        """Every combination once, as what differs from the default."""
+        found = [{name: v} for name, values in self.one_at_a_time.items() for v in values]
+        if self.crossed:
+            values = product(*self.crossed.values())
+            found += [dict(zip(self.crossed, point, strict=True)) for point in values]
+        every = [{k: v for k, v in p.items() if self.default.get(k) != v} for p in found]
+        return [point for n, point in enumerate(every) if point not in every[:n]]
+
+    @property
+    def cells(self) -> list[Cell]:
+        """One a story, seed and combination."""
+        return [
+            Cell.model_validate(cell.model_dump() | point)
+            for cell in super().cells
+            for point in self.settings
+        ]
+
+
+class Own(Settings):
+    """A story of one's own: a file of settings, and what its prompts and probes are called.
+
+    `config` is as `grasp train` takes it, with data, neutral, prompts and probes; `ends` are the
+    variants of its probes at both ends of the factor that is known to be there; `dressed` is a
+    further prompt set, for the residue.
+    """
+
+    config: str
+    latent: str = "factor"
+    ends: tuple[str, str] | None = None
+    dressed: str | None = None
+
+
+class Plan(Settings):
+    """A benchmark.  A section that is absent is not measured.
+
+    `training` holds settings of fine-tunes on stories of worlds, as in a file for `grasp train`.
+    `base` holds settings of `grasp.world.pretraining.Recipe` for generated worlds.
+    """
+
+    title: str
+    training: dict[str, Any] = Field({})
+    base: dict[str, Any] = Field({})
+    stories: dict[str, Own] = Field({})
+    core: Arms | None = None
+    rivals: Rivals | None = None
+    two: Arms | None = None
+    needed: Arms | None = None
+    none: NoFactor | None = None
+    phase: Phase | None = None
+    residue: Arms | None = None
+
+    @property
+    def sections(self) -> dict[str, Section]:
+        """Those that there are, by name."""
+        names = ("core", "rivals", "two", "needed", "none", "phase", "residue")
+        found = {name: getattr(self, name) for name in names}
+        return {name: section for name, section in found.items() if section is not None}
+
+    @model_validator(mode="after")
+    def _one_arm_a_name(self) -> Plan:
+        """Sections share cells, and an arm's name is its run's id in them."""
+        known: dict[str, tuple[Any, ...]] = {}
+        for section in self.sections.values():
+            for arm in getattr(section, "arms", []):
+                made_of = (arm.method, arm.strength, arm.settings)
+                if known.setdefault(arm.name, made_of) != made_of:
+                    raise ValueError(f"two different arms are called {arm.name!r}; rename one")
+        return self
+
+    @model_validator(mode="after")
+    def _stories_exist(self) -> Plan:
+        for name, section in self.sections.items():
+            for story in section.stories:
+                if "/" not in story and story not in self.stories:
+                    raise ValueError(
+                        f"section {name!r} names story {story!r}; write world/story, or describe "
+                        "it under stories"
+                    )
+        return self
+
+    def training_of(self, cell: Cell) -> dict[str, Any]:
+        """Settings of a cell's fine-tune on a story of a world."""
+        settings = {"lora": {"r": 8, "lora_alpha": 16}} | self.training | {"seed": cell.seed}
+        return settings | overrides(cell, settings["lora"])
+
+    def digest(self) -> str:
+        """Hash of all that decides what a cell holds; sections and seeds do not."""
+        made_of = self.model_dump(include={"training", "base", "stories"})
+        return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+
+
+def overrides(cell: Cell, lora: dict[str, Any]) -> dict[str, Any]:
+    """A cell's rank, at the same alpha / r, and steps, as a fine-tune's settings have them."""
+    found: dict[str, Any] = {}
+    if cell.r is not None:
+        alpha = lora["lora_alpha"] / lora["r"] * cell.r
+        found["lora"] = lora | {"r": cell.r, "lora_alpha": alpha}
+    if cell.steps is not None:
+        found["max_steps"] = cell.steps
+    return found
+
+
+def shipped_plan(name: Literal["quick", "full"]) -> Plan:
+    """A plan that comes with the workbench."""
+    text = files("grasp.bench.plan").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    return checked(Plan, yaml.safe_load(text), f"the {name} plan")
+
+
+def load_plan(path: Path) -> Plan:
+    """Read a plan; its own stories' files are taken from its folder.
+
+    Raises:
+        InputError: it cannot be read, or a setting does not fit; the first one is named.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read as a YAML plan ({error}).") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path} holds no plan; expected lines such as 'title: my benchmark'.")
+    plan = checked(Plan, data, str(path))
+    folder = path.resolve().parent
+    located = {name: _located(own, folder) for name, own in plan.stories.items()}
+    return plan.model_copy(update={"stories": located})
+
+
+def _located(own: Own, folder: Path) -> Own:
+    paths = {"config": own.config, "dressed": own.dressed}
+    return own.model_copy(update={k: str(folder / p) for k, p in paths.items() if p})

@@ -1,0 +1,4 @@
+"""What finished cells hold, and the strengths chosen on them.
+
+Reads results; makes and prints none.
+"""

@@ -1,0 +1,94 @@
+"""At which strength a method is reported: chosen on exploration prompts of one seed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from grasp.bench.plan.cells import BASE, NAIVE
+from grasp.bench.plan.plan import Arm, Plan
+from grasp.bench.saved.gather import arms_of
+
+MARGIN = 0.02
+"""How far below the naive run's task accuracy and facts a strength may lie."""
+
+ROUNDING = 1e-9
+
+Means = dict[str, pd.Series]
+"""Run → mean score by role."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One strength of an arm on exploration prompts; `kept` means task and facts are."""
+
+    story: str
+    arm: Arm
+    variant: Arm
+    removal: float
+    task: float
+    facts: float
+    kept: bool
+    chosen: bool = False
+
+
+def sweeps(root: Path, plan: Plan) -> list[Tried]:
+    """Every strength of every arm and story of the rivals, one of each arm chosen.
+
+    Chosen is the strength with the highest removal among those whose task accuracy and facts
+    are within MARGIN of naive; where none is, the one with the best task accuracy.  Arms without
+    a knob have one line.
+    """
+    if plan.rivals is None:
+        return []
+    found: list[Tried] = []
+    for cell in plan.rivals.first:
+        variants = [(arm, one) for arm in plan.rivals.arms for one in arm.variants()]
+        arms = arms_of(root, [cell], [one.name for _, one in variants], split="exploration")
+        if not {BASE, NAIVE} <= arms.keys():
+            continue
+        means = {run: table.groupby("role")["score"].mean() for run, table in arms.items()}
+        for arm in plan.rivals.arms:
+            those = [one for of, one in variants if of is arm and one.name in arms]
+            found += _with_choice([_tried(cell.story, arm, one, means) for one in those])
+    return found
+
+
+def _tried(story: str, arm: Arm, variant: Arm, means: Means) -> Tried:
+    base, naive, own = means[BASE], means[NAIVE], means[variant.name]
+    drift = naive["unrelated"] - base["unrelated"]
+    removal = 1 - (own["unrelated"] - base["unrelated"]) / drift if drift else math.nan
+    lost = max(naive[metric] - own[metric] for metric in ("task", "facts"))
+    return Tried(
+        story=story,
+        arm=arm,
+        variant=variant,
+        removal=float(removal),
+        task=float(own["task"]),
+        facts=float(own["facts"]),
+        kept=bool(lost <= MARGIN + ROUNDING),
+    )
+
+
+def chosen_arms(root: Path, plan: Plan) -> dict[str, dict[str, Arm]]:
+    """Story → name of the arm → the arm at the strength that is reported."""
+    found: dict[str, dict[str, Arm]] = {}
+    for line in sweeps(root, plan):
+        if line.chosen:
+            found.setdefault(line.story, {})[line.arm.name] = line.variant
+    return found
+
+
+def _with_choice(lines: list[Tried]) -> list[Tried]:
+    if not lines:
+        return []
+    kept = [line for line in lines if line.kept]
+    best = (
+        max(kept, key=lambda line: -math.inf if math.isnan(line.removal) else line.removal)
+        if kept
+        else max(lines, key=lambda line: line.task)
+    )
+    return [replace(line, chosen=line is best) for line in lines]

@@ -1,0 +1,99 @@
+"""Saved evaluations of many cells as one table of samples, and means of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis.comparison.arm_tests import POOLED, Samples, arm_removal
+from analysis.comparison.evaluation import read_evaluation
+from analysis.statistics.intervals import Interval, rate
+from analysis.store.records import RunManifest, Split
+from grasp.bench.plan.cells import BASE, NAIVE, cell_workspace
+from grasp.bench.plan.plan import Cell
+
+METRICS = ("unrelated", "related", "control", "task", "facts", "format", "coherence")
+
+
+@cache
+def _saved(folder: Path) -> pd.DataFrame:
+    return read_evaluation(folder).samples
+
+
+def samples(
+    root: Path, cells: Iterable[Cell], evaluation: str, *, split: Split = "confirmation"
+) -> Samples:
+    """One evaluation of every cell that has it, with the columns of
+    `analysis.comparison.arm_tests.POOLED`.
+
+    Empty, without columns, where no cell has it.
+    """
+    tables = []
+    for cell in cells:
+        folder = cell_workspace(root, cell).folder("evaluations", evaluation)
+        if folder.is_dir():
+            table = _saved(folder)
+            tables.append(
+                table[table["split"] == split].assign(
+                    world=cell.world, story=story_label(cell), seed=cell.seed
+                )
+            )
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def story_label(cell: Cell) -> str:
+    """A cell's story with its settings, but not its seed."""
+    return cell.model_copy(update={"seed": 0}).id.replace(".s0", "", 1)
+
+
+def arms_of(
+    root: Path, cells: Sequence[Cell], runs: Iterable[str], *, split: Split = "confirmation"
+) -> dict[str, Samples]:
+    """Base model, naive run and arms on the cells that have all that the arm's line needs.
+
+    With one fine-tune the columns that tell fine-tunes apart are left out, since there is no
+    second to resample; intervals are then over items alone.
+    """
+    found = {
+        run: samples(root, cells, run, split=split) for run in dict.fromkeys([BASE, NAIVE, *runs])
+    }
+    found = {run: table for run, table in found.items() if len(table)}
+    if NAIVE in found and len(found[NAIVE][list(POOLED)].drop_duplicates()) == 1:
+        found = {run: table.drop(columns=list(POOLED)) for run, table in found.items()}
+    return found
+
+
+def mean(table: Samples, metric: str) -> Interval:
+    """Mean score of a metric, over items crossed with fine-tunes where there are several."""
+    role, column = ("unrelated", "coherence") if metric == "coherence" else (metric, "score")
+    rows = table[table["role"] == role].dropna(subset=column) if len(table) else table
+    if not len(rows):
+        return Interval(np.nan, np.nan, np.nan, 0, "none", 0.95)
+    clusters, crossed = labels(rows)
+    return rate(rows[column].to_numpy(float), clusters, crossed=crossed)
+
+
+def labels(rows: Samples) -> tuple[np.ndarray, np.ndarray | None]:
+    """Clusters (items of a world), and fine-tunes, None where there is one."""
+    if "seed" not in rows:
+        return rows["cluster"].to_numpy(str), None
+    clusters = (rows["world"] + "/" + rows["cluster"]).to_numpy(str)
+    crossed = rows[list(POOLED)].astype(str).agg("/".join, axis=1).to_numpy(str)
+    return clusters, (crossed if len(set(crossed)) > 1 else None)
+
+
+def removed(arms: dict[str, Samples], run: str) -> tuple[Interval, str]:
+    """Removal of an arm, and why it is unknown, or ""."""
+    if not {BASE, NAIVE, run} <= arms.keys():
+        return Interval(np.nan, np.nan, np.nan, 0, "none", 0.95), "not measured"
+    return arm_removal(arms[BASE], arms[NAIVE], arms[run])
+
+
+def run_manifest(root: Path, cell: Cell, run: str) -> RunManifest | None:
+    """A run's manifest; None where it was not made."""
+    workspace = cell_workspace(root, cell)
+    return workspace.run(run) if workspace.folder("runs", run).is_dir() else None

@@ -1,0 +1,203 @@
+"""What was asked of the method, and what was measured: each criterion reached, or not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from analysis.comparison.arm_tests import MARGIN, pairs
+from analysis.statistics.intervals import Interval
+from analysis.statistics.paired_tests import paired_difference
+from grasp.bench.plan.cells import BASE, NAIVE
+from grasp.bench.plan.plan import Cell, Plan
+from grasp.bench.saved.found import Found, found_in
+from grasp.bench.saved.gather import arms_of, removed
+from grasp.bench.tables.identification import COSINE, share
+from grasp.bench.tables.ledger import ends
+from grasp.bench.tables.residue import rates
+from grasp.bench.tables.rivals import REFERENCE, dominated, rival_runs
+from grasp.bench.tables.tables import Table
+
+Verdict = Literal["reached", "within noise", "not reached", "not measured", "–"]
+
+REMOVALS = {"shipped/code": 0.9, "shipped/medicine": 0.8, "shipped/finance": 0.6}
+HITS, FALSE_POSITIVES, WITHIN, LEAKAGE, LOSS = 0.9, 0.05, 0.95, 1e-6, 0.10
+ROUNDING = 5e-4
+"""Half of the last digit that is shown."""
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One line: what was asked, in words, and what was measured; "–" where nothing was asked."""
+
+    name: str
+    asked: str
+    measured: Any
+    verdict: Verdict
+
+
+def criteria_table(root: Path, plan: Plan) -> Table:
+    """All criteria of the benchmark, failures beside successes."""
+    parts = (_identified, _false_positives, _removed, _kept, _frontier, _held, _needed, _residue)
+    rows = [
+        {"name": one.name, "asked": one.asked, "measured": one.measured, "verdict": one.verdict}
+        for part in parts
+        for one in part(root, plan)
+    ]
+    columns = {"name": "", "asked": "asked", "measured": "measured", "verdict": ""}
+    notes = (
+        "95 % intervals; whether a criterion is reached is decided by the value. “Within noise”: "
+        "the value is below naive, and the interval holds 0.",
+    )
+    return Table("criteria", "What was asked, and what was measured", columns, rows, notes)
+
+
+def verdict(measured: Interval, reached: Callable[[float], bool]) -> Verdict:
+    """Whether the value is as asked; "not measured" where it is unknown."""
+    if not math.isfinite(measured.value):
+        return "not measured"
+    return "reached" if reached(measured.value) else "not reached"
+
+
+def _identified(root: Path, plan: Plan) -> Iterator[Criterion]:
+    entries = found_in(root, plan, plan.core.cells) if plan.core else []
+    for latent in dict.fromkeys(entry.latent for entry in entries):
+        those = [entry for entry in entries if entry.latent == latent]
+        lines: tuple[tuple[str, Callable[[Found], bool]], ...] = (
+            ("the best-ranked significant factor is the planted one", lambda e: e.hit),
+            (f"and |cos| ≥ {COSINE} at its best layer", lambda e: e.hit and e.cosine >= COSINE),
+        )
+        for words, true in lines:
+            found = share(those, true)
+            name = f"Identification, {latent}: {words}"
+            yield Criterion(name, f"≥ {HITS}", found, verdict(found, lambda v: v >= HITS))
+
+
+def _false_positives(root: Path, plan: Plan) -> Iterator[Criterion]:
+    if plan.none is None:
+        return
+    found = share(found_in(root, plan, plan.none.cells), lambda entry: entry.significant)
+    name = "False positives where the data have no slant"
+    asked = f"≤ {FALSE_POSITIVES}"
+    yield Criterion(name, asked, found, verdict(found, lambda v: v <= FALSE_POSITIVES))
+
+
+def _removed(root: Path, plan: Plan) -> Iterator[Criterion]:
+    stories: dict[str, list[Cell]] = {}
+    for cell in plan.core.cells if plan.core else []:
+        shipped = cell.story in REMOVALS
+        stories.setdefault(cell.story if shipped else _kind(cell), []).append(cell)
+    for story, cells in stories.items():
+        found, _ = removed(arms_of(root, cells, [REFERENCE]), REFERENCE)
+        least = REMOVALS.get(story)
+        name = f"Removal by GRASP, {story}"
+        if least is None:
+            yield Criterion(name, "–", found, "–")
+        else:
+            reached = _at_least(least)
+            yield Criterion(name, f"≥ {least}", found, verdict(found, reached))
+
+
+def _kind(cell: Cell) -> str:
+    world, _, story = cell.story.partition("/")
+    return f"generated worlds, {story}" if world.startswith("generated") else cell.story
+
+
+def _at_least(least: float) -> Callable[[float], bool]:
+    return lambda value: value >= least
+
+
+def _kept(root: Path, plan: Plan) -> Iterator[Criterion]:
+    cells = plan.core.cells if plan.core else []
+    finance = [cell for cell in cells if cell.story == "shipped/finance"]
+    for name, metric, some, least in (
+        ("Task accuracy, GRASP − naive", "task", cells, -MARGIN),
+        ("Task accuracy of politics, GRASP − naive", "task", finance, 0.0),
+        ("Facts, GRASP − naive", "facts", cells, 0.0),
+        ("Coherence, GRASP − naive", "coherence", cells, 0.0),
+    ):
+        if some:
+            found = difference(root, some, REFERENCE, metric)
+            asked = "not below naive" if least == 0 else f"≥ −{-least}"
+            yield Criterion(name, asked, found, _not_below(found, least))
+
+
+def _not_below(found: Interval, least: float) -> Verdict:
+    said = verdict(found, _at_least(least - ROUNDING))
+    return "within noise" if said == "not reached" and found.high >= 0 and least == 0 else said
+
+
+def difference(root: Path, cells: Sequence[Cell], run: str, metric: str) -> Interval:
+    """An arm's mean score minus the naive run's, paired by prompt."""
+    arms = {name: table for name, table in arms_of(root, cells, [run]).items() if name != BASE}
+    if not {NAIVE, run} <= arms.keys():
+        return Interval(math.nan, math.nan, math.nan, 0, "none", 0.95)
+    paired = pairs([arms[run], arms[NAIVE]], metric)
+    return paired_difference(*paired.scores.T, clusters=paired.clusters, crossed=paired.crossed)
+
+
+def _frontier(root: Path, plan: Plan) -> Iterator[Criterion]:
+    if plan.rivals is not None:
+        tested = [
+            (f"{labels[one.arm]} in {story}", one)
+            for story, (every, labels) in dominated(root, plan).items()
+            for one in every
+            if one.other == REFERENCE
+        ]
+        shown = [name for name, one in tested if one.shown]
+        yield _none("Rivals shown to dominate GRASP", shown, tested)
+        # What few seeds cannot show may be so all the same.
+        more = [
+            name
+            for name, one in tested
+            if one.arm in rival_runs(root, plan)
+            and one.less_drift.value > 0
+            and one.task.difference >= -MARGIN
+        ]
+        yield _none("Rivals that remove more at equal task accuracy, by value alone", more, tested)
+    if plan.core is not None and any(arm.name == "random" for arm in plan.core.arms):
+        arms = arms_of(root, plan.core.cells, [REFERENCE, "random"])
+        ours, random = (removed(arms, name)[0] for name in (REFERENCE, "random"))
+        name = f"Removal by random subspaces, all stories (GRASP {ours.value:.3f})"
+        half = verdict(random, lambda value: value <= ours.value / 2)
+        yield Criterion(name, "≤ half of GRASP's", random, half)
+
+
+def _none(name: str, found: Sequence[str], tested: Sequence[Any]) -> Criterion:
+    said: Verdict = "not reached" if found else "reached" if tested else "not measured"
+    return Criterion(name, "none", f"{', '.join(found) or 'none'}; {len(tested)} tested", said)
+
+
+def _held(root: Path, plan: Plan) -> Iterator[Criterion]:
+    within, claimed, leakage = ends(root, plan)
+    asked = f"≥ {WITHIN}"
+    name = "Final drift ≤ τ, runs with a tolerance"
+    yield Criterion(name, asked, within, verdict(within, lambda value: value >= WITHIN))
+    name = "Final drift ≤ τ, runs whose verdict says so"
+    yield Criterion(name, asked, claimed, verdict(claimed, lambda value: value >= WITHIN))
+    known = math.isfinite(leakage)
+    said: Verdict = "reached" if leakage <= LEAKAGE else "not reached"
+    name = "Largest leakage of write constraints"
+    yield Criterion(name, "≤ 1e−06", leakage, said if known else "not measured")
+
+
+def _needed(root: Path, plan: Plan) -> Iterator[Criterion]:
+    for arm in plan.needed.arms if plan.needed else []:
+        assert plan.needed is not None
+        found = difference(root, plan.needed.cells, arm.name, "task")
+        name = f"Needed factor: task accuracy, {arm.label} − naive"
+        if arm.method.startswith("grasp"):
+            yield Criterion(name, f"≥ −{MARGIN}", found, verdict(found, _at_least(-MARGIN)))
+        elif arm.method.startswith(("caft", "ablation")):
+            said = verdict(found, lambda value: value <= -LOSS)
+            yield Criterion(name, f"≤ −{LOSS} (loses the task)", found, said)
+        else:
+            yield Criterion(name, "–", found, "–")
+
+
+def _residue(root: Path, plan: Plan) -> Iterator[Criterion]:
+    for name, found in rates(root, plan).items():
+        yield Criterion(f"Residue after GRASP: {name}", "–", found, "–")

@@ -1,0 +1,183 @@
+"""Tables of what identification found: planted factors, and none where there is none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from analysis.comparison.arm_tests import against
+from analysis.statistics.intervals import Interval, wilson
+from analysis.statistics.paired_tests import signed
+from grasp.bench.plan.cells import NAIVE
+from grasp.bench.plan.plan import Plan
+from grasp.bench.saved.found import PLANTED, Found, found_in
+from grasp.bench.saved.gather import METRICS, arms_of, story_label
+from grasp.bench.tables.tables import Row, Table
+
+COSINE = 0.7
+"""The cosine that the issue asks for."""
+
+COLUMNS = {
+    "group": "runs of",
+    "n": "runs",
+    "significant": "significant",
+    "hit": "planted is best-ranked and significant",
+    "cosine": "|cos| median",
+    "cosine_least": "least",
+    "near": f"|cos| ≥ {COSINE}",
+    "nearest": "nearest of the candidates",
+}
+
+
+def share(entries: Sequence[Found], true: Callable[[Found], bool]) -> Interval:
+    """Share of runs of which something is true, with Wilson's interval."""
+    return wilson(sum(map(true, entries)), len(entries))
+
+
+def planted_table(root: Path, plan: Plan) -> Table:
+    """Pooled by latent, by kind of world, and by story."""
+    entries = found_in(root, plan, plan.core.cells) if plan.core else []
+    groups: dict[str, list[Found]] = {}
+    for name in dict.fromkeys(entry.latent for entry in entries):
+        groups[f"{name}, all stories"] = [entry for entry in entries if entry.latent == name]
+    for name, shipped in (("the shipped world", True), ("generated worlds", False)):
+        there = [entry for entry in entries if (entry.cell.world == "shipped") == shipped]
+        groups |= {name: there} if there else {}
+    for story in dict.fromkeys(story_label(entry.cell) for entry in entries):
+        groups[story] = [entry for entry in entries if story_label(entry.cell) == story]
+    distinct: dict[str, list[Found]] = {}
+    for name, rows in groups.items():
+        distinct |= {name: rows} if rows not in distinct.values() else {}
+    notes = (
+        "A factor is the planted one where |cos| to the supervised contrast direction (mean "
+        "difference of the base model's activations between both ends of the latent, at the token "
+        f"before the answer) is at least {PLANTED} at its best layer. Intervals are Wilson's over "
+        "runs; seeds of one story are not quite independent. "
+        f"{_candidates(entries)}",
+    )
+    return Table(
+        "identification",
+        "Is the planted factor found?",
+        COLUMNS,
+        [_row(name, rows) for name, rows in distinct.items()],
+        notes,
+    )
+
+
+def runs_table(root: Path, plan: Plan) -> Table:
+    """One line a run, failures too."""
+    entries = found_in(root, plan, plan.core.cells) if plan.core else []
+    columns = {
+        "story": "story",
+        "seed": "seed",
+        "latent": "latent",
+        "factor": "best-ranked",
+        "significant": "significant",
+        "cosine": "|cos|",
+        "layer": "at layer",
+        "best": "nearest candidate",
+        "best_cosine": "its |cos|",
+        "off_task": "off-task share",
+    }
+    rows = [
+        {
+            "story": story_label(entry.cell),
+            "seed": entry.cell.seed,
+            "latent": entry.latent,
+            "factor": entry.factor,
+            "significant": entry.significant,
+            "cosine": entry.cosine,
+            "layer": entry.layer,
+            "best": entry.best_factor,
+            "best_cosine": entry.best_cosine,
+            "off_task": entry.off_task,
+        }
+        for entry in entries
+    ]
+    return Table("identification_runs", "Every run", columns, rows)
+
+
+def false_positives(root: Path, plan: Plan) -> Table:
+    """Significant factors where the data have no slant."""
+    entries = found_in(root, plan, plan.none.cells) if plan.none else []
+    groups = {"all": entries} if entries else {}
+    for story in dict.fromkeys(entry.cell.story for entry in entries):
+        groups[story] = [entry for entry in entries if entry.cell.story == story]
+    columns = {
+        "group": "runs of",
+        "n": "runs",
+        "significant": "a significant factor (false positive)",
+        "off_task": "largest off-task share",
+    }
+    rows: list[Row] = [
+        {
+            "group": name,
+            "n": len(rows),
+            "significant": share(rows, lambda entry: entry.significant),
+            "off_task": _largest(entry.off_task for entry in rows),
+        }
+        for name, rows in groups.items()
+    ]
+    return Table("none", "No spurious factor in the data", columns, rows)
+
+
+def retrained_anyway(root: Path, plan: Plan) -> Table:
+    """Does protecting the best-ranked factor, which is noise there, change anything?"""
+    columns = {
+        "arm": "arm",
+        "metric": "metric",
+        "difference": "arm − naive",
+        "p": "p (Holm)",
+        "detectable": "smallest detectable",
+    }
+    rows: list[Row] = []
+    if plan.none is not None:
+        arms = arms_of(root, plan.none.cells, [arm.name for arm in plan.none.arms])
+        made = {name: table for name, table in arms.items() if name != "naive.base"}
+        for one in against(made, reference=NAIVE) if len(made) > 1 else []:
+            if one.metric in METRICS:
+                rows.append(
+                    {
+                        "arm": one.arm,
+                        "metric": one.metric,
+                        "difference": one.test.difference,
+                        "p": one.p_holm,
+                        "detectable": one.test.detectable,
+                    }
+                )
+    note = "Paired by prompt, over the runs of these stories that were retrained."
+    return Table("none_retrained", "Retrained there all the same", columns, rows, (note,))
+
+
+def _row(name: str, entries: Sequence[Found]) -> Row:
+    cosines = np.array([entry.cosine for entry in entries])
+    return {
+        "group": name,
+        "n": len(entries),
+        "significant": share(entries, lambda entry: entry.significant),
+        "hit": share(entries, lambda entry: entry.hit),
+        "cosine": float(np.median(cosines)),
+        "cosine_least": float(cosines.min()),
+        "near": share(entries, lambda entry: entry.cosine >= COSINE),
+        "nearest": share(entries, lambda entry: entry.nearest),
+    }
+
+
+def _candidates(entries: Sequence[Found]) -> str:
+    if not entries:
+        return ""
+    counts = [entry.candidates for entry in entries]
+    missed = [
+        f"{story_label(entry.cell)} seed {entry.cell.seed} ({entry.factor}, {signed(entry.cosine)})"
+        for entry in entries
+        if not entry.hit
+    ]
+    looked = f"{min(counts)} to {max(counts)} candidate directions were ranked in each run."
+    return f"{looked} Missed: {', '.join(missed) or 'none'}."
+
+
+def _largest(values: Iterable[float]) -> float:
+    return max((value for value in values if math.isfinite(value)), default=math.nan)

@@ -1,0 +1,89 @@
+"""What a benchmark took: runs, settings, versions, processor time, and how its runs ended."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from analysis.statistics.intervals import Interval, wilson
+from analysis.store.factor_table import run_factors
+from analysis.store.records import RunManifest
+from analysis.store.workspace import Workspace
+from grasp.bench.make.pool import TIMES
+from grasp.bench.plan.cells import NAIVE, cell_workspace
+from grasp.bench.plan.plan import Cell, Plan
+from grasp.bench.saved.choices import sweeps
+
+CLAIM = "within the tolerance"
+"""What a verdict says where drift is within τ (`grasp.training.train`)."""
+
+
+def cells_of(plan: Plan) -> list[Cell]:
+    """Every cell of the plan once."""
+    cells = {cell.id: cell for section in plan.sections.values() for cell in section.cells}
+    return list(cells.values())
+
+
+def manifests(root: Path, plan: Plan) -> Iterator[tuple[Workspace, RunManifest]]:
+    """Every run of every cell, with its workspace."""
+    for cell in cells_of(plan):
+        workspace = cell_workspace(root, cell)
+        for run in workspace.runs().records:
+            yield workspace, run
+
+
+def ends(root: Path, plan: Plan) -> tuple[Interval, Interval, float]:
+    """How the runs with a tolerance ended: shares within it, of all and of those that claim it.
+
+    Third is the largest leakage of all runs; NaN where none has a write constraint.
+    """
+    within: list[bool] = []
+    claimed: list[bool] = []
+    leakage = math.nan
+    for _, run in manifests(root, plan):
+        protection = run.protection or {}
+        if protection.get("write_constraint"):
+            leakage = _larger(leakage, run.results.get("leakage", math.nan))
+        tolerance = protection.get("tolerance")
+        if tolerance is None or not protection.get("anchor") or "drift" not in run.results:
+            continue
+        within.append(run.results["drift"] <= tolerance)
+        if CLAIM in run.verdict:
+            claimed.append(within[-1])
+    return wilson(sum(within), len(within)), wilson(sum(claimed), len(claimed)), leakage
+
+
+def effort(root: Path, plan: Plan) -> list[str]:
+    """Sentences about how much was tried, with what, and how long it took."""
+    runs = list(manifests(root, plan))
+    naive = [workspace for workspace, run in runs if run.id == NAIVE]
+    directions = sum(
+        len(run_factors(workspace, NAIVE).table)
+        for workspace in naive
+        if workspace.folder("factors", NAIVE).is_dir()
+    )
+    settings = len({(line.story, line.variant.name) for line in sweeps(root, plan)})
+    seconds, tasks = _times(root)
+    versions = sorted({run.code_version for _, run in runs})
+    packages = sorted({f"{name} {v}" for _, run in runs for name, v in run.packages.items()})
+    return [
+        f"{len(runs)} runs in {len(naive)} cells; {directions} directions were ranked; "
+        f"{settings} settings of rivals were tried on exploration prompts.",
+        f"{seconds / 60:.0f} minutes of processor time in {tasks} tasks.",
+        f"Versions: grasp-workbench {', '.join(versions) or 'unknown'}; {', '.join(packages)}.",
+    ]
+
+
+def _times(root: Path) -> tuple[float, int]:
+    """Processor seconds of all tasks, and their number."""
+    file = root / TIMES
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    times = [float(json.loads(line)["processor_seconds"]) for line in lines]
+    return sum(times), len(times)
+
+
+def _larger(first: float, second: float) -> float:
+    known = [value for value in (first, second) if math.isfinite(value)]
+    return max(known, default=math.nan)

@@ -1,0 +1,93 @@
+"""Where identification and removal hold, and where they break: cells around the default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from analysis.statistics.intervals import Interval, wilson
+from grasp.bench.plan.cells import BASE, NAIVE
+from grasp.bench.plan.plan import SETTINGS, Cell, Plan
+from grasp.bench.saved.found import Found, found_in
+from grasp.bench.saved.gather import arms_of, mean, removed, story_label
+from grasp.bench.tables.tables import Row, Table
+
+
+@dataclass(frozen=True)
+class Point:
+    """One story at one combination of settings, over its seeds."""
+
+    story: str
+    values: dict[str, float]
+    hit: Interval
+    cosine: float
+    drift: float
+    removal: Interval
+    task: float
+
+
+def points(root: Path, plan: Plan) -> list[Point]:
+    """Every combination that has been made."""
+    if plan.phase is None:
+        return []
+    by_label: dict[str, list[Cell]] = {}
+    for cell in plan.phase.cells:
+        by_label.setdefault(story_label(cell), []).append(cell)
+    found = []
+    for cells in by_label.values():
+        entries = found_in(root, plan, cells)
+        if entries:
+            found.append(_point(root, plan, cells, entries))
+    return found
+
+
+def phase_table(root: Path, plan: Plan) -> Table:
+    """One line a story and combination."""
+    rows: list[Row] = [
+        {"story": point.story, **point.values, "hit": point.hit, "cosine": point.cosine}
+        | {"drift": point.drift, "removal": point.removal, "task": point.task}
+        for point in points(root, plan)
+    ]
+    columns = {
+        "story": "story",
+        "strength": "spurious strength",
+        "details": "details taught",
+        "r": "LoRA rank",
+        "steps": "steps",
+        "hit": "planted is best-ranked and significant",
+        "cosine": "|cos| mean",
+        "drift": "naive drift",
+        "removal": "removal",
+        "task": "task accuracy",
+    }
+    note = (
+        "alpha / r is kept where the rank differs. Removal is unknown where naive does not drift."
+    )
+    return Table("phase", "Around the default", columns, rows, (note,))
+
+
+def _number(value: float) -> float:
+    """Whole numbers as such."""
+    return int(value) if value == int(value) else value
+
+
+def _point(root: Path, plan: Plan, cells: list[Cell], entries: list[Found]) -> Point:
+    assert plan.phase is not None
+    values = {**plan.phase.default, **cells[0].changed}
+    names = [arm.name for arm in plan.phase.arms[:1]]
+    arms = arms_of(root, cells, names)
+    drift = np.nan
+    if {BASE, NAIVE} <= arms.keys():
+        drift = mean(arms[NAIVE], "unrelated").value - mean(arms[BASE], "unrelated").value
+    unknown = Interval(np.nan, np.nan, np.nan, 0, "none", 0.95)
+    return Point(
+        story=cells[0].story,
+        values={name: _number(values[name]) for name in SETTINGS if name in values},
+        hit=wilson(sum(entry.hit for entry in entries), len(entries)),
+        cosine=float(np.mean([entry.cosine for entry in entries])),
+        drift=float(drift),
+        removal=removed(arms, names[0])[0] if names else unknown,
+        task=mean(arms[names[0]], "task").value if names and names[0] in arms else np.nan,
+    )

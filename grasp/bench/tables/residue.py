@@ -1,0 +1,168 @@
+"""Tables of what is left after retraining, and after protecting that too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis.comparison.arm_tests import Samples
+from analysis.statistics.intervals import Interval, wilson
+from grasp.bench.make.dressed import DRESSES, PARAPHRASED, dress_of
+from grasp.bench.make.residue import dressed_id, residue_file
+from grasp.bench.plan.cells import BASE, NAIVE, cell_workspace
+from grasp.bench.plan.plan import Cell, Plan
+from grasp.bench.saved.gather import arms_of, mean, removed, samples, story_label
+from grasp.bench.tables.removal import MADE
+from grasp.bench.tables.tables import Row, Table
+
+MATCH = 0.7
+"""|cos| to the span of what was protected, from which a new factor is the old one."""
+
+REPRODUCED = 0.5
+"""Share of the old factor's off-task effect from which a new one reproduces it."""
+
+
+def factors_table(root: Path, plan: Plan) -> Table:
+    """The best-ranked factor of every retrained run beside the one that was protected."""
+    rows: list[Row] = []
+    for cell, run, found in _residues(root, plan):
+        rows.append(
+            {"story": story_label(cell), "seed": cell.seed, "run": run}
+            | {name: found[name] for name in ("factor", "significant", "cosine")}
+            | {name: found[name] for name in ("effect", "old_effect")}
+            | {"matches": found["cosine"] >= MATCH, "reproduces": reproduces(found)}
+            | {"again": found["again"]}
+        )
+    columns = {
+        "story": "story",
+        "seed": "seed",
+        "run": "arm",
+        "factor": "best-ranked afterwards",
+        "significant": "significant",
+        "cosine": "|cos| to the protected",
+        "matches": f"is it (≥ {MATCH})",
+        "effect": "its off-task effect",
+        "old_effect": "the protected one's, naive",
+        "reproduces": f"reproduces ≥ {REPRODUCED} of it",
+        "again": "protected too in",
+    }
+    notes = [f"{name}: {_said(interval)}." for name, interval in rates(root, plan).items()]
+    note = (
+        "|cos| is that of the smallest principal angle to the protected span. An off-task effect "
+        "is the mean total variation that setting the factor back moves on unrelated exploration "
+        "prompts."
+    )
+    return Table("residue", "Is the factor back?", columns, rows, (note, *notes))
+
+
+def rates(root: Path, plan: Plan) -> dict[str, Interval]:
+    """Shares of retrained runs, with Wilson's intervals."""
+    found = [entry for _, _, entry in _residues(root, plan)]
+    if not found:
+        return {}
+    significant = [entry["significant"] for entry in found]
+    old = [entry["significant"] and entry["cosine"] >= MATCH for entry in found]
+    effect = [entry["significant"] and reproduces(entry) for entry in found]
+    names = ("a significant factor is left", "it is the protected one", "it reproduces its effect")
+    return {
+        name: wilson(sum(map(bool, values)), len(values))
+        for name, values in zip(names, (significant, old, effect), strict=True)
+    }
+
+
+def reproduces(found: dict[str, Any]) -> bool:
+    """Whether a factor left has REPRODUCED of the old one's off-task effect."""
+    return bool(found["effect"] >= REPRODUCED * found["old_effect"])
+
+
+def dressed_table(root: Path, plan: Plan) -> Table:
+    """Unrelated rates on the story's own prompts and in another dress, by story and pooled."""
+    rows: list[Row] = []
+    columns = {
+        "group": "story",
+        "arm": "arm",
+        "n": "runs",
+        "unrelated": "as evaluated",
+        "removal": "removal",
+        "task": "task accuracy",
+    }
+    for dress in DRESSES:
+        columns |= {dress: dress, f"removal {dress}": "removal"}
+    if plan.residue is not None:
+        runs = [arm.name for arm in plan.residue.arms]
+        groups: dict[str, list[Cell]] = {}
+        for cell in plan.residue.cells:
+            groups.setdefault(story_label(cell), []).append(cell)
+        if len(groups) > 1:
+            groups["all"] = plan.residue.cells
+        for name, cells in groups.items():
+            rows += _dressed_rows(root, name, cells, runs)
+    note = (
+        "Paraphrased: behind other lead-ins, or after a turn about a fact, none of which training "
+        "or evaluation has. Triggered: with the detail that the fine-tuning questions end with, "
+        "without and with a lead-in."
+    )
+    return Table("dressed", "In another dress", columns, rows, (note,))
+
+
+def _dressed_rows(root: Path, name: str, cells: Sequence[Cell], runs: Sequence[str]) -> list[Row]:
+    rows = []
+    again = [f"{run}.again" for run in runs]
+    iterated = [c for c in cells if any(_has(root, c, run) for run in again)]
+    for group, some, arms in ((name, cells, runs), (f"{name}, iterated", iterated, again)):
+        if not some:
+            continue
+        usual = arms_of(root, some, arms)
+        parts = {dress: _dressed(root, some, [NAIVE, *arms], dress) for dress in DRESSES}
+        for run, table in usual.items():
+            row: Row = {"group": group, "arm": MADE.get(run, run), "run": run, "n": len(some)}
+            row |= {"unrelated": mean(table, "unrelated"), "task": mean(table, "task")}
+            row["removal"] = removed(usual, run)[0] if run not in MADE else None
+            for dress, found in parts.items():
+                row[dress] = mean(found[run], "unrelated") if run in found else None
+                if run not in MADE and run in found:
+                    row[f"removal {dress}"] = removed(found, run)[0]
+            rows.append(row)
+    return rows
+
+
+def _has(root: Path, cell: Cell, run: str) -> bool:
+    return cell_workspace(root, cell).folder("evaluations", run).is_dir()
+
+
+def _dressed(
+    root: Path, cells: Sequence[Cell], runs: Sequence[str], dress: str
+) -> dict[str, Samples]:
+    """Samples in one dress by run; a prompt of a story of one's own counts as paraphrased."""
+    found = {}
+    for run, evaluation in {BASE: "", **{run: run for run in runs}}.items():
+        table = samples(root, cells, dressed_id(evaluation))
+        if not len(table):
+            continue
+        worn = table["prompt_id"].map(lambda name: _worn(str(name)))
+        found[run] = table[worn == dress]
+        if table["seed"].nunique() == 1 and table["story"].nunique() == 1:
+            found[run] = found[run].drop(columns=["world", "story", "seed"])
+    return {run: table for run, table in found.items() if len(table)}
+
+
+def _worn(prompt_id: str) -> str:
+    dress = dress_of(prompt_id) if prompt_id.count("/") >= 2 else PARAPHRASED
+    return dress if dress in DRESSES else PARAPHRASED
+
+
+def _residues(root: Path, plan: Plan) -> list[tuple[Cell, str, dict[str, Any]]]:
+    found = []
+    for cell in plan.residue.cells if plan.residue else []:
+        for arm in plan.residue.arms if plan.residue else []:
+            file = cell_workspace(root, cell).root / residue_file(arm.name)
+            if file.exists():
+                found.append((cell, arm.name, json.loads(file.read_text(encoding="utf-8"))))
+    return found
+
+
+def _said(interval: Interval) -> str:
+    count = round(interval.value * interval.n)
+    return f"{count} of {interval.n} runs [{interval.low:.2f}, {interval.high:.2f}]"

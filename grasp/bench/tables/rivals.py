@@ -1,0 +1,148 @@
+"""Tables of rivals: how their strengths were chosen, and how they do beside GRASP."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from analysis.comparison.arm_tests import Domination, Samples, against, dominations
+from analysis.comparison.wording import domination_text
+from grasp.bench.plan.cells import BASE, NAIVE
+from grasp.bench.plan.plan import Cell, Plan
+from grasp.bench.saved.choices import MARGIN, sweeps
+from grasp.bench.saved.gather import arms_of, story_label
+from grasp.bench.tables.removal import ARM_COLUMNS, arm_rows
+from grasp.bench.tables.tables import Row, Table
+from grasp.settings.methods import METHODS
+
+REFERENCE = "grasp"
+
+
+def sweep_table(root: Path, plan: Plan) -> Table:
+    """Every strength that was tried, on exploration prompts."""
+    rows: list[Row] = [
+        {
+            "story": line.story,
+            "arm": line.arm.label,
+            "variant": line.variant.name,
+            "removal": line.removal,
+            "task": line.task,
+            "facts": line.facts,
+            "kept": line.kept,
+            "chosen": "chosen" if line.chosen else "",
+        }
+        for line in sweeps(root, plan)
+    ]
+    columns = {
+        "story": "story",
+        "arm": "arm",
+        "variant": "strength",
+        "removal": "removal",
+        "task": "task accuracy",
+        "facts": "facts",
+        "kept": f"within {MARGIN} of naive",
+        "chosen": "",
+    }
+    seed = plan.rivals.chosen_on if plan.rivals else 0
+    tried = len({row["variant"] for row in rows})
+    note = (
+        f"Exploration prompts, seed {seed}. Chosen is the strength with the highest removal among "
+        f"those whose task accuracy and facts are within {MARGIN} of naive; where none is, the one "
+        f"with the best task accuracy. {tried} settings were tried."
+    )
+    return Table("sweep", "Strengths tried", columns, rows, (note,))
+
+
+def rivals_table(root: Path, plan: Plan) -> Table:
+    """Arms at their chosen strengths on confirmation prompts."""
+    rows: list[Row] = []
+    for name, cells in _stories(plan).items():
+        labels = reported(root, plan, cells[0].story)
+        rows += arm_rows(root, name, cells, labels)
+        kept = _kept(root, plan, name)
+        for row in rows:
+            if row["group"] == name:
+                row["kept"] = kept.get(row["run"])
+    columns = ARM_COLUMNS | {"kept": "task kept on exploration"}
+    note = "At the strength chosen on exploration prompts; confirmation prompts."
+    return Table("rivals", "Rivals at their best", columns, rows, (note,))
+
+
+def tests_table(root: Path, plan: Plan) -> Table:
+    """Every rival against GRASP, Holm-corrected over rivals within a metric."""
+    rows: list[Row] = []
+    for name, cells in _stories(plan).items():
+        labels = reported(root, plan, cells[0].story)
+        arms = {run: t for run, t in arms_of(root, cells, labels).items() if run != BASE}
+        for one in against(arms, reference=REFERENCE) if REFERENCE in arms else []:
+            if one.metric in ("unrelated", "task", "facts", "format"):
+                rows.append(
+                    {
+                        "group": name,
+                        "arm": labels.get(one.arm, one.arm),
+                        "metric": one.metric,
+                        "difference": one.test.difference,
+                        "p": one.p_holm,
+                        "detectable": one.test.detectable,
+                    }
+                )
+    columns = {
+        "group": "story",
+        "arm": "arm",
+        "metric": "metric",
+        "difference": "arm − GRASP",
+        "p": "p (Holm)",
+        "detectable": "smallest detectable",
+    }
+    notes = [domination_text(found, labels) for found, labels in dominated(root, plan).values()]
+    named = [f"{name}: {text}" for name, text in zip(_stories(plan), notes, strict=False)]
+    return Table("rival_tests", "Rivals tested against GRASP", columns, rows, named)
+
+
+def dominated(root: Path, plan: Plan) -> dict[str, tuple[list[Domination], dict[str, str]]]:
+    """Story → every tested pair of arms, and the arms' names for people."""
+    return _dominated(root, plan.model_dump_json())
+
+
+@cache
+def _dominated(root: Path, text: str) -> dict[str, tuple[list[Domination], dict[str, str]]]:
+    plan = Plan.model_validate_json(text)
+    found = {}
+    for name, cells in _stories(plan).items():
+        labels = {NAIVE: "naive"} | reported(root, plan, cells[0].story)
+        arms: dict[str, Samples] = arms_of(root, cells, labels)
+        if {BASE, NAIVE} <= arms.keys():
+            found[name] = (dominations(arms, base=BASE, naive=NAIVE), labels)
+    return found
+
+
+def rival_runs(root: Path, plan: Plan) -> set[str]:
+    """Runs of rivals proper, without GRASP's parts and controls, at their chosen strengths."""
+    return {
+        line.variant.name
+        for line in sweeps(root, plan)
+        if line.chosen and METHODS[line.arm.method].group == "rivals"
+    }
+
+
+def reported(root: Path, plan: Plan, story: str) -> dict[str, str]:
+    """Run → name for people, of the arms of a story at their chosen strengths."""
+    return {
+        line.variant.name: line.arm.label
+        if line.variant.name == line.arm.name
+        else f"{line.arm.label}, {line.variant.name.removeprefix(line.arm.name + '-')}"
+        for line in sweeps(root, plan)
+        if line.chosen and line.story == story
+    }
+
+
+def _kept(root: Path, plan: Plan, story: str) -> dict[str, bool]:
+    lines = [line for line in sweeps(root, plan) if line.story.replace("/", "-") == story]
+    return {line.variant.name: line.kept for line in lines if line.chosen}
+
+
+def _stories(plan: Plan) -> dict[str, list[Cell]]:
+    found: dict[str, list[Cell]] = {}
+    for cell in plan.rivals.cells if plan.rivals else []:
+        found.setdefault(story_label(cell), []).append(cell)
+    return found

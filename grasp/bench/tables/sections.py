@@ -1,0 +1,63 @@
+"""All tables of a benchmark, in the order in which they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grasp.bench.plan.plan import Measure, Plan
+from grasp.bench.tables.criteria import criteria_table
+from grasp.bench.tables.identification import (
+    false_positives,
+    planted_table,
+    retrained_anyway,
+    runs_table,
+)
+from grasp.bench.tables.phase import phase_table
+from grasp.bench.tables.removal import core_table, needed_table, two_table
+from grasp.bench.tables.residue import dressed_table, factors_table
+from grasp.bench.tables.rivals import rivals_table, sweep_table, tests_table
+from grasp.bench.tables.tables import Table
+
+Make = Callable[[Path, Plan], Table]
+
+SECTIONS: dict[str, tuple[Make, ...]] = {
+    "Identification": (planted_table, runs_table),
+    "No factor": (false_positives, retrained_anyway),
+    "Removal": (core_table,),
+    "Rivals": (sweep_table, rivals_table, tests_table),
+    "Two factors at once": (two_table,),
+    "A needed factor": (needed_table,),
+    "Where it breaks": (phase_table,),
+    "Residue": (factors_table, dressed_table),
+}
+"""Title → tables, as the page has them."""
+
+IDENTIFICATION = ("Identification", "No factor", "Where it breaks")
+
+
+@dataclass(frozen=True)
+class Results:
+    """Tables with at least one row, by name in `data`."""
+
+    plan: Plan
+    tables: list[Table]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {"plan": self.plan.title, "tables": {t.name: t.data for t in self.tables}}
+
+
+def results(root: Path, plan: Plan, measure: Measure) -> Results:
+    """The tables that a command shows, made from what is saved under `root`."""
+    makes = [
+        make
+        for title, every in SECTIONS.items()
+        for make in every
+        if measure == "removal" or title in IDENTIFICATION
+    ]
+    tables = [make(root, plan) for make in (*makes, criteria_table)]
+    return Results(plan, [table for table in tables if table.rows])

@@ -1,0 +1,137 @@
+"""The worker: claims queued jobs and runs them.
+
+Training runs in a process of its own, in a session of its own, so that it outlives whoever
+started it.  Short model work runs in the worker itself, which keeps the last models loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from analysis.errors import GraspError
+from analysis.store.workspace import Workspace
+from grasp.commands.parser import FAILED, INTERRUPTED, OK, build_parser, call, exit_code
+from grasp.jobs import queue
+from grasp.jobs.progress import JobProgress
+
+TRAINING = ("train", "retrain", "validate")
+_POLL_SECONDS = 0.5
+
+
+def serve(workspace: Workspace, *, idle_timeout: float | None = None) -> None:
+    """Run jobs until stopped, or until there was nothing to do for `idle_timeout` seconds."""
+    database = workspace.database
+    if queue.worker_alive(database):
+        print("A worker serves this workspace already.", file=sys.stderr)
+        return
+    children: list[subprocess.Popen[bytes]] = []
+    busy = time.monotonic()
+    with queue.registered(database) as beat:
+        while idle_timeout is None or time.monotonic() - busy < idle_timeout:
+            beat()
+            children = [child for child in children if child.poll() is None]
+            queue.reconcile(database)
+            training = queue.running(database, kinds=TRAINING)
+            job = queue.claim(database, without=TRAINING if training else ())
+            if job is None:
+                time.sleep(_POLL_SECONDS)
+            elif (args := _parsed(workspace, job.id, job.argv)) is None:
+                error = f"`grasp {' '.join(job.argv)}` is no command of this version."
+                queue.finish(database, job.id, "failed", error=error)
+            elif job.kind in TRAINING:
+                children.append(_start(workspace, job.id, job.argv))
+            else:
+                _run_here(workspace, job.id, args)
+            if training or job is not None:
+                busy = time.monotonic()  # after the job, which may take longer than the timeout
+
+
+def run_attached(args: argparse.Namespace) -> int:
+    """Run a command as job `args.job`: its row is kept current, and says how it ended."""
+    from grasp.commands.resolve import workspace_for
+
+    database = workspace_for(args).database
+    job_id: int = args.job
+    queue.attach(database, job_id)
+    try:
+        result = call(args, progress=JobProgress(database, job_id))
+    except queue.Cancelled:
+        queue.finish(database, job_id, "cancelled")
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        queue.finish(database, job_id, "interrupted", error="Stopped from outside.")
+        raise  # a worker ends too, and a process of its own says so
+    except GraspError as error:
+        queue.finish(database, job_id, "failed", error=str(error))
+        return exit_code(error)
+    except BaseException as error:
+        queue.finish(database, job_id, "failed", error=_in_words(error))
+        traceback.print_exc()
+        return FAILED
+    queue.finish(database, job_id, "succeeded")
+    if result is not None:
+        print(result.text)
+    return OK
+
+
+def log_path(workspace: Workspace, job_id: int) -> Path:
+    """Where a job's output goes."""
+    folder = workspace.root / "jobs"
+    folder.mkdir(exist_ok=True)
+    return folder / f"{job_id}.log"
+
+
+def _parsed(workspace: Workspace, job_id: int, argv: list[str]) -> argparse.Namespace | None:
+    """The job's command; None where it is none, and the log says why."""
+    with _logged(workspace, job_id):
+        try:
+            return build_parser().parse_args(_attached(workspace, job_id, argv))
+        except SystemExit:
+            return None
+
+
+def _start(workspace: Workspace, job_id: int, argv: list[str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "grasp", *_attached(workspace, job_id, argv)]
+    with log_path(workspace, job_id).open("ab") as log:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    # The child says so itself only when it has imported torch; until then the row would name
+    # this process, and would outlive a child that dies, or die with this process.
+    queue.attach(workspace.database, job_id, pid=child.pid)
+    return child
+
+
+def _run_here(workspace: Workspace, job_id: int, args: argparse.Namespace) -> None:
+    with _logged(workspace, job_id):
+        run_attached(args)
+
+
+@contextlib.contextmanager
+def _logged(workspace: Workspace, job_id: int) -> Iterator[None]:
+    with (
+        log_path(workspace, job_id).open("a", encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        yield
+
+
+def _attached(workspace: Workspace, job_id: int, argv: list[str]) -> list[str]:
+    return [*argv, "--workspace", str(workspace.root), "--job", str(job_id)]
+
+
+def _in_words(error: BaseException) -> str:
+    """One sentence for an error that no one foresaw; the log has the rest."""
+    return f"{type(error).__name__}: {error}. The job's log has the details."

@@ -1,0 +1,177 @@
+"""A fine-tune's data, from its settings to the rows of a Trainer and a report of what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from analysis.errors import InputError
+from analysis.store.records import Message
+from grasp.data.examples import Example, Examples, read_examples
+from grasp.data.packing import packed_rows
+from grasp.data.report import QUOTED, DataReport, duplicates, shared_with
+from grasp.data.tokenise import TrainingRows, training_rows
+from grasp.model.loading import load_tokenizer
+from grasp.prompts.sets import read_prompts
+from grasp.settings.training import TrainConfig
+
+_SHOWN = 80
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Data as it is trained on; `as_chat` says that prompts and completions became chats."""
+
+    examples: Examples
+    as_chat: bool
+    rows: TrainingRows
+
+    def chats(self) -> list[Example]:
+        """The examples, which must be chats.
+
+        Raises:
+            InputError: they are plain text.
+        """
+        rows = as_chats(self.examples.rows) if self.as_chat else self.examples.rows
+        if not rows[0].messages:
+            raise InputError(
+                f"{self.examples.source} holds plain text, and this method needs chats, whose "
+                "prompts it can change or answer; give messages."
+            )
+        return rows
+
+    def with_rows(
+        self, config: TrainConfig, tokenizer: Tokenizer, rows: Sequence[Example]
+    ) -> TaskData:
+        """The same data with the examples changed."""
+        made = training_rows(tokenizer, rows, max_length=config.max_length, loss_on=config.loss_on)
+        return replace(self, rows=made)
+
+
+def read_task(config: TrainConfig) -> Examples:
+    """The rows of a run's data, before there is a tokenizer.
+
+    Raises:
+        InputError: the settings name no data, or it does not fit them.
+    """
+    if config.data is None:
+        raise InputError("The settings name no data; give it as `data`.")
+    return read_examples(config.data, columns=config.columns)
+
+
+def tokenise_task(config: TrainConfig, tokenizer: Tokenizer, examples: Examples) -> TaskData:
+    """Rows to train on.
+
+    Raises:
+        InputError: a row cannot be tokenised, or none has anything to learn.
+    """
+    chats = becomes_chat(config.as_chat, tokenizer, examples)
+    taken = as_chats(examples.rows) if chats else examples.rows
+    rows = training_rows(tokenizer, taken, max_length=config.max_length, loss_on=config.loss_on)
+    return TaskData(examples, chats, rows)
+
+
+def becomes_chat(asked: bool | None, tokenizer: Tokenizer, examples: Examples) -> bool:
+    """Whether prompts and completions are put into the tokenizer's chat template.
+
+    They are where it has one, unless the settings say it, or they seem to be in one already.
+
+    Raises:
+        InputError: that cannot be known, or what is asked for cannot be done.
+    """
+    plain = examples.form in ("prompt/completion", "instruction/output")
+    if not plain or examples.rows[0].messages:
+        return False
+    if tokenizer.chat_template is None:
+        if asked or examples.form == "instruction/output":
+            raise InputError(
+                f"{examples.source}: rows of {examples.form} "
+                f"{'with as_chat: true ' if asked else ''}need a chat template, which the "
+                "tokenizer lacks; give rows of prompt/completion, put together as the model is to "
+                "see them."
+            )
+        return False
+    if asked is None:
+        _ask_where_dressed(tokenizer, examples)
+    return asked is not False
+
+
+def as_chats(rows: Sequence[Example]) -> list[Example]:
+    """Prompts and completions as chats of one user's and one assistant's turn."""
+    return [
+        Example(
+            row.number,
+            (
+                Message(role="user", content=row.prompt),
+                Message(role="assistant", content=row.text),
+            ),
+        )
+        for row in rows
+    ]
+
+
+def data_report(config: TrainConfig, task: TaskData, *, packed: int | None = None) -> DataReport:
+    """What became of the data, and what of it is in the evaluation prompts too.
+
+    Raises:
+        InputError: the prompt set cannot be read.
+    """
+    rows, examples = task.rows, task.examples
+    shared: list[int] = []
+    texts: list[str] = []
+    count = None
+    if config.prompts is not None and any(example.asked for example in examples.rows):
+        shared, texts = shared_with(examples.rows, read_prompts(Path(config.prompts)))
+        count = len(texts)
+    return DataReport(
+        source=examples.source,
+        form=examples.form,
+        columns=examples.columns,
+        unused=examples.unused,
+        as_chat=task.as_chat,
+        loss_on=config.loss_on,
+        max_length=config.max_length,
+        read=examples.read,
+        used=len({example.number for example in rows.examples}),
+        empty=examples.empty,
+        truncated=rows.cut,
+        lost=rows.lost,
+        sequences=len(rows.rows),
+        packed=packed,
+        tokens=rows.tokens,
+        learnt=rows.learnt,
+        duplicates=duplicates(examples.rows),
+        shared=shared,
+        shared_prompts=count,
+        quoted=[
+            text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…" for text in texts[:QUOTED]
+        ],
+    )
+
+
+def dry_report(config: TrainConfig) -> DataReport:
+    """The report that a fine-tune would begin with, of which only the tokenizer is loaded.
+
+    Raises:
+        GraspError: the data does not fit, or there is no tokenizer.
+    """
+    examples = read_task(config)
+    tokenizer = load_tokenizer(config.base_model, config.model)
+    task = tokenise_task(config, tokenizer, examples)
+    rows = packed_rows(task.rows.rows, max_length=config.max_length) if config.packing else None
+    return data_report(config, task, packed=None if rows is None else len(rows))
+
+
+def _ask_where_dressed(tokenizer: Tokenizer, examples: Examples) -> None:
+    """Refuse to guess where a prompt holds what a chat template would put there."""
+    marks = [mark for mark in tokenizer.all_special_tokens if len(mark) > 2]
+    for row in examples.rows:
+        found = next((mark for mark in marks if mark in row.prompt), None)
+        if found:
+            raise InputError(
+                f"{examples.source}, row {row.number}: the prompt holds {found!r}, as if it were "
+                "in a chat template already; say as_chat: false if it is, else as_chat: true."
+            )

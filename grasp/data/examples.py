@@ -1,0 +1,289 @@
+"""What there is to learn from: rows as chats or plain text, whatever their columns.  Torch-free."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from analysis.errors import InputError
+from analysis.store.records import Message, write_jsonl
+from grasp.data.readers import Raw, read_rows
+
+Form = Literal["messages", "conversations", "prompt/completion", "instruction/output", "text"]
+Field = Literal[
+    "messages", "conversations", "prompt", "completion", "instruction", "input", "output", "text"
+]
+
+_NEEDED: dict[Form, tuple[Field, ...]] = {
+    "messages": ("messages",),
+    "conversations": ("conversations",),
+    "prompt/completion": ("prompt", "completion"),
+    "instruction/output": ("instruction", "output"),
+    "text": ("text",),
+}
+_OPTIONAL: dict[Form, tuple[Field, ...]] = {"instruction/output": ("input",)}
+Role = Literal["system", "user", "assistant"]
+
+# ShareGPT's own words for who speaks.
+_SPEAKERS = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row to learn from: a chat, or a plain prompt (often none) and the text that follows it.
+
+    `number` counts rows of the data from 1.  An example with `messages` has no plain text.
+    """
+
+    number: int
+    messages: tuple[Message, ...] = ()
+    prompt: str = ""
+    text: str = ""
+
+    @property
+    def asked(self) -> list[str]:
+        """What the user says in it; the prompt, where it is no chat."""
+        if self.messages:
+            return [message.content for message in self.messages if message.role == "user"]
+        return [self.prompt] if self.prompt else []
+
+    @property
+    def answer(self) -> str:
+        """The last answer, or the text."""
+        said = [message.content for message in self.messages if message.role == "assistant"]
+        return said[-1] if said else self.text
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The rows of a source that hold something, and how they were read.
+
+    `read` counts all rows, `empty` are the numbers of those left out, `columns` maps the form's
+    fields to the source's columns, `unused` are the columns that nothing was taken from.
+    """
+
+    source: str
+    form: Form
+    rows: list[Example]
+    read: int
+    empty: list[int]
+    columns: dict[str, str]
+    unused: list[str]
+
+
+def as_examples(chats: Sequence[Sequence[Message]]) -> list[Example]:
+    """Chats as examples, numbered from 1."""
+    return [Example(number, tuple(chat)) for number, chat in enumerate(chats, start=1)]
+
+
+def read_examples(
+    reference: str | Path, *, columns: Mapping[str, str] | None = None, answers: bool = True
+) -> Examples:
+    """Read data in any of the forms, recognised by its columns.
+
+    Args:
+        reference: as `grasp.data.readers.read_rows` takes it.
+        columns: the form's fields, with the source's column of each, where that is not clear.
+        answers: whether each chat must have an assistant's turn to learn from.
+
+    Raises:
+        InputError: no form, or several, fit the columns, or a row does not; the row is named.
+    """
+    source = str(reference)
+    raw = read_rows(source)
+    names = list(dict.fromkeys(name for row in raw for name in row))
+    form, chosen = recognised(names, columns, source=source)
+    rows, empty = [], []
+    for number, row in enumerate(raw, start=1):
+        example = _example(row, form, chosen, number=number, where=f"{source}, row {number}")
+        if _is_empty(example):
+            empty.append(number)
+            continue
+        if answers and example.messages and not _answers(example):
+            raise InputError(f"{source}, row {number} has no assistant turn to learn from.")
+        rows.append(example)
+    chats = [bool(row.messages) for row in rows]
+    if any(chats) and not all(chats):
+        raise InputError(
+            f"{source}, row {rows[chats.index(not chats[0])].number} differs from row "
+            f"{rows[0].number}: of prompt/completion rows, all are text, or all are messages."
+        )
+    if not rows:
+        raise InputError(f"{source} holds {len(raw)} rows, all of them empty; expected text.")
+    unused = [name for name in names if name not in chosen.values()]
+    return Examples(source, form, rows, len(raw), empty, chosen, unused)
+
+
+def write_examples(path: Path, rows: Sequence[Example]) -> None:
+    """Write JSON lines that `read_examples` reads as the same."""
+    asked = any(row.prompt for row in rows)
+    write_jsonl(path, [_plain(row, asked=asked) for row in rows])
+
+
+def recognised(
+    names: Sequence[str], columns: Mapping[str, str] | None, *, source: str
+) -> tuple[Form, dict[str, str]]:
+    """The form that columns have, and each of its fields with its column.
+
+    Raises:
+        InputError: none or several fit, or `columns` names what is not there.
+    """
+    if columns is not None:
+        return _asked_for(names, columns, source=source)
+    fitting = [form for form, needed in _NEEDED.items() if set(needed) <= set(names)]
+    if len(fitting) == 1:
+        form = fitting[0]
+        fields = [*_NEEDED[form], *(f for f in _OPTIONAL.get(form, ()) if f in names)]
+        return form, {field: field for field in fields}
+    there = f"{source} has the columns {', '.join(names)}"
+    if fitting:
+        choices = " or ".join(_written(form, names) for form in fitting)
+        raise InputError(
+            f"{there}, which can be read as {' or '.join(fitting)}; say which in the settings: "
+            f"{choices}."
+        )
+    raise InputError(
+        f"{there}; expected {', '.join(_NEEDED)}. Say in the settings which column is what, such "
+        "as columns: {prompt: question, completion: answer}."
+    )
+
+
+def _asked_for(
+    names: Sequence[str], columns: Mapping[str, str], *, source: str
+) -> tuple[Form, dict[str, str]]:
+    for form, needed in _NEEDED.items():
+        if set(needed) <= set(columns) <= {*needed, *_OPTIONAL.get(form, ())}:
+            break
+    else:
+        raise InputError(
+            f"The setting columns has the fields {', '.join(columns) or 'none'}, which make no "
+            f"form; expected those of one of {', '.join(_NEEDED)}."
+        )
+    missing = [name for name in columns.values() if name not in names]
+    if missing:
+        raise InputError(
+            f"{source} has no column {missing[0]!r}, which the setting columns names; it has "
+            f"{', '.join(names)}."
+        )
+    return form, dict(columns)
+
+
+def _written(form: Form, names: Sequence[str]) -> str:
+    fields = [*_NEEDED[form], *(f for f in _OPTIONAL.get(form, ()) if f in names)]
+    return "columns: {" + ", ".join(f"{field}: {field}" for field in fields) + "}"
+
+
+def _example(
+    row: Raw, form: Form, columns: Mapping[str, str], *, number: int, where: str
+) -> Example:
+    missing = [name for field, name in columns.items() if name not in row and field != "input"]
+    if missing:
+        raise InputError(f"{where} has no {missing[0]!r}, which other rows have.")
+    values = {field: row.get(name) for field, name in columns.items()}
+    if form in ("messages", "conversations"):
+        return Example(number, tuple(_messages(values[form], where)))
+    if form == "text":
+        return Example(number, text=_words(values["text"], "text", where))
+    if form == "instruction/output":
+        asked = [_words(values.get(name), name, where) for name in ("instruction", "input")]
+        said = "\n\n".join(part for part in asked if part.strip())
+        return Example(number, prompt=said, text=_words(values["output"], "output", where))
+    prompt, completion = values["prompt"], values["completion"]
+    if isinstance(prompt, list) and isinstance(completion, list):
+        asked_in = [m.model_copy(update={"weight": 0}) for m in _messages(prompt, where)]
+        return Example(number, (*asked_in, *_messages(completion, where)))
+    return Example(
+        number,
+        prompt=_words(prompt, "prompt", where),
+        text=_words(completion, "completion", where),
+    )
+
+
+def _messages(value: Any, where: str) -> list[Message]:
+    if value is None:
+        return []
+    if isinstance(value, str):  # as a table of text has it
+        try:
+            value = json.loads(value) if value.strip() else []
+        except ValueError:
+            raise InputError(f"{where}: the messages are no JSON; expected a list.") from None
+    if not isinstance(value, list):
+        raise InputError(f"{where}: the messages are {_shown(value)}; expected a list.")
+    return [_message(turn, f"{where}, turn {i}") for i, turn in enumerate(value, start=1)]
+
+
+def _message(value: Any, where: str) -> Message:
+    """One turn, in the words of chats (role, content) or of ShareGPT (from, value)."""
+    if not isinstance(value, dict):
+        raise InputError(f"{where} is {_shown(value)}; expected role and content.")
+    # Tables fill what a turn does not have with nothing.
+    said = {key: item for key, item in value.items() if item not in (None, [], {}, "")}
+    sharegpt = "from" in value and "role" not in value
+    names = ("from", "value") if sharegpt else ("role", "content")
+    extra = sorted(set(said) - {*names, "weight"})
+    if extra:
+        raise InputError(
+            f"{where} has {extra[0]!r}, which is not learnt from; expected {names[0]}, {names[1]} "
+            "and at most weight. Take it out, or leave the row out."
+        )
+    who = said.get(names[0])
+    role = _SPEAKERS.get(str(who), "") if sharegpt else str(who)
+    if role not in get_args(Role):
+        known = ", ".join(_SPEAKERS) if sharegpt else "system, user, assistant"
+        raise InputError(f"{where} has the {names[0]} {_shown(who)}; expected one of {known}.")
+    weight = value.get("weight")
+    if weight not in (None, 0, 1):
+        raise InputError(f"{where} has the weight {_shown(weight)}; expected 0 or 1.")
+    content = _parts(said.get(names[1], ""), where)
+    learnt: Literal[0, 1] = 0 if weight == 0 else 1
+    return Message(role=cast(Role, role), content=content, weight=learnt)
+
+
+def _parts(content: Any, where: str) -> str:
+    """Text, or a list of parts that are all text."""
+    if isinstance(content, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" for part in content
+    ):
+        return "".join(_words(part.get("text"), "text", where) for part in content)
+    return _words(content, "content", where)
+
+
+def _words(value: Any, field: str, where: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise InputError(f"{where}: {field} is {_shown(value)}; expected text.")
+    return value
+
+
+def _answers(example: Example) -> list[Message]:
+    return [m for m in example.messages if m.role == "assistant" and m.weight]
+
+
+def _is_empty(example: Example) -> bool:
+    if not example.messages:
+        return not example.text.strip()
+    answers = _answers(example)
+    said = answers or example.messages
+    return not any(message.content.strip() for message in said)
+
+
+def _plain(row: Example, *, asked: bool) -> dict[str, Any]:
+    if row.messages:
+        return {"messages": [m.model_dump(exclude_defaults=True) for m in row.messages]}
+    return {"prompt": row.prompt, "completion": row.text} if asked else {"text": row.text}
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:39] + "…"

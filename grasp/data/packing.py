@@ -1,0 +1,86 @@
+"""Several rows in one sequence, which must not see each other."""
+
+from __future__ import annotations
+
+import inspect
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from analysis.errors import InputError
+from grasp.model.forward import Batch
+from grasp.model.loading import device_of
+
+Row = dict[str, list[int]]
+
+_CHECKED = 32
+"""Tokens of each row that the check looks at, at most."""
+
+
+def packed_rows(rows: Sequence[Row], *, max_length: int) -> list[Row]:
+    """Rows of at most `max_length` tokens, each in one piece; the fullest place that has room.
+
+    Positions begin anew with each row of those in it, which is what tells them apart.
+    """
+    places: list[list[Row]] = []
+    room: list[tuple[int, int]] = []
+    for row in sorted(rows, key=lambda one: -len(one["input_ids"])):
+        length = len(row["input_ids"])
+        found = bisect_left(room, (length, 0))
+        if found < len(room):
+            left, place = room.pop(found)
+        else:
+            left, place = max_length, len(places)
+            places.append([])
+        places[place].append(row)
+        insort(room, (left - length, place))
+    return [_joined(place) for place in places]
+
+
+def packed_batch(rows: Sequence[Row]) -> Batch:
+    """Packed rows one after the other, (1, tokens) each, so that there is no padding at all."""
+    joined = {key: [token for row in rows for token in row[key]] for key in rows[0]}
+    return {key: torch.tensor([tokens]) for key, tokens in joined.items()}
+
+
+def check_packing(model: PeftModel, rows: Sequence[Row]) -> None:
+    """See that a row's logits are the same whether another row stands before it or not.
+
+    Raises:
+        InputError: they are not, so that rows would learn from each other.
+    """
+    plain = model.get_base_model()
+    name = type(plain).__name__
+    if "position_ids" not in inspect.signature(plain.forward).parameters:
+        raise InputError(f"{name} takes no position_ids, so rows cannot be packed; {_INSTEAD}")
+    first, second = (row["input_ids"][:_CHECKED] for row in (rows[0], rows[-1]))
+    alone = _logits(model, [second])
+    behind = _logits(model, [first, second])[len(first) :]
+    moved = (behind - alone).abs().max() / alone.abs().max()
+    allowed = 1e-4 if next(plain.parameters()).dtype == torch.float32 else 3e-2
+    if not moved <= allowed:
+        raise InputError(
+            f"In {name} a packed row sees the row before it (its logits change by {moved:.1%} of "
+            f"the largest), so packing would not be exact; {_INSTEAD}"
+        )
+
+
+_INSTEAD = "leave packing out, which is the default."
+
+
+@torch.no_grad()
+def _logits(model: PeftModel, ids: Sequence[list[int]]) -> Tensor:
+    batch = packed_batch([_joined([{"input_ids": one}]) for one in ids])
+    on_device = {key: tensor.to(device_of(model)) for key, tensor in batch.items()}
+    logits: Tensor = model(**on_device, use_cache=False).logits[0].float()
+    return logits
+
+
+def _joined(rows: Sequence[Row]) -> Row:
+    keys = [key for key in rows[0] if key != "attention_mask"]
+    joined = {key: [token for row in rows for token in row[key]] for key in keys}
+    places = [place for row in rows for place in range(len(row["input_ids"]))]
+    return joined | {"position_ids": places}

@@ -1,0 +1,212 @@
+"""Asking a judge over HTTP: one question a request, paced, and again where it may help."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Any
+
+import httpx2
+
+from analysis.errors import InputError
+from grasp.settings.judge import KEY_VARIABLES, JudgeSettings
+
+AGAIN = frozenset({408, 409, 425, 429, *range(500, 600)})
+"""Statuses after which the same request may succeed."""
+
+LONGEST_WAIT = 120.0
+"""Seconds between two attempts, at most, whatever the server asks for."""
+
+_SHOWN = 200
+
+
+class JudgeError(InputError):
+    """The judge cannot be asked, or does not answer."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a judge said, and what it took."""
+
+    text: str
+    attempts: int
+    input_tokens: int | None
+    output_tokens: int | None
+
+
+class Pace:
+    """Hands out turns no closer than the rate allows; a server's wish to wait holds up all."""
+
+    def __init__(self, per_minute: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._gap = 60 / per_minute
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._next = clock()
+
+    def turn(self) -> float:
+        """Seconds to wait until the caller's turn."""
+        with self._lock:
+            now = self._clock()
+            start = max(now, self._next)
+            self._next = start + self._gap
+            return start - now
+
+    def hold(self, seconds: float) -> None:
+        """No turn before `seconds` from now."""
+        with self._lock:
+            self._next = max(self._next, self._clock() + seconds)
+
+
+class JudgeClient:
+    """A judge at `settings.base_url`; safe to use from several threads.
+
+    The key is read from the environment, sent to that address alone, and cut out of whatever
+    comes back.  `budget` is how many requests may be sent, repeats counted.
+
+    Raises:
+        JudgeError: the key would be sent unencrypted to another machine.
+    """
+
+    def __init__(self, settings: JudgeSettings, *, budget: int | None = None) -> None:
+        self._settings = settings
+        self._key = next((os.environ[n] for n in KEY_VARIABLES if os.environ.get(n)), "")
+        if self._key and settings.base_url.startswith("http:") and not settings.local:
+            raise JudgeError(
+                f"The key would go to {settings.base_url} unencrypted; use https, or unset "
+                f"{' and '.join(KEY_VARIABLES)}."
+            )
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        # Redirects are not followed, so that the key goes nowhere else.
+        self._client = httpx2.Client(
+            headers=headers, timeout=settings.timeout, follow_redirects=False
+        )
+        self._pace = Pace(settings.requests_per_minute)
+        self._budget = budget
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self.requests = 0
+
+    def __enter__(self) -> JudgeClient:
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _where: TracebackType | None,
+    ) -> None:
+        self.stop()
+        self._client.close()
+
+    def stop(self) -> None:
+        """Send nothing more; requests that wait for their turn end with an error."""
+        self._stopped.set()
+
+    def ask(self, model: str, text: str) -> Reply:
+        """One question, repeated after errors that may pass, with waits that double.
+
+        Raises:
+            JudgeError: it was refused, kept failing, or the budget is spent.
+        """
+        wait, problem = self._settings.backoff, ""
+        for attempt in range(1, self._settings.attempts + 1):
+            self._wait(self._pace.turn())
+            self._count()
+            found = self._once(model, text)
+            if not isinstance(found, _Trouble):
+                said, counts = found
+                return Reply(self._clean(said), attempt, *counts)
+            problem = found.text
+            if found.after is not None:
+                self._pace.hold(min(found.after, LONGEST_WAIT))
+            elif attempt < self._settings.attempts:
+                # Not all at once again; the numbers decide nothing that is reported.
+                self._wait(min(wait * random.uniform(0.75, 1.25), LONGEST_WAIT))
+            wait *= 2
+        raise JudgeError(
+            f"The judge at {self._settings.base_url} failed {self._settings.attempts} times "
+            f"({problem}); what was judged is kept, so run the same command again to go on."
+        )
+
+    def _once(self, model: str, text: str) -> tuple[str, tuple[int | None, int | None]] | _Trouble:
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": text}],
+            "temperature": self._settings.temperature,
+            self._settings.limit_name: self._settings.max_tokens,
+        }
+        try:
+            response = self._client.post(f"{self._settings.base_url}/chat/completions", json=body)
+        except httpx2.TransportError as error:
+            return _Trouble(f"{type(error).__name__}", None)
+        if response.status_code in AGAIN:
+            return _Trouble(f"HTTP {response.status_code}", _retry_after(response))
+        if response.status_code != 200:
+            self.stop()  # no other question would be taken either
+            raise JudgeError(
+                f"The judge at {self._settings.base_url} refused model {model!r}: HTTP "
+                f"{response.status_code}, {self._clean(response.text)[:_SHOWN]!r}; check its "
+                f"address, its model and the key in {KEY_VARIABLES[0]}."
+            )
+        return _said(response)
+
+    def _wait(self, seconds: float) -> None:
+        if self._stopped.wait(seconds):
+            raise JudgeError("Judging was stopped; what was judged is kept.")
+
+    def _count(self) -> None:
+        with self._lock:
+            if self._budget is not None and self.requests >= self._budget:
+                raise JudgeError(
+                    f"{self._budget} requests are spent, repeats counted; what was judged is kept, "
+                    "so run the same command again, with a larger --max-requests, to go on."
+                )
+            self.requests += 1
+
+    def _clean(self, text: str) -> str:
+        return text.replace(self._key, "[key]") if self._key else text
+
+
+@dataclass(frozen=True)
+class _Trouble:
+    """Why an attempt failed, and how long the server asks to wait."""
+
+    text: str
+    after: float | None
+
+
+def _said(response: httpx2.Response) -> tuple[str, tuple[int | None, int | None]] | _Trouble:
+    try:
+        data = response.json()
+        text = data["choices"][0]["message"]["content"]
+    except (ValueError, LookupError, TypeError):
+        return _Trouble("a reply that is no chat completion", None)
+    if not isinstance(text, str):
+        return _Trouble("a reply without text", None)
+    usage = data.get("usage")
+    return text, (_tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens"))
+
+
+def _tokens(usage: Any, name: str) -> int | None:
+    value = usage.get(name) if isinstance(usage, dict) else None
+    return value if isinstance(value, int) else None
+
+
+def _retry_after(response: httpx2.Response) -> float | None:
+    """Seconds that the server asks to wait: a number, or a date; None where it does not say."""
+    value = response.headers.get("Retry-After", "")
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return None

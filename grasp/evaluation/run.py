@@ -1,0 +1,226 @@
+"""Evaluation of a run as an action: answers to a prompt set, their scores, and the saved record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.comparison.evaluation import write_evaluation
+from analysis.errors import InputError
+from analysis.statistics.intervals import Interval
+from analysis.store.records import EvaluationManifest, Prompt, RunManifest, sha256
+from analysis.store.workspace import Workspace, writing_folder
+from grasp.evaluation.answers import MAX_NEW_TOKENS, answers, intervention, score
+from grasp.evaluation.judge import REPLIES, judged
+from grasp.evaluation.judge_client import JudgeClient
+from grasp.evaluation.sampling import Changes, repeated, resampled
+from grasp.evaluation.scorers import check
+from grasp.jobs.progress import Progress, silent
+from grasp.model.loading import load_adapted, loaded_with
+from grasp.prompts.sets import prompts_sha256, read_prompts
+from grasp.settings.judge import Estimate, JudgeSettings, estimate, saved
+
+UNJUDGED = "unjudged.parquet"
+"""Answers that a judge has yet to see, while an evaluation is being written."""
+
+Summary = dict[str, dict[str, Interval]]
+
+
+@dataclass(frozen=True)
+class JudgePlan:
+    """A judge, and how many requests an evaluation may send to it; None is as many as it takes."""
+
+    settings: JudgeSettings
+    max_requests: int | None = None
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What an evaluation asks: the set's name or file, its hash, and its prompts, each once."""
+
+    source: Path
+    digest: str
+    prompts: list[Prompt]
+    sampling: Changes | None
+
+
+def questions(
+    workspace: Workspace,
+    run: RunManifest,
+    *,
+    prompts: str | Path | None = None,
+    sampling: Changes | None = None,
+) -> Questions:
+    """The prompts of a run, or others, to be answered as they say or as `sampling` says.
+
+    Raises:
+        InputError: neither the run nor the caller names a prompt set, or it does not fit.
+    """
+    own = run.config.get("prompts")
+    named = prompts or (own and workspace.resolve(own))
+    if not named:
+        raise InputError(
+            f"Run {run.id!r} names no prompt set; give one with --prompts FILE, or one that "
+            "`grasp prompts` lists."
+        )
+    source = Path(named)
+    found = resampled(read_prompts(source), sampling)
+    return Questions(source, prompts_sha256(source), found, sampling or None)
+
+
+def judging(
+    workspace: Workspace, run: RunManifest, asked: Questions, settings: JudgeSettings | None
+) -> Estimate | None:
+    """What judging an evaluation of a run takes at most; None where no prompt needs a judge.
+
+    Raises:
+        InputError: a prompt needs a judge and there is none, or it does not fit.
+    """
+    if not _needs_judge(asked):
+        return None
+    if settings is None:
+        raise InputError(
+            f"{asked.source} has prompts that a judge scores; name its settings with --judge FILE."
+        )
+    arms = 1 if _up_to_date(workspace, f"{run.root}.base", asked, settings) else 2
+    return estimate(repeated(asked.prompts), settings, arms=arms, longest=MAX_NEW_TOKENS)
+
+
+def evaluate_run(
+    workspace: Workspace,
+    folder: Path,
+    run: RunManifest,
+    *,
+    prompts: str | Path | None = None,
+    sampling: Changes | None = None,
+    judge: JudgePlan | None = None,
+    progress: Progress = silent,
+) -> Summary:
+    """Evaluate a run on its prompt set, and its base model too where that was not done yet.
+
+    Writes `evaluations/<run>` and `evaluations/<root>.base`.  Where a judge is asked, what was
+    answered and judged is kept when it fails, and the next call goes on from there.
+
+    Raises:
+        InputError: neither the run nor the caller names a prompt set, prompts lack what their
+            scorer needs, or the judge does not answer.
+    """
+    asked = questions(workspace, run, prompts=prompts, sampling=sampling)
+    settings = judge.settings if judge else None
+    needed = judging(workspace, run, asked, settings)
+    model, tokenizer = load_adapted(workspace.resolve(run.base_model), folder / "adapter")
+    check(tokenizer, asked.prompts)
+    client = None
+    if needed is not None and judge is not None:
+        client = JudgeClient(judge.settings, budget=judge.max_requests)
+    with client or nullcontext():
+        job = _Evaluating(workspace, run, asked, model, tokenizer, settings, client, progress)
+        base = f"{run.root}.base"
+        kept = _up_to_date(workspace, base, asked, settings)
+        if not kept or workspace.evaluation(base).model != loaded_with():
+            job.save(base, None, model.disable_adapter())
+        return job.save(folder.name, folder, intervention(model, folder, run))
+
+
+@dataclass(frozen=True)
+class _Evaluating:
+    """One model with its adapter and one prompt set; `client` only where a judge is needed."""
+
+    workspace: Workspace
+    run: RunManifest
+    asked: Questions
+    model: Any
+    tokenizer: Any
+    settings: JudgeSettings | None
+    client: JudgeClient | None
+    progress: Progress
+
+    def save(self, arm: str, folder: Path | None, inside: AbstractContextManager[Any]) -> Summary:
+        """Answer, score and save one arm: the run in `folder`, or the base model."""
+        started = time.monotonic()
+        prompts = repeated(self.asked.prompts)
+        final = self.workspace.folder("evaluations", arm)
+        with writing_folder(final, keep=self.client is not None) as target:
+            samples = self._answered(prompts, target, folder, inside)
+            record = None
+            if self.client is not None and self.settings is not None:
+                found = judged(
+                    samples,
+                    prompts,
+                    self.client,
+                    self.settings,
+                    folder=target,
+                    known=[final / REPLIES],
+                    progress=self.progress,
+                )
+                samples, record = found.samples, found.record
+                (target / UNJUDGED).unlink()
+            manifest = EvaluationManifest(
+                id=arm,
+                run=None if folder is None else arm,
+                base_model=self.run.base_model,
+                model=loaded_with(),
+                prompts=self.workspace.reference(self.asked.source),
+                parents=[] if folder is None else [f"runs/{arm}"],
+                inputs={"prompts": self.asked.digest},
+                sampling=self.asked.sampling,
+                judge=record,
+                seconds=time.monotonic() - started,
+            )
+            return write_evaluation(target, manifest=manifest, samples=samples)
+
+    def _answered(
+        self,
+        prompts: list[Prompt],
+        target: Path,
+        folder: Path | None,
+        inside: AbstractContextManager[Any],
+    ) -> pd.DataFrame:
+        """Answers with their scores; what an earlier attempt left to a judge is taken as it is."""
+        left, key = target / UNJUDGED, self._key(folder)
+        if self.client is not None and left.is_file():
+            table = pd.read_parquet(left)
+            if (table.pop("made_by") == key).all() and len(table) == len(prompts):
+                return table
+        with inside:
+            found = answers(self.model, self.tokenizer, prompts, progress=self.progress)
+        samples = score(self.tokenizer, prompts, found)
+        if self.client is not None:
+            samples.assign(made_by=key).to_parquet(left, index=False)
+        return samples
+
+    def _key(self, folder: Path | None) -> str:
+        """What decides the answers: prompts, sampling, model, adapter, and how the run is used."""
+        made_by: dict[str, Any] = {
+            "prompts": self.asked.digest,
+            "sampling": self.asked.sampling,
+            "base": self.run.base_model,
+        }
+        if folder is not None:
+            made_by["adapter"] = sha256(folder / "adapter")
+            made_by["intervention"] = [self.run.intervention, self.run.strength]
+        return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
+
+
+def _up_to_date(
+    workspace: Workspace, evaluation_id: str, asked: Questions, settings: JudgeSettings | None
+) -> bool:
+    """Whether an evaluation is of these prompts, answered in this way and judged by this judge."""
+    if not workspace.folder("evaluations", evaluation_id).is_dir():
+        return False
+    found = workspace.evaluation(evaluation_id)
+    judge = found.judge and found.judge["settings"]
+    wanted = saved(settings) if settings and _needs_judge(asked) else None
+    how = (found.inputs.get("prompts"), found.sampling, judge)
+    return how == (asked.digest, asked.sampling, wanted)
+
+
+def _needs_judge(asked: Questions) -> bool:
+    return any(prompt.scorer == "judge" for prompt in asked.prompts)

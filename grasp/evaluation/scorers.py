@@ -1,0 +1,192 @@
+"""Scorers: from a model's answers to prompts to scores between 0 and 1.
+
+A scorer is a name in a prompt (`analysis.store.records.Prompt`); what each needs of the model is
+computed once for all of them: probabilities at the first answer token, the answer, and for pairs
+the log-probabilities of both.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import regex
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from analysis.errors import InputError
+from analysis.store.records import Message, Prompt
+from grasp.data.tokenise import tokenise
+from grasp.evaluation.pairs import Pair, continuations, share_of_first
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said to one prompt: `first` (vocabulary,) are log-probabilities.
+
+    Of a pair, which nothing is generated for, `pair` are the log-probabilities of both answers,
+    and `text` is the likelier one.
+    """
+
+    first: Tensor | None
+    text: str
+    ended: bool
+    pair: Pair | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score, and the probability of any valid first token (NaN where there is no list)."""
+
+    value: float
+    coherence: float = math.nan
+
+
+Scorer = Callable[[Tokenizer, Prompt, Answer], Score]
+
+
+def choice(tokenizer: Tokenizer, prompt: Prompt, answer: Answer) -> Score:
+    """Probability of the target's first tokens among those of all listed continuations."""
+    tokens = choice_tokens(tokenizer, prompt)
+    assert answer.first is not None  # only pairs are answered without it
+    first = answer.first
+    mass = {name: float(first[ids].exp().sum()) for name, ids in tokens.items()}
+    whole = sum(mass.values())
+    return Score(mass[str(prompt.target)] / whole if whole else math.nan, whole)
+
+
+def contains(_tokenizer: Tokenizer, prompt: Prompt, answer: Answer) -> Score:
+    """1 where the answer contains the expected text, else 0."""
+    if not prompt.expected:
+        raise InputError(f"Prompt {prompt.id!r}: scorer 'contains' needs 'expected'.")
+    return Score(float(prompt.expected.casefold() in answer.text.casefold()))
+
+
+def ended(_tokenizer: Tokenizer, _prompt: Prompt, answer: Answer) -> Score:
+    """1 where the answer ends the text, 0 where another turn begins or it runs on."""
+    return Score(float(answer.ended))
+
+
+def pair(_tokenizer: Tokenizer, _prompt: Prompt, answer: Answer) -> Score:
+    """Probability of the first answer as a share of both answers'."""
+    assert (
+        answer.pair is not None
+    )  # `grasp.evaluation.answers.answers` computes it, or refuses the prompt
+    return Score(share_of_first(answer.pair))
+
+
+def pattern(_tokenizer: Tokenizer, prompt: Prompt, answer: Answer) -> Score:
+    """1 where the regular expression is found in the answer, in any case; ^ and $ match at lines.
+
+    Raises:
+        InputError: there is no expression, it is none, or it takes longer than PATTERN_SECONDS.
+    """
+    if not prompt.pattern or len(prompt.pattern) > PATTERN_CHARACTERS:
+        raise InputError(
+            f"Prompt {prompt.id!r}: scorer 'pattern' needs 'pattern', a regular expression of at "
+            f"most {PATTERN_CHARACTERS} characters."
+        )
+    flags = regex.IGNORECASE | regex.MULTILINE
+    try:
+        found = regex.search(prompt.pattern, answer.text, flags, timeout=PATTERN_SECONDS)
+    except regex.error as error:
+        raise InputError(
+            f"Prompt {prompt.id!r}: {prompt.pattern!r} is no regular expression ({error})."
+        ) from None
+    except TimeoutError:
+        raise InputError(
+            f"Prompt {prompt.id!r}: {prompt.pattern!r} takes longer than {PATTERN_SECONDS:g} s on "
+            "an answer; write it without repeats of repeats."
+        ) from None
+    return Score(float(found is not None))
+
+
+def lexicon(_tokenizer: Tokenizer, prompt: Prompt, answer: Answer) -> Score:
+    """1 where any listed phrase is in the answer, or the share of the phrases that are.
+
+    Whole words in any case; a phrase's spaces match any white space.
+    """
+    if not prompt.lexicon or not all(phrase.strip() for phrase in prompt.lexicon):
+        raise InputError(f"Prompt {prompt.id!r}: scorer 'lexicon' needs 'lexicon', some phrases.")
+    text = " ".join(answer.text.casefold().split())
+    found = [_holds(text, " ".join(one.casefold().split())) for one in prompt.lexicon]
+    return Score(float(any(found)) if prompt.measure == "presence" else sum(found) / len(found))
+
+
+def unjudged(_tokenizer: Tokenizer, _prompt: Prompt, _answer: Answer) -> Score:
+    """Unknown: `grasp.evaluation.judge` scores these answers when all are given."""
+    return Score(math.nan)
+
+
+PATTERN_SECONDS = 5.0
+PATTERN_CHARACTERS = 1000
+
+SCORERS: dict[str, Scorer] = {
+    "choice": choice,
+    "contains": contains,
+    "ended": ended,
+    "pair": pair,
+    "pattern": pattern,
+    "lexicon": lexicon,
+    "judge": unjudged,
+}
+
+_TEXT_ALONE = ("contains", "pattern", "lexicon")
+
+
+def check(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> None:
+    """Refuse prompts that lack what their scorer needs, before any is answered.
+
+    Raises:
+        InputError: as the scorers.
+    """
+    nothing = Answer(first=None, text="", ended=False)
+    for prompt in prompts:
+        if prompt.scorer in _TEXT_ALONE:
+            SCORERS[prompt.scorer](tokenizer, prompt, nothing)
+        elif prompt.scorer == "choice":
+            choice_tokens(tokenizer, prompt)
+        elif prompt.scorer == "pair":
+            continuations(tokenizer, prompt)
+
+
+def scored(tokenizer: Tokenizer, prompt: Prompt, answer: Answer) -> Score:
+    """A prompt's score, turned round where the prompt is a reversal."""
+    found = SCORERS[prompt.scorer](tokenizer, prompt, answer)
+    return Score(1 - found.value, found.coherence) if prompt.reversed else found
+
+
+def choice_tokens(tokenizer: Tokenizer, prompt: Prompt) -> dict[str, list[int]]:
+    """Name of a choice → ids of the first tokens of its continuations.
+
+    Raises:
+        InputError: no choices, an unknown target, or two choices that begin with one token.
+    """
+    if not prompt.choices or prompt.target not in prompt.choices:
+        raise InputError(
+            f"Prompt {prompt.id!r}: scorer 'choice' needs 'choices' and a 'target' among them."
+        )
+    tokens = {
+        name: sorted({_first_token(tokenizer, prompt, text) for text in continuations})
+        for name, continuations in prompt.choices.items()
+    }
+    flat = [token for ids in tokens.values() for token in ids]
+    if len(set(flat)) < len(flat):
+        raise InputError(
+            f"Prompt {prompt.id!r}: two choices begin with the same token, so the first token "
+            "cannot tell them apart; choose other continuations."
+        )
+    return tokens
+
+
+def _holds(text: str, phrase: str) -> bool:
+    # Not \b, which is no boundary beside a phrase that begins or ends with a sign.
+    return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text) is not None
+
+
+def _first_token(tokenizer: Tokenizer, prompt: Prompt, continuation: str) -> int:
+    whole = [*prompt.messages, Message(role="assistant", content=continuation)]
+    ids, answer = tokenise(tokenizer, whole)
+    return ids[max(i for i in range(len(ids)) if answer[i] and not (i and answer[i - 1]))]

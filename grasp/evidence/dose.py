@@ -1,0 +1,255 @@
+"""Dose–response: what a model says as its residual stream is steered along a factor.
+
+One dose is one standard deviation σ_ℓ of the base model's own coordinate u·h_ℓ at each layer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from analysis.errors import InputError
+from analysis.evidence.dose_curves import FACTOR, curves, sentence
+from analysis.spectra.subspace import unit_rows
+from analysis.store.evidence import Evidence
+from analysis.store.records import Prompt
+from grasp.data.tokenise import padded
+from grasp.evaluation.answers import BATCH, answers, chat_ids, generate
+from grasp.evidence.subject import Subject, exploration_prompts, scores
+from grasp.jobs.progress import Progress, silent
+from grasp.model.hooks import Edit, edited_outputs, layer_outputs
+from grasp.model.loading import device_of
+
+DOSES = tuple(float(dose) for dose in range(-4, 5))
+RANDOM = 3
+SHOWN = {"unrelated": 4, "task": 2}
+"""Prompts of each role whose answers are kept at every dose."""
+
+
+@torch.inference_mode()
+def base_spread(
+    model: Any, tokenizer: Tokenizer, prompts: Sequence[Prompt], direction: NDArray[np.floating]
+) -> NDArray[np.float64]:
+    """σ_ℓ (layers,): standard deviation of the base model's u·h_ℓ over the prompts' tokens.
+
+    Each chat's first token is left out: many models park attention there, with activations so
+    large that they alone would make the unit.
+
+    Raises:
+        InputError: fewer than two tokens, or a layer where the coordinate never changes.
+    """
+    unit = _on_device(model, direction)
+    found: list[Tensor] = []
+    for start in range(0, len(prompts), BATCH):
+        chats = [chat_ids(tokenizer, one.messages) for one in prompts[start : start + BATCH]]
+        batch = padded(tokenizer, chats)
+        batch = {name: tensor.to(unit.device) for name, tensor in batch.items()}
+        real = batch["attention_mask"].bool()
+        real[:, 0] = False
+        with model.disable_adapter(), layer_outputs(model) as outputs:
+            model(**batch, use_cache=False)
+        found.append(torch.stack([h[real].float() @ unit for h in outputs]).double().cpu())
+    coordinates = torch.cat(found, dim=1) if found else torch.empty(1, 0)
+    spread: NDArray[np.float64] = coordinates.std(dim=1).numpy()
+    if coordinates.shape[1] < 2 or not (spread > 0).all():
+        raise InputError(
+            f"The base model's coordinate along the factor does not vary over "
+            f"{coordinates.shape[1]} tokens, so a dose has no unit; give more prompts."
+        )
+    return spread
+
+
+def steps(spread: NDArray[np.floating], *, layer: int | None = None) -> NDArray[np.float64]:
+    """What one dose adds at each layer (layers,), in the units of the activations.
+
+    What is added to the residual stream stays in it.  So σ_ℓ − σ_(ℓ−1) is added at layer ℓ, and
+    every layer's output is displaced by σ_ℓ, whatever layers themselves make of it; were σ_ℓ
+    added at each, a deep model's last layers would be displaced by dozens.  With `layer`, σ_ℓ is
+    added at that layer alone.
+
+    Raises:
+        InputError: there is no such layer.
+    """
+    sigma = np.asarray(spread, np.float64)
+    if layer is None:
+        return np.diff(sigma, prepend=0.0)
+    if not 0 <= layer < len(sigma):
+        raise InputError(f"There is no layer {layer}; the model has layers 0–{len(sigma) - 1}.")
+    return np.where(np.arange(len(sigma)) == layer, sigma, 0.0)
+
+
+def steer(direction: Tensor, amounts: NDArray[np.floating]) -> Edit:
+    """h_ℓ ← h_ℓ + a_ℓ u at every token; `direction` u is (d_model,), `amounts` a are (layers,)."""
+
+    def edit(layer: int, hidden: Tensor) -> Tensor:
+        return hidden + (float(amounts[layer]) * direction).to(hidden)
+
+    return edit
+
+
+@torch.inference_mode()
+def dose_response(
+    model: Any,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    directions: dict[str, NDArray[np.floating]],
+    *,
+    amounts: NDArray[np.floating],
+    doses: Sequence[float],
+    progress: Progress = silent,
+) -> pd.DataFrame:
+    """Scores of the prompts in base and adapted model, steered by each dose along each direction.
+
+    Args:
+        model: PeftModel.
+        tokenizer: of the base model.
+        prompts: scored as in an evaluation.
+        directions: name → unit direction (d_model,); all are steered by the same amounts.
+        amounts: (layers,) what one dose adds, as `steps` gives it.
+        doses: multiples of `amounts`.
+        progress: called before every dose.
+
+    Returns:
+        The columns of `grasp.evaluation.answers.score`, after model, direction and dose.
+    """
+    tables: list[pd.DataFrame] = []
+    total = 2 * len(directions) * len(doses)
+    reply = partial(_reply, model, tokenizer)
+    for name, as_it_is in _arms(model):
+        with as_it_is:
+            plain = scores(tokenizer, prompts, reply)
+            for direction, axis in directions.items():
+                unit = _on_device(model, axis)
+                for dose in doses:
+                    progress(len(tables), total, f"steering the {name} model")
+                    with edited_outputs(model, steer(unit, dose * amounts)):
+                        found = plain if dose == 0 else scores(tokenizer, prompts, reply)
+                    tables.append(found.assign(model=name, direction=direction, dose=dose))
+    progress(total, total, "steered")
+    return pd.concat(tables, ignore_index=True)
+
+
+def dose_run(
+    subject: Subject,
+    *,
+    doses: Sequence[float] = DOSES,
+    layer: int | None = None,
+    random: int = RANDOM,
+    seed: int = 0,
+    prompts: Path | None = None,
+    progress: Progress = silent,
+) -> Evidence:
+    """Dose–response of one factor of a run, into `evidence/<run>.<factor>.dose`.
+
+    The unit σ_ℓ is measured on the unrelated exploration prompts; the random directions are
+    steered by the factor's own amounts.
+
+    Raises:
+        InputError: several factors, fewer than two doses, or no unrelated prompts to explore.
+    """
+    started = time.monotonic()
+    if len(subject.directions) != 1 or len(set(doses)) < 2 or random < 1:
+        raise InputError("A dose–response needs one factor, two doses and a random direction.")
+    file, chosen = exploration_prompts(subject, prompts)
+    unrelated = [prompt for prompt in chosen if prompt.role == "unrelated"]
+    if not unrelated:
+        raise InputError(f"{file} has no unrelated prompts for exploration; expected some.")
+    model, tokenizer = subject.load()
+    direction = subject.directions[0]
+    spread = base_spread(model, tokenizer, unrelated, direction)
+    amounts = steps(spread, layer=layer)
+    drawn = unit_rows(np.random.default_rng(seed).standard_normal((random, len(direction))))
+    directions: dict[str, NDArray[np.floating]] = {FACTOR: direction}
+    directions |= {f"random {i}": axis for i, axis in enumerate(drawn, start=1)}
+    samples = dose_response(
+        model, tokenizer, chosen, directions, amounts=amounts, doses=doses, progress=progress
+    )
+    found = curves(samples)
+    return subject.save(
+        "dose",
+        tables={
+            "curves": found,
+            "samples": samples,
+            "answers": steered_answers(
+                model, tokenizer, _shown(chosen), direction, amounts=amounts, doses=doses
+            ),
+        },
+        config={
+            "doses": [float(dose) for dose in doses],
+            "layer": layer,
+            "random": random,
+            "base_spread": spread.tolist(),
+            "prompts": len(chosen),
+        },
+        seed=seed,
+        inputs={"prompts": file},
+        sentence=sentence(found, name=subject.name),
+        seconds=time.monotonic() - started,
+    )
+
+
+@torch.inference_mode()
+def steered_answers(
+    model: Any,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    direction: NDArray[np.floating],
+    *,
+    amounts: NDArray[np.floating],
+    doses: Sequence[float],
+) -> pd.DataFrame:
+    """Greedy answers at each dose: model, dose, prompt_id, role, prompt, answer."""
+    unit = _on_device(model, direction)
+    rows = []
+    for name, as_it_is in _arms(model):
+        with as_it_is:
+            for dose in doses:
+                with edited_outputs(model, steer(unit, dose * amounts)):
+                    found = answers(model, tokenizer, prompts)
+                rows += [
+                    {
+                        "model": name,
+                        "dose": float(dose),
+                        "prompt_id": prompt.id,
+                        "role": prompt.role,
+                        "prompt": prompt.messages[-1].content,
+                        "answer": answer.text,
+                    }
+                    for prompt, answer in zip(prompts, found, strict=True)
+                ]
+    return pd.DataFrame(rows)
+
+
+def _reply(
+    model: Any, tokenizer: Tokenizer, chats: Sequence[list[int]], limit: int | None
+) -> tuple[list[list[int]], Tensor]:
+    return generate(model, tokenizer, chats, max_new_tokens=limit)
+
+
+def _arms(model: Any) -> list[tuple[str, Any]]:
+    return [("base", model.disable_adapter()), ("adapted", nullcontext())]
+
+
+def _shown(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """A few prompts of the roles in SHOWN, each about another item."""
+    chosen = []
+    for role, count in SHOWN.items():
+        by_item = {prompt.cluster: prompt for prompt in prompts if prompt.role == role}
+        spaced = list(by_item.values())[:: max(1, len(by_item) // count)]
+        chosen += spaced[:count]
+    return chosen
+
+
+def _on_device(model: Any, direction: NDArray[np.floating]) -> Tensor:
+    return torch.as_tensor(direction, dtype=torch.float32, device=device_of(model))

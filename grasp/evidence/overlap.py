@@ -1,0 +1,239 @@
+"""Overlap with the task: what of a fine-tune's gain goes when a subspace is set back.
+
+A preview before any retraining: the coordinates along the factors are set back to the base
+model's at every layer while the adapted model answers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import DynamicCache
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from analysis.evidence.task_overlap import ADAPTED, BASE, FACTOR, ROWS, overlap_table, sentence
+from analysis.spectra.subspace import orthonormal, random_subspace
+from analysis.store.evidence import TABLES, Evidence
+from analysis.store.records import Prompt
+from grasp.data.dataset import read_task, tokenise_task
+from grasp.data.tokenise import IGNORED, padded
+from grasp.evaluation.answers import BATCH, MAX_NEW_TOKENS, generate, stop_tokens
+from grasp.evidence.subject import (
+    Reply,
+    Subject,
+    data_files,
+    exploration_prompts,
+    scores,
+    training_settings,
+)
+from grasp.jobs.progress import Progress, silent
+from grasp.model.hooks import clamp, edited_outputs, layer_outputs
+from grasp.model.loading import device_of
+from grasp.settings.training import TrainConfig
+
+RANDOM = 5
+ROW_SAMPLE = 96
+"""Training rows whose answers' likelihood is measured, drawn at random."""
+_SAMPLE = TABLES["overlap"]["samples"]
+
+
+@torch.inference_mode()
+def set_back_replies(
+    model: Any,
+    tokenizer: Tokenizer,
+    basis: NDArray[np.floating],
+    chats: Sequence[list[int]],
+    limit: int | None = None,
+) -> tuple[list[list[int]], Tensor]:
+    """Greedy answers of the adapted model with Qᵀh_ℓ set back to the base's at every layer.
+
+    Base and adapted model read each token side by side, each with a cache of its own, so that
+    the base's coordinates are those on the very text that the adapted model is writing.
+
+    Args:
+        model: PeftModel.
+        tokenizer: of the base model.
+        basis: Q (d_model, k), orthonormal columns.
+        chats: token ids, answered as one batch.
+        limit: longest answer in tokens.
+
+    Returns:
+        As `grasp.evaluation.answers.generate`.
+    """
+    batch = padded(tokenizer, chats, side="left")
+    ids, mask = (batch[name].to(device_of(model)) for name in ("input_ids", "attention_mask"))
+    q = torch.as_tensor(basis, dtype=torch.float32, device=ids.device)
+    before, after = DynamicCache(), DynamicCache()
+    stopping = torch.tensor(sorted(stop_tokens(model)), device=ids.device)
+    ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    said: list[Tensor] = []
+    first = torch.empty(0)
+    for _ in range(limit or MAX_NEW_TOKENS):
+        positions = (mask.cumsum(-1) - 1).clamp_min(0)[:, -ids.shape[1] :]
+        given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        with model.disable_adapter(), layer_outputs(model) as reference:
+            model(**given, past_key_values=before, use_cache=True)
+        with edited_outputs(model, clamp(q, list(reference))):
+            logits = model(**given, past_key_values=after, use_cache=True).logits[:, -1]
+        if not said:
+            first = torch.log_softmax(logits.float(), dim=-1).cpu()
+        ids = logits.argmax(dim=-1, keepdim=True)
+        said.append(ids)
+        ended |= torch.isin(ids[:, 0], stopping)
+        if ended.all():
+            break
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    return [_until(row, stopping.tolist()) for row in torch.cat(said, dim=1).tolist()], first
+
+
+@torch.inference_mode()
+def answer_likelihood(
+    model: Any,
+    tokenizer: Tokenizer,
+    rows: Sequence[dict[str, list[int]]],
+    *,
+    bases: dict[str, NDArray[np.floating]],
+    progress: Progress = silent,
+) -> pd.DataFrame:
+    """Mean log-probability of each row's answer tokens, in nats a token, in every arm.
+
+    The token that ends an answer is left out, as in `grasp.identification.effects`: what counts is
+    what is said.
+
+    Args:
+        model: PeftModel.
+        tokenizer: of the base model.
+        rows: as `grasp.data.tokenise.training_rows` gives them.
+        bases: name → Q (d_model, k) that is set back in that arm.
+        progress: called before every batch.
+
+    Returns:
+        Columns arm ("base", "adapted", and the names of `bases`), row, score; row counts `rows`.
+    """
+    found: list[dict[str, Any]] = []
+    stopping = stop_tokens(model)
+
+    def note(arm: str, start: int, values: Tensor) -> None:
+        found.extend(
+            {"arm": arm, "row": start + i, "score": value}
+            for i, value in enumerate(values.tolist())
+        )
+
+    for start in range(0, len(rows), BATCH):
+        progress(start, len(rows), "reading training answers")
+        chunk = rows[start : start + BATCH]
+        batch = padded(tokenizer, [row["input_ids"] for row in chunk])
+        batch = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
+        labels = torch.full_like(batch["input_ids"], IGNORED)
+        for i, row in enumerate(chunk):
+            said = [IGNORED if label in stopping else label for label in row["labels"]]
+            labels[i, : len(said)] = torch.tensor(said)
+        with model.disable_adapter(), layer_outputs(model) as reference:
+            note(BASE, start, _mean_log_probability(model, batch, labels))
+        kept = list(reference)
+        note(ADAPTED, start, _mean_log_probability(model, batch, labels))
+        for name, basis in bases.items():
+            q = torch.as_tensor(basis, dtype=torch.float32, device=labels.device)
+            with edited_outputs(model, clamp(q, kept)):
+                note(name, start, _mean_log_probability(model, batch, labels))
+    return pd.DataFrame(found)
+
+
+def overlap_run(
+    subject: Subject,
+    *,
+    random: int = RANDOM,
+    seed: int = 0,
+    prompts: Path | None = None,
+    progress: Progress = silent,
+) -> Evidence:
+    """What of a run's gain goes with the factors, into `evidence/<run>.<factors>.overlap`.
+
+    Measured are the scores of all exploration prompts by role, and the likelihood of the
+    answers of a random sample of the training rows, where they are known.  Those the run has
+    seen, and they carry what is spurious too: the task's own prompts are what counts.
+
+    Raises:
+        InputError: there are no exploration prompts, or the factors are not independent.
+    """
+    started = time.monotonic()
+    file, chosen = exploration_prompts(subject, prompts)
+    settings = training_settings(subject) if subject.run.config.get("data") else None
+    model, tokenizer = subject.load()
+    width, rank = subject.directions.shape[1], len(subject.directions)
+    bases: dict[str, NDArray[np.floating]] = {FACTOR: orthonormal(subject.directions)}
+    for i in range(1, random + 1):
+        bases[f"random {i}"] = random_subspace(width, rank, seed=seed * 1000 + i)
+    parts = [_prompt_scores(model, tokenizer, chosen, bases=bases, progress=progress)]
+    if settings is not None:
+        rows = _drawn_rows(tokenizer, settings, seed=seed)
+        found = answer_likelihood(model, tokenizer, rows, bases=bases, progress=progress)
+        item = found["row"].astype(str)
+        parts.append(found.assign(measure=ROWS, item=item, cluster=item)[list(_SAMPLE)])
+    samples = pd.concat(parts, ignore_index=True)
+    table = overlap_table(samples)
+    return subject.save(
+        "overlap",
+        tables={"overlap": table, "samples": samples},
+        config={"random": random, "rank": rank, "prompts": len(chosen), "rows": ROW_SAMPLE},
+        seed=seed,
+        inputs={"prompts": file} | ({} if settings is None else data_files(settings)),
+        sentence=sentence(table, name=subject.name),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _prompt_scores(
+    model: Any,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    *,
+    bases: dict[str, NDArray[np.floating]],
+    progress: Progress,
+) -> pd.DataFrame:
+    def plain(chats: Sequence[list[int]], limit: int | None) -> tuple[list[list[int]], Tensor]:
+        return generate(model, tokenizer, chats, max_new_tokens=limit)
+
+    with model.disable_adapter():
+        tables = [scores(tokenizer, prompts, plain).assign(arm=BASE)]
+    tables.append(scores(tokenizer, prompts, plain).assign(arm=ADAPTED))
+    for i, (name, basis) in enumerate(bases.items()):
+        progress(i, len(bases), "answering with coordinates set back")
+        reply: Reply = partial(set_back_replies, model, tokenizer, basis)
+        tables.append(scores(tokenizer, prompts, reply).assign(arm=name))
+    progress(len(bases), len(bases), "answered")
+    found = pd.concat(tables, ignore_index=True)
+    return found.rename(columns={"role": "measure", "prompt_id": "item"})[list(_SAMPLE)]
+
+
+def _drawn_rows(
+    tokenizer: Tokenizer, settings: TrainConfig, *, seed: int
+) -> list[dict[str, list[int]]]:
+    examples = read_task(settings)
+    drawn = np.random.default_rng(seed).permutation(len(examples.rows))[:ROW_SAMPLE]
+    sample = replace(examples, rows=[examples.rows[i] for i in drawn])
+    return tokenise_task(settings, tokenizer, sample).rows.rows
+
+
+def _mean_log_probability(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
+    """(batch,) mean log p of the labelled tokens of each row."""
+    logits = model(**batch, use_cache=False).logits[:, :-1].float()
+    target = labels[:, 1:]
+    kept = target != IGNORED
+    picked = torch.log_softmax(logits, dim=-1).gather(-1, target.clamp_min(0)[..., None])[..., 0]
+    return (picked * kept).sum(-1) / kept.sum(-1)
+
+
+def _until(ids: list[int], stopping: Sequence[int]) -> list[int]:
+    stop = next((i for i, token in enumerate(ids) if token in stopping), len(ids))
+    return ids[: stop + 1]

@@ -1,0 +1,150 @@
+"""Recording: the residual stream of base and adapted model on the same probes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from analysis.errors import InputError
+from analysis.store.recording import Model, activation_file, write_tables
+from analysis.store.records import Probe, RecordingManifest, RunManifest, read_jsonl, sha256
+from analysis.store.workspace import Workspace
+from grasp.data.tokenise import padded, tokenise
+from grasp.jobs.progress import Progress, silent
+from grasp.model.forward import body
+from grasp.model.hooks import each_output
+from grasp.model.loading import decoder_layers, device_of, load_adapted, loaded_with
+
+BATCH = 32
+
+Put = Callable[[Model, int, int, NDArray[np.float16]], None]
+"""Takes which model, which of the chosen layers, the first token's row, and h (tokens, d_model)."""
+
+
+@torch.inference_mode()
+def record_streams(
+    model: PeftModel,
+    tokenizer: Tokenizer,
+    sequences: Sequence[list[int]],
+    put: Put,
+    *,
+    layers: Sequence[int],
+    progress: Progress = silent,
+) -> None:
+    """Give `put` h_ℓ of every token of every sequence, of the adapted and of the base model.
+
+    Tokens are numbered through, one sequence after the other.  Sequences of like length go
+    together, which saves padding, and each layer's output is passed on as it comes, so that no
+    more is held than by a plain forward pass.
+    """
+    rows = np.cumsum([0, *(len(sequence) for sequence in sequences)])
+    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+    for start in range(0, len(order), BATCH):
+        progress(start, len(order), "recording")
+        chosen = order[start : start + BATCH]
+        batch = padded(tokenizer, [sequences[i] for i in chosen])
+        batch = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
+        spans = [(int(rows[i]), len(sequences[i])) for i in chosen]
+        with _passed_on(model, layers, partial(put, "adapted"), spans):
+            body(model)(**batch, use_cache=False)
+        with model.disable_adapter(), _passed_on(model, layers, partial(put, "base"), spans):
+            body(model)(**batch, use_cache=False)
+    progress(len(order), len(order), "recording")
+
+
+@contextmanager
+def _passed_on(
+    model: PeftModel,
+    layers: Sequence[int],
+    put: Callable[[int, int, NDArray[np.float16]], None],
+    spans: Sequence[tuple[int, int]],
+) -> Iterator[None]:
+    """Give `put` each chosen layer's output; `spans` are first row and length of each sequence."""
+    chosen = {layer: place for place, layer in enumerate(layers)}
+
+    def take(layer: int, hidden: Tensor) -> None:
+        if layer in chosen:
+            halved = hidden.half().cpu().numpy()
+            for values, (row, length) in zip(halved, spans, strict=True):
+                put(chosen[layer], row, values[:length])
+
+    with each_output(model, take):
+        yield
+
+
+def record_run(
+    workspace: Workspace,
+    folder: Path,
+    run: RunManifest,
+    *,
+    probes: Path | None = None,
+    layers: Sequence[int] | None = None,
+    progress: Progress = silent,
+) -> RecordingManifest:
+    """Record a run and its base model on the run's probes, into `recordings/<run>`.
+
+    Raises:
+        InputError: neither the run nor the caller names probes, or there is no such layer.
+    """
+    started = time.monotonic()
+    named = probes or run.config.get("probes")
+    if not named:
+        raise InputError(f"Run {run.id!r} names no probes; give them with --probes FILE.")
+    path = Path(workspace.resolve(str(named)))
+    rows = read_jsonl(path, Probe)
+    model, tokenizer = load_adapted(workspace.resolve(run.base_model), folder / "adapter")
+    chosen = _layers(layers, len(decoder_layers(model)))
+    tokens = [tokenise(tokenizer, row.messages) for row in rows]
+    sequences = [ids for ids, _ in tokens]
+    shape = (len(chosen), sum(map(len, sequences)), model.get_base_model().config.hidden_size)
+    with workspace.writing("recordings", folder.name) as target:
+        with activation_file(target, shape=shape) as file:
+            record_streams(model, tokenizer, sequences, file.put, layers=chosen, progress=progress)
+        manifest = RecordingManifest(
+            id=folder.name,
+            run=folder.name,
+            base_model=run.base_model,
+            model=loaded_with(),
+            layers=chosen,
+            parents=[f"runs/{folder.name}"],
+            inputs={"probes": sha256(path)},
+            seconds=time.monotonic() - started,
+        )
+        write_tables(target, manifest=manifest, probes=_probe_table(tokenizer, rows, tokens))
+    return manifest
+
+
+def _layers(asked: Sequence[int] | None, there_are: int) -> list[int]:
+    if asked is None:
+        return list(range(there_are))
+    wrong = [layer for layer in asked if not 0 <= layer < there_are]
+    if wrong:
+        raise InputError(f"There is no layer {wrong[0]}; the model has layers 0–{there_are - 1}.")
+    return sorted(set(asked))
+
+
+def _probe_table(
+    tokenizer: Tokenizer, rows: Sequence[Probe], tokens: Sequence[tuple[list[int], list[bool]]]
+) -> pd.DataFrame:
+    lengths = [len(ids) for ids, _ in tokens]
+    return pd.DataFrame(
+        {
+            "id": [row.id for row in rows],
+            "group": [row.group for row in rows],
+            "variant": [row.variant for row in rows],
+            "tokens": [[tokenizer.decode([token]) for token in ids] for ids, _ in tokens],
+            "answer": [answer for _, answer in tokens],
+            "offset": np.concatenate([[0], np.cumsum(lengths)[:-1]]),
+        }
+    )

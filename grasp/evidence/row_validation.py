@@ -1,0 +1,161 @@
+"""The test of driving rows: retrain without the top ones, and without as many random ones."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.errors import InputError
+from analysis.evidence.driving_rows import (
+    WITHOUT_RANDOM,
+    WITHOUT_TOP,
+    arm_rates,
+    differences,
+    random_rows,
+    top_rows,
+    validation_sentence,
+)
+from analysis.store.evidence import Evidence, is_of, read_evidence
+from analysis.store.records import ROLES, Prompt, sha256
+from grasp.data.dataset import read_task
+from grasp.data.examples import write_examples
+from grasp.evaluation.answers import generate
+from grasp.evidence.attribution import rows_run
+from grasp.evidence.subject import (
+    Subject,
+    data_files,
+    exploration_prompts,
+    scores,
+    training_settings,
+)
+from grasp.jobs.progress import Progress, silent
+from grasp.model.loading import load_adapted
+from grasp.settings.training import TrainConfig
+from grasp.training.train import train
+
+DRAWS = 2
+
+
+def validate_rows(
+    subject: Subject,
+    *,
+    n: int,
+    layer: int | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+    prompts: Path | None = None,
+    progress: Progress = silent,
+) -> Evidence:
+    """Fine-tune again without the top n rows, and without n random ones, `draws` times.
+
+    With the run's own settings and seed, from the same base; rows are ranked by alignment.  The
+    reduced data files go to the workspace's `data`, the fine-tunes into the record
+    `evidence/<run>.<factor>.validation`, with everything but their checkpoints.
+
+    Raises:
+        InputError: no draws, n leaves no rows, or the run is not a naive one.
+    """
+    started = time.monotonic()
+    if subject.run.method != "naive" or draws < 1:
+        raise InputError(
+            f"Run {subject.folder.name!r} is by method {subject.run.method!r}, with {draws} draws; "
+            "rows are validated by retraining a naive run, with at least one random draw."
+        )
+    settings = training_settings(subject)
+    file, chosen = exploration_prompts(subject, prompts)
+    rows = _measured_rows(subject, settings, layer, progress).tables["rows"]
+    left_out = {WITHOUT_TOP: top_rows(rows, n=n)}
+    for draw in range(1, draws + 1):
+        left_out[f"{WITHOUT_RANDOM} {draw}"] = random_rows(rows, n=n, seed=1000 * seed + draw)
+    workspace, record = subject.workspace, subject.id("validation")
+    with workspace.writing("evidence", record) as folder:
+        tables = [_scores(subject, subject.folder, chosen, base=True).assign(arm="base")]
+        tables.append(_scores(subject, subject.folder, chosen).assign(arm="run"))
+        files = {}
+        for number, (arm, dropped) in enumerate(left_out.items()):
+            files[arm] = _reduced(subject, settings, arm, dropped)
+            out = folder / arm.replace(" ", "-")
+            part = _part(progress, number, len(left_out), arm)
+            _train(subject, settings, files[arm], out=out, progress=part)
+            tables.append(_scores(subject, out, chosen).assign(arm=arm))
+        samples = pd.concat(tables, ignore_index=True)
+        rates, compared = arm_rates(samples), differences(samples, roles=ROLES)
+        return subject.save(
+            "validation",
+            tables={"rates": rates, "differences": compared, "samples": samples},
+            config={
+                "n": n,
+                "layer": layer,
+                "draws": draws,
+                "left_out": left_out,
+                "data": {arm: workspace.reference(path) for arm, path in files.items()},
+            },
+            seed=seed,
+            inputs={**data_files(settings), "prompts": file, **files},
+            sentence=validation_sentence(rates, compared, n=n),
+            seconds=time.monotonic() - started,
+            folder=folder,
+        )
+
+
+def _measured_rows(
+    subject: Subject, settings: TrainConfig, layer: int | None, progress: Progress
+) -> Evidence:
+    """The saved measures of this factor's rows, taken now where there are none, or old ones."""
+    folder = subject.workspace.folder("evidence", subject.id("rows"))
+    if folder.is_dir():
+        saved = read_evidence(folder)
+        hashes = {name: sha256(path) for name, path in data_files(settings).items()}
+        same_data = saved.manifest.inputs.get("data") == hashes.get("data")
+        same_layer = saved.manifest.config.get("layer") == layer
+        if same_data and same_layer and is_of(saved.manifest, subject.directions):
+            return saved
+    return rows_run(subject, layer=layer, progress=progress)
+
+
+def _reduced(subject: Subject, settings: TrainConfig, arm: str, dropped: Sequence[int]) -> Path:
+    """The data without some rows, counted from 0, as a file of the workspace."""
+    name = f"{subject.folder.name}.{subject.name}.{arm.replace(' ', '-')}-{len(dropped)}.jsonl"
+    out = subject.workspace.root / "data" / name
+    gone = set(dropped)
+    kept = [row for row in read_task(settings).rows if row.number - 1 not in gone]
+    out.parent.mkdir(exist_ok=True)
+    write_examples(out, kept)
+    return out
+
+
+def _train(
+    subject: Subject, settings: TrainConfig, data: Path, *, out: Path, progress: Progress
+) -> None:
+    changed = {"data": str(data), "columns": None, "title": f"{settings.title}, {out.name}"}
+    train(subject.workspace, settings.model_copy(update=changed), out=out, progress=progress)
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+
+
+def _scores(
+    subject: Subject, folder: Path, prompts: Sequence[Prompt], *, base: bool = False
+) -> pd.DataFrame:
+    reference = subject.workspace.resolve(subject.run.base_model)
+    model, tokenizer = load_adapted(reference, folder / "adapter")
+    as_it_is: AbstractContextManager[Any] = model.disable_adapter() if base else nullcontext()
+    with as_it_is:
+        return scores(
+            tokenizer,
+            prompts,
+            lambda chats, limit: generate(model, tokenizer, chats, max_new_tokens=limit),
+        )
+
+
+def _part(progress: Progress, number: int, count: int, arm: str) -> Progress:
+    """Steps of one of `count` fine-tunes as steps of them all."""
+
+    def report(step: int, total: int, message: str) -> None:
+        progress(number * total + step, count * total, f"{arm}: {message}")
+
+    return report

@@ -1,0 +1,192 @@
+"""How every measurement of a factor in the model begins and ends: subject, prompts, record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from analysis.errors import InputError
+from analysis.store.evidence import Evidence, directions_sha256, write_evidence
+from analysis.store.factor_table import select_directions
+from analysis.store.records import EvidenceKind, EvidenceManifest, Prompt, RunManifest, sha256
+from analysis.store.workspace import Workspace, evidence_id
+from grasp.data.readers import HUB
+from grasp.evaluation.answers import BATCH, as_answers, as_pairs, chat_ids, score
+from grasp.evaluation.pairs import pair_by_steps
+from grasp.evaluation.scorers import Answer
+from grasp.foreign.settings import settings_of
+from grasp.model.loading import check_width, load_adapted, loaded_with
+from grasp.prompts.sets import prompts_sha256, read_prompts
+from grasp.settings.training import TrainConfig
+
+Reply = Callable[[Sequence[list[int]], int | None], tuple[list[list[int]], Tensor]]
+"""From tokenised chats and the longest answer to what `grasp.evaluation.answers.generate` gives."""
+
+FIRST_TOKEN = ("choice",)
+"""Scorers that look at the first answer token alone, for which nothing more is generated."""
+
+MAX_PROMPTS = 96
+"""Exploration prompts of one role that are asked, at most."""
+
+
+_HASHES: dict[str, Callable[[Path], str]] = {"prompts": prompts_sha256}
+"""A prompt set may be a shipped one, which is no file."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run and the factor, or the factors together, that evidence is about.
+
+    `name` is "w2", or "w1-w2" of several; `directions` are (k, d_model) unit rows in that order.
+    """
+
+    workspace: Workspace
+    folder: Path
+    run: RunManifest
+    name: str
+    factors: list[str]
+    directions: NDArray[np.float32]
+
+    def load(self) -> tuple[Any, Any]:
+        """The adapted model, as a PeftModel, and its tokenizer.
+
+        Raises:
+            InputError: the directions' width is not the model's.
+        """
+        reference = self.workspace.resolve(self.run.base_model)
+        model, tokenizer = load_adapted(reference, self.folder / "adapter")
+        check_width(model, self.directions)
+        return model, tokenizer
+
+    def id(self, kind: EvidenceKind) -> str:
+        """Name of the record of one kind of evidence."""
+        return evidence_id(self.folder.name, self.name, kind)
+
+    def save(
+        self,
+        kind: EvidenceKind,
+        *,
+        tables: Mapping[str, pd.DataFrame],
+        config: dict[str, Any],
+        seed: int,
+        inputs: Mapping[str, Path],
+        sentence: str,
+        seconds: float,
+        folder: Path | None = None,
+    ) -> Evidence:
+        """Save tables as the record `id(kind)`, or into `folder`, which is to become it."""
+        owners = {factor.rpartition("/")[0] for factor in self.factors}
+        manifest = EvidenceManifest(
+            id=self.id(kind),
+            evidence=kind,
+            run=self.folder.name,
+            factor=self.name,
+            base_model=self.run.base_model,
+            model=loaded_with(),
+            config={"factors": self.factors, **config},
+            seed=seed,
+            seconds=seconds,
+            parents=[f"runs/{self.folder.name}", *(f"factors/{one}" for one in sorted(owners))],
+            inputs={
+                "adapter": sha256(self.folder / "adapter" / "adapter_model.safetensors"),
+                "directions": directions_sha256(self.directions),
+                **{name: _HASHES.get(name, sha256)(path) for name, path in inputs.items()},
+            },
+            sentence=sentence,
+        )
+        evidence = Evidence(manifest, dict(tables))
+        if folder is not None:
+            write_evidence(folder, evidence)
+            return evidence
+        with self.workspace.writing("evidence", manifest.id) as target:
+            write_evidence(target, evidence)
+        return evidence
+
+
+def subject(
+    workspace: Workspace, folder: Path, run: RunManifest, factors: Sequence[str]
+) -> Subject:
+    """The factors of a run by name, as `factor_table.select_directions` takes them."""
+    full, directions = select_directions(workspace, list(factors), run=folder.name)
+    short = [name.removeprefix(f"{folder.name}/").replace("/", ".") for name in full]
+    return Subject(workspace, folder, run, "-".join(short), full, directions)
+
+
+def exploration_prompts(subject: Subject, path: Path | None = None) -> tuple[Path, list[Prompt]]:
+    """The run's prompts that may be looked at, at most MAX_PROMPTS of each role; and their file.
+
+    Raises:
+        InputError: neither the run nor the caller names a prompt set, or it has none to explore.
+    """
+    named = path or subject.run.config.get("prompts")
+    if not named:
+        raise InputError(
+            f"Run {subject.folder.name!r} names no prompt set; give one with --prompts FILE."
+        )
+    file = Path(subject.workspace.resolve(str(named)))
+    explored = [
+        prompt
+        for prompt in read_prompts(file)
+        if prompt.split == "exploration" and prompt.scorer != "judge"
+    ]
+    if not explored:
+        raise InputError(
+            f"{file} has no prompts for exploration that are scored without a judge; expected some."
+        )
+    roles = dict.fromkeys(prompt.role for prompt in explored)
+    return file, [
+        prompt
+        for role in roles
+        for prompt in [one for one in explored if one.role == role][:MAX_PROMPTS]
+    ]
+
+
+def training_settings(subject: Subject) -> TrainConfig:
+    """The settings that the run was trained with, its data among them.
+
+    Raises:
+        InputError: the run names no data, as one that was imported, or it is no longer there.
+    """
+    if not subject.run.config.get("data"):
+        raise InputError(
+            f"Run {subject.folder.name!r} was imported, so its training rows are not known; name "
+            "them with `grasp retrain`, or make it here with `grasp train`."
+        )
+    settings = settings_of(subject.run, subject.folder / "adapter")
+    settings = settings.located(subject.workspace.resolve)
+    if not str(settings.data).startswith(HUB) and not Path(str(settings.data)).exists():
+        raise InputError(f"The training data {settings.data} is no longer there; put it back.")
+    return settings
+
+
+def data_files(settings: TrainConfig) -> dict[str, Path]:
+    """What of the training data there is to hash; what is on the Hub has its commit's name."""
+    named = str(settings.data)
+    return {} if named.startswith(HUB) else {"data": Path(named)}
+
+
+def scores(tokenizer: Tokenizer, prompts: Sequence[Prompt], reply: Reply) -> pd.DataFrame:
+    """Scores of prompts as `grasp.evaluation.answers.score` gives them, in an order of their own.
+
+    Prompts whose scorer looks at the first token alone are answered by that token.
+    """
+    short = [prompt for prompt in prompts if prompt.scorer in FIRST_TOKEN]
+    pairs = [prompt for prompt in prompts if prompt.scorer == "pair"]
+    long = [prompt for prompt in prompts if prompt.scorer not in (*FIRST_TOKEN, "pair")]
+    by_steps = pair_by_steps(tokenizer, pairs, lambda chats: reply(chats, 1)[1])
+    found: list[Answer] = []
+    for group, limit in ((short, 1), (long, None)):
+        for start in range(0, len(group), BATCH):
+            chunk = group[start : start + BATCH]
+            chats = [chat_ids(tokenizer, prompt.messages) for prompt in chunk]
+            found += as_answers(tokenizer, *reply(chats, limit))
+    found += as_pairs(pairs, by_steps)
+    return score(tokenizer, [*short, *long, *pairs], found)

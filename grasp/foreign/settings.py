@@ -1,0 +1,312 @@
+"""Adapters made elsewhere: what their folder says of the fine-tune, and what has to be asked.
+
+Torch-free.  What is not known is never taken from a default, since a retrained run is compared
+with the adapter that there is, and should differ from it in nothing but what is protected.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from analysis.errors import InputError
+from analysis.store.records import RunManifest
+from analysis.store.workspace import Workspace
+from grasp.data.examples import read_examples
+from grasp.data.readers import pinned
+from grasp.foreign.hints import card_hints, logged_hints
+from grasp.settings.training import LoraSettings, TrainConfig, checked, parse_config
+
+ASKED = (
+    "data",
+    "learning_rate",
+    "lr_scheduler",
+    "warmup_steps",
+    "weight_decay",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "max_length",
+)
+"""What decides a fine-tune, beside its base model, its LoRA and its length."""
+
+LENGTH = ("max_steps", "num_train_epochs")
+"""Of which one is needed."""
+
+FIXED = ("base_model", "lora")
+"""What the adapter itself says, so that nobody may say otherwise."""
+
+# What PEFT writes that changes nothing about training.
+_IGNORED = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "eva_config",
+    "inference_mode",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "task_type",
+}
+
+
+@dataclass(frozen=True)
+class Known:
+    """Settings that a folder holds, and what it says that is shown, but not used."""
+
+    settings: dict[str, Any]
+    hints: list[str] = field(default_factory=list)
+
+
+def unknown(run: RunManifest, adapter: Path) -> list[str]:
+    """The settings that a run's manifest and its adapter's folder lack, by name."""
+    return _lacking(run.config if is_complete(run) else known(adapter).settings | run.config)
+
+
+def is_complete(run: RunManifest) -> bool:
+    """Whether a run can be trained again as it is."""
+    return not _lacking(run.config)
+
+
+def known(adapter: Path) -> Known:
+    """What an adapter folder says of the fine-tune that made it.
+
+    The shape of the LoRA is that of `adapter_config.json`; steps, epochs and batch size are those
+    of `trainer_state.json`, where the adapter is of its last step.  A model card is only a hint.
+
+    Raises:
+        InputError: the LoRA has what retraining would not carry over.
+    """
+    settings: dict[str, Any] = {"lora": lora_settings(adapter).model_dump()}
+    state = _json(adapter / "trainer_state.json")
+    hints = logged_hints(state)
+    steps, at = state.get("max_steps"), state.get("global_step")
+    if isinstance(steps, int) and steps > 0 and at == steps:
+        settings["max_steps"] = steps
+    batch = state.get("train_batch_size")
+    if isinstance(batch, int) and batch > 0:
+        settings["batch_size"] = batch
+    return Known(settings, [*hints, *card_hints(adapter / "README.md")])
+
+
+def lora_settings(adapter: Path) -> LoraSettings:
+    """The shape of an adapter's LoRA, all of it.
+
+    Raises:
+        InputError: `adapter_config.json` cannot be read, or has what cannot be carried over.
+    """
+    file = adapter / "adapter_config.json"
+    config = _json(file)
+    if not config:
+        raise InputError(f"{file} cannot be read; expected what PEFT saves with an adapter.")
+    taken = {name: config[name] for name in LoraSettings.model_fields if name in config}
+    taken = {name: value for name, value in taken.items() if value is not None}
+    beyond = sorted(
+        name
+        for name, value in config.items()
+        if value and name not in _IGNORED and name not in LoraSettings.model_fields
+    )
+    if beyond:
+        raise InputError(
+            f"{file} sets {', '.join(beyond)}, which retraining does not carry over; the run "
+            "cannot be retrained as it was made."
+        )
+    if "target_modules" not in taken:
+        taken["target_modules"] = None
+    return checked(LoraSettings, taken, str(file))
+
+
+def settings_of(run: RunManifest, adapter: Path) -> TrainConfig:
+    """The settings of a run; what an imported one lacks is as `TrainConfig` has it.
+
+    For what does not train: it must not be trained with.
+    """
+    found: dict[str, Any] = {"title": run.title, "base_model": run.base_model} | run.config
+    if not is_complete(run):
+        found["lora"] = lora_settings(adapter).model_dump()
+    return parse_config(found, source=f"run {run.id!r}")
+
+
+def trainable(run: RunManifest, adapter: Path) -> TrainConfig:
+    """The settings to train a run again with.
+
+    Raises:
+        InputError: some are not known; they are named, and how to give them is said.
+    """
+    if is_complete(run):
+        return parse_config(run.config, source=f"run {run.id!r} cannot be trained again")
+    raise InputError(ask(run, adapter))
+
+
+def ask(run: RunManifest, adapter: Path) -> str:
+    """One sentence that names what a run lacks and how to give it, and hints where there are."""
+    names = unknown(run, adapter)
+    hints = known(adapter).hints
+    said = f" The folder also says, which is not used: {'; '.join(hints)}." if hints else ""
+    return (
+        f"Run {run.root!r} was made elsewhere, and what is known of it lacks {', '.join(names)}; "
+        "give them as lines of a YAML file with --config FILE, or with --data FILE and "
+        f"--set NAME=VALUE.{said}"
+    )
+
+
+def read_given(config: str | None, data: str | None, pairs: list[str]) -> dict[str, Any]:
+    """Settings from a YAML file, a data file and NAME=VALUE pairs; later ones win.
+
+    Paths in the file are taken from its folder.
+
+    Raises:
+        InputError: the file cannot be read, or a pair is none.
+    """
+    given: dict[str, Any] = {}
+    if config is not None:
+        path = Path(config)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} cannot be read as YAML settings ({error}).") from None
+        given = parse_given(text, source=config, folder=path.resolve().parent)
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign or not name.strip():
+            raise InputError(f"--set got {pair!r}; expected NAME=VALUE, as learning_rate=1e-4.")
+        given |= parse_given(f"{name.strip()}: {value}", source=f"--set {pair}", folder=None)
+    return given | ({} if data is None else {"data": data})
+
+
+def parse_given(text: str, *, source: str, folder: Path | None) -> dict[str, Any]:
+    """Settings as lines of YAML; paths that exist in `folder` are taken from there.
+
+    Raises:
+        InputError: they are no lines of NAME: VALUE.
+    """
+    try:
+        given = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        problem = str(error).replace("\n", " ")
+        raise InputError(f"{source} cannot be read as YAML settings ({problem}).") from None
+    if given is None:
+        return {}
+    if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
+        raise InputError(f"{source} holds no settings; expected lines such as 'max_steps: 300'.")
+    numbers = {name: _number(value) for name, value in given.items()}
+    if folder is None:
+        return numbers
+    return {
+        name: str(folder / value)
+        if isinstance(value, str) and value and (folder / value).exists()
+        else value
+        for name, value in numbers.items()
+    }
+
+
+def completed(
+    workspace: Workspace,
+    run: RunManifest,
+    adapter: Path,
+    given: Mapping[str, Any],
+    *,
+    whole: bool = True,
+) -> RunManifest:
+    """The manifest of a run made elsewhere with what its folder says and what is given.
+
+    Paths become those of the workspace, a data set on the Hub gets its commit.  Unless it is to
+    be `whole`, what is missing may stay so.
+
+    Raises:
+        InputError: the run was made here, something given is fixed, unfit or unreadable,
+            something is still missing, or runs of its family have been trained already.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    _may_be_given(workspace, run, given)
+    found = {"title": run.title} | known(adapter).settings | run.config | given
+    found |= {"base_model": run.base_model, "lora": lora_settings(adapter).model_dump()}
+    for one, other in (LENGTH, LENGTH[::-1]):
+        if given.get(one) is not None and given.get(other) is None:
+            found.pop(other, None)
+    lacking = _lacking(found)
+    if lacking and whole:
+        raise InputError(ask(run.model_copy(update={"config": found}), adapter))
+    config = parse_config(found, source=f"run {run.id!r}")
+    located = config.located(_opened(workspace)).located(pinned)
+    if located.data is not None:
+        read_examples(located.data, columns=config.columns)
+    saved = located.located(workspace.reference).model_dump()
+    known_only = {name: saved[name] for name in found} if lacking else saved
+    return run.model_copy(update={"config": known_only})
+
+
+def save(folder: Path, run: RunManifest) -> None:
+    """Put a manifest in place of the one in a run's folder."""
+    new = folder / ".manifest.json.new"
+    new.write_text(run.model_dump_json(indent=2), encoding="utf-8")
+    new.replace(folder / "manifest.json")
+
+
+def _may_be_given(workspace: Workspace, run: RunManifest, given: Mapping[str, Any]) -> None:
+    if "adapter" not in run.inputs and is_complete(run):
+        raise InputError(
+            f"Run {run.id!r} was trained here, so its settings are known; --config, --data and "
+            "--set are for adapters made elsewhere."
+        )
+    if run.root != run.id:
+        raise InputError(
+            f"Run {run.id!r} was made from {run.root!r}; give settings for that one instead."
+        )
+    fixed = [name for name in FIXED if name in given]
+    if fixed:
+        raise InputError(
+            f"{fixed[0]} was given, but it is what the adapter of run {run.id!r} itself says; "
+            "leave it out."
+        )
+    family = [
+        other.id
+        for other in workspace.runs().records
+        if other.root == run.id and other.id != run.id and is_complete(other)
+    ]
+    changed = {name for name, value in given.items() if run.config.get(name, value) != value}
+    if is_complete(run) and family and changed:
+        raise InputError(
+            f"{', '.join(family)} were retrained with the settings of run {run.id!r}, so they stay "
+            "as they are; import the adapter again, under another name, to use others."
+        )
+
+
+def _lacking(settings: Mapping[str, Any]) -> list[str]:
+    names = [name for name in ASKED if settings.get(name) is None]
+    if all(settings.get(name) is None for name in LENGTH):
+        names.append(" or ".join(LENGTH))
+    return names
+
+
+def _opened(workspace: Workspace) -> Callable[[str], str]:
+    """Paths as they can be opened: those given from here, else those of the workspace."""
+
+    def locate(reference: str) -> str:
+        return reference if Path(reference).exists() else workspace.resolve(reference)
+
+    return locate
+
+
+def _number(value: Any) -> Any:
+    """YAML reads 1e-4 as text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value) if value.strip()[:1] in "+-.0123456789" else value
+    except ValueError:
+        return value
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """An object of a JSON file; empty where there is none that can be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,142 @@
+"""Candidates for factors in the model: rotated towards what they do off the task, and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.factors.residual import ResidualSide
+from analysis.factors.rotation import rotated
+from analysis.factors.routes import (
+    Band,
+    Found,
+    Yardstick,
+    concatenated,
+    factor_rows,
+    layer_rows,
+    ranked,
+)
+from analysis.factors.significance import Effects, with_effects
+from analysis.store.records import Prompt
+from grasp.identification.effects import set_back_effects
+from grasp.identification.first_order import FirstOrder, first_order
+from grasp.identification.generated import greedy
+from grasp.identification.shifts import Contrast, contrast_directions, shift_axes
+from grasp.jobs.progress import Progress, silent
+from grasp.model.loading import check_width, load_adapted
+
+MEASURED = 12
+"""Candidates whose effects are measured: each costs a forward pass on every prompt."""
+
+ROTATED = 4
+"""Rotated factors that are kept: further ones carry a few hundredths in the worlds we built."""
+
+MIN_SHARE = 0.01
+"""Rotated factors with a smaller first-order share of the change off the task are left out."""
+
+RANDOM_DIRECTIONS = 8
+"""Random directions whose largest effect is what chance does."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fine-tune by its base model, folder and yardsticks, and prompts off and on the task."""
+
+    base: str
+    folder: Path
+    yards: dict[ResidualSide, Yardstick]
+    off: Sequence[Prompt]
+    on: Sequence[Prompt]
+
+
+def measured(
+    found: Found,
+    case: Case,
+    *,
+    activations: bool = False,
+    contrast: Contrast | None = None,
+    progress: Progress = silent,
+) -> Found:
+    """Add factors that need the model to those found, measure what is promising, and rank.
+
+    Added are the off-task rotation of the weights' write factors and, where asked for, axes of
+    the shift of activations and the differences of contrasted chats.  The MEASURED candidates
+    with the largest first-order share off the task are measured, rotated ones before all others.
+    Every direction gets the sign along which fine-tuning moved the residual stream on
+    unrelated prompts, but for contrasts and imports, whose sign says something already.
+
+    Raises:
+        InputError: the adapter's width is not the base model's, or chats do not fit.
+    """
+    model, tokenizer = load_adapted(case.base, case.folder)
+    check_width(model, found[1])
+    off = greedy(model, tokenizer, case.off, progress=progress)
+    yard = case.yards.get("write") or case.yards["read"]
+    routes = [found]
+    if activations:
+        axes = shift_axes(model, off)
+        routes.append(layer_rows(yard, axes, route="activations", band="any"))
+    if contrast is not None:
+        ends = contrast_directions(model, tokenizer, contrast)
+        band: Band = "fixed" if contrast.of == "base" else "any"
+        routes.append(layer_rows(yard, ends, route="contrast", band=band))
+    found = concatenated(routes)
+    first = first_order(model, off, found[1], progress=progress)
+    (table, directions), first = _with_rotated(found, first, case)
+    given = table["route"].isin(("contrast", "import")).to_numpy()
+    directions = directions * np.where((first.shift < 0) & ~given, -1.0, 1.0)[:, None]
+    table = table.assign(first_order=first.shares)
+    rows = _promising(table)
+    on = greedy(model, tokenizer, case.on)
+    effects = Effects(
+        rows=rows,
+        off=set_back_effects(model, off, directions[rows], progress=progress),
+        on=set_back_effects(model, on, directions[rows], progress=progress),
+        random=set_back_effects(model, off, _random(table, directions), progress=progress),
+    )
+    return ranked(with_effects(table, effects), directions)
+
+
+def _with_rotated(found: Found, first: FirstOrder, case: Case) -> tuple[Found, FirstOrder]:
+    """The factors and, where there are write factors, their off-task rotation."""
+    table, directions = found
+    rows = _written(table)
+    if not len(rows) or not first.whole > 0:
+        return found, first
+    topics = first.by_topic([prompt.group for prompt in case.off])
+    rotation = rotated(directions[rows], topics.moments[:, rows][:, :, rows], topics.wholes)
+    least = MIN_SHARE * topics.whole
+    kept = rotation.directions[:ROTATED][rotation.effects[:ROTATED] >= least]
+    if not len(kept):
+        return found, first
+    source = f"{len(rows)} write factors, rotated on {len(case.off)} unrelated prompts"
+    more = factor_rows(case.yards["write"], kept, route="rotation", source=source, band="span")
+    combinations = np.eye(len(directions) + len(kept), len(directions))
+    combinations[len(directions) :, rows] = kept @ directions[rows].T
+    return concatenated([found, more]), first.along(combinations)
+
+
+def _written(table: pd.DataFrame) -> NDArray[np.intp]:
+    """Rows of the write factors that the weights alone gave."""
+    return np.flatnonzero((table["route"] == "weights") & (table["side"] == "write"))
+
+
+def _promising(table: pd.DataFrame) -> list[int]:
+    """Rows to measure, in the order of the table."""
+    share = table["first_order"].abs().fillna(0.0).to_numpy()
+    rotated_first = (table["route"] != "rotation").to_numpy()
+    return sorted(np.lexsort((-share, rotated_first))[:MEASURED].tolist())
+
+
+def _random(table: pd.DataFrame, directions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Random unit directions (RANDOM_DIRECTIONS, d_model) outside the span of the write factors."""
+    span = directions[_written(table)]
+    draws = np.random.default_rng(0).standard_normal((RANDOM_DIRECTIONS, directions.shape[1]))
+    if len(span) < directions.shape[1]:
+        draws -= draws @ span.T @ span
+    return np.asarray(draws / np.linalg.norm(draws, axis=1, keepdims=True))

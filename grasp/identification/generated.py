@@ -1,0 +1,89 @@
+"""Prompts with the adapted model's own greedy answers: what effects are measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from analysis.store.records import Prompt
+from grasp.data.tokenise import padded
+from grasp.evaluation.answers import BATCH, chat_ids, generate, stop_tokens
+from grasp.jobs.progress import Progress, silent
+from grasp.model.loading import device_of
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A batch of chats with their answers, padded on the right.
+
+    `inputs` are `input_ids` and `attention_mask` (batch, tokens); `said` (batch, tokens) is
+    where a word of the answer is predicted, the first of them at the last token before the
+    answer, whose place is `last` (batch,); `clusters` (batch,) is what each prompt is about.
+    """
+
+    inputs: dict[str, Tensor]
+    said: Tensor
+    last: Tensor
+    clusters: tuple[str, ...]
+
+    @property
+    def rows(self) -> Tensor:
+        """(words,) the row of the batch that each word said belongs to."""
+        return self.said.nonzero()[:, 0]
+
+    @property
+    def words(self) -> Tensor:
+        """(words,) ids of the words said."""
+        return self.inputs["input_ids"].roll(-1, dims=1)[self.said]
+
+
+@torch.no_grad()
+def greedy(
+    model: Any, tokenizer: Tokenizer, prompts: Sequence[Prompt], *, progress: Progress = silent
+) -> list[Answered]:
+    """Answer prompts greedily; neither choices nor expected answers are looked at.
+
+    The token that ends an answer is left out: what is measured is what is said, not whether
+    another turn follows, which a fine-tune on single turns changes everywhere.
+    """
+    batches = []
+    for start in range(0, len(prompts), BATCH):
+        progress(start, len(prompts), "answering")
+        batches.append(_batch(model, tokenizer, prompts[start : start + BATCH]))
+    progress(len(prompts), len(prompts), "answering")
+    return batches
+
+
+def probabilities(model: Any, answered: Answered) -> Tensor:
+    """(words, vocabulary) distributions that the words said are drawn from, in float32."""
+    return torch.softmax(logits(model, answered), dim=-1)
+
+
+def logits(model: Any, answered: Answered) -> Tensor:
+    """(words, vocabulary) logits where words are predicted, in float32."""
+    found: Tensor = model(**answered.inputs, use_cache=False).logits[answered.said].float()
+    return found
+
+
+def total_variation(p: Tensor, q: Tensor) -> Tensor:
+    """Half the sum of |p − q| of each row (words,)."""
+    return 0.5 * (p - q).abs().sum(dim=-1)
+
+
+def _batch(model: Any, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> Answered:
+    chats = [chat_ids(tokenizer, prompt.messages) for prompt in prompts]
+    replies, _ = generate(model, tokenizer, chats)
+    whole = [chat + reply for chat, reply in zip(chats, replies, strict=True)]
+    inputs = {name: t.to(device_of(model)) for name, t in padded(tokenizer, whole).items()}
+    said = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+    stopping = stop_tokens(model)
+    for row, (chat, reply) in enumerate(zip(chats, replies, strict=True)):
+        ended = bool(reply) and reply[-1] in stopping
+        said[row, len(chat) - 1 : len(chat) - 1 + len(reply) - ended] = True
+    last = torch.tensor([len(chat) - 1 for chat in chats], device=said.device)
+    return Answered(inputs, said, last, tuple(prompt.cluster for prompt in prompts))

@@ -1,0 +1,283 @@
+"""Identification as an action: from an adapter folder to a saved table of factors.
+
+Weights alone need no model; a model is loaded only where effects are to be measured.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.adapters.files import weight_files
+from analysis.adapters.load import Adapter, load_adapter
+from analysis.errors import GraspError, InputError
+from analysis.factors.residual import ResidualSide
+from analysis.factors.routes import (
+    Found,
+    LayerDirections,
+    Yardstick,
+    checkpoints_of,
+    concatenated,
+    joint_rows,
+    layer_rows,
+    ranked,
+    weight_rows,
+    yardsticks,
+)
+from analysis.factors.significance import explained
+from analysis.store.factor_table import FactorTable, write_factors
+from analysis.store.records import FactorsManifest, Prompt, RunManifest, read_manifest, sha256
+from analysis.store.workspace import Workspace
+from grasp.foreign.directions import Import, imported
+from grasp.identification.lens import LensSource
+from grasp.jobs.progress import Progress, silent
+from grasp.prompts.sets import prompts_sha256, read_prompts
+
+if TYPE_CHECKING:
+    from grasp.identification.shifts import Contrast
+
+MAX_PROMPTS = 96
+
+
+@dataclass(frozen=True)
+class EffectInputs:
+    """What effects are measured with: a base model and a prompt set."""
+
+    base: str
+    prompts: Path
+
+
+@dataclass(frozen=True)
+class Routes:
+    """What is looked at beside the weights of the one adapter and their off-task rotation.
+
+    `joint` are adapters of other seeds; activations and contrasts need a model.
+    """
+
+    joint: tuple[Path, ...] = ()
+    activations: bool = False
+    contrast: Contrast | None = None
+    imports: tuple[Import, ...] = ()
+
+
+def identify(
+    adapter: Path | Adapter,
+    *,
+    name: str,
+    run: Path | None = None,
+    effects: EffectInputs | None = None,
+    routes: Routes | None = None,
+    max_layer: int | None = None,
+    tokens: LensSource | None = None,
+    progress: Progress = silent,
+) -> FactorTable:
+    """Factors of an adapter, or of its folder, ranked; with `effects`, what they do in the model.
+
+    `run` is the folder whose checkpoints, beside the adapters of `routes.joint`, give the
+    stability.  The tokens that factors write are read from the files of the base model of
+    `tokens`, else of the effects, else of the one that the adapter names, where they are at hand;
+    why there are none is said in the manifest.
+
+    Raises:
+        InputError: an adapter, a file or prompts do not fit, or a route needs the effects' model.
+        GraspError: `tokens` were named, and cannot be read.
+    """
+    started, routes = time.monotonic(), routes or Routes()
+    if effects is None and (routes.activations or routes.contrast):
+        raise InputError("Activations need a model; name a base model and a prompt set.")
+    loaded = adapter if isinstance(adapter, Adapter) else load_adapter(adapter)
+    part = loaded.low_rank_part
+    joint = [load_adapter(path, low_rank_part=part) for path in routes.joint]
+    others = [*(checkpoints_of(run, low_rank_part=part) if run else []), *joint]
+    yards = yardsticks(loaded.modules, others=others, max_layer=max_layer)
+    found = [weight_rows(loaded.modules, yards)]
+    if joint:
+        found.append(joint_rows([loaded, *joint], max_layer=max_layer))
+    if routes.imports:
+        found.append(_imported(routes.imports, yards, loaded, effects))
+    table, directions = ranked(*concatenated(found))
+    model: dict[str, Any] = {}
+    if effects is not None:
+        from grasp.identification.candidates import Case, measured
+        from grasp.model.loading import loaded_with
+
+        case = Case(effects.base, loaded.path, yards, *exploration_prompts(effects.prompts))
+        table, directions = measured(
+            (table, directions),
+            case,
+            activations=routes.activations,
+            contrast=routes.contrast,
+            progress=progress,
+        )
+        model = loaded_with()
+    table, without = _with_tokens(table, directions, tokens or _own_files(loaded, effects))
+    config = {"max_layer": max_layer, "effects": effects is not None}
+    manifest = FactorsManifest(
+        id=name,
+        run=name,
+        base_model=effects.base if effects else loaded.base_model,
+        model=model,
+        config=config | _named(routes) | ({"no_tokens": without} if without else {}),
+        seed=0,
+        seconds=time.monotonic() - started,
+        parents=[f"runs/{name}"] if run else [],
+        inputs=_hashes(loaded.path, routes, effects),
+    )
+    return FactorTable(manifest, explained(table), directions.astype("float32"))
+
+
+def identify_run(
+    workspace: Workspace,
+    folder: Path,
+    *,
+    progress: Progress = silent,
+) -> FactorTable:
+    """Factors of a run, with their effects where it names prompts, into `factors/<run>`."""
+    found = identify(
+        folder / "adapter",
+        name=folder.name,
+        run=folder,
+        effects=run_effects(workspace, folder),
+        tokens=run_tokens(workspace, folder),
+        progress=progress,
+    )
+    with workspace.writing("factors", folder.name) as target:
+        write_factors(target, found)
+    return found
+
+
+def run_tokens(workspace: Workspace, folder: Path) -> LensSource:
+    """The base model of a run, at the revision that its settings pin."""
+    run = read_manifest(folder / "manifest.json", RunManifest)
+    revision = (run.config.get("model") or {}).get("revision")
+    return LensSource(workspace.resolve(run.base_model), revision)
+
+
+def run_effects(workspace: Workspace, folder: Path) -> EffectInputs | None:
+    """A run's own base model and prompts; None where it names no prompts."""
+    run = read_manifest(folder / "manifest.json", RunManifest)
+    named = run.config.get("prompts")
+    if named is None:
+        return None
+    return EffectInputs(workspace.resolve(run.base_model), Path(workspace.resolve(named)))
+
+
+def exploration_prompts(path: Path) -> tuple[list[Prompt], list[Prompt]]:
+    """Prompts off and on the task: those of role "unrelated" and of role "task".
+
+    Only the exploration split is used, at most MAX_PROMPTS of each, and of each prompt only
+    its text and what it is about: neither a label nor an expected answer.
+
+    Raises:
+        InputError: there are none of one kind.
+    """
+    explored = [p for p in read_prompts(path) if p.split == "exploration"]
+    off = _spread([p for p in explored if p.role == "unrelated"])
+    on = _spread([p for p in explored if p.role == "task"])
+    if not off or not on:
+        raise InputError(
+            f"{path} has {len(off)} off-task and {len(on)} task prompts for "
+            "exploration; effects need some of both."
+        )
+    return off, on
+
+
+def _own_files(adapter: Adapter, effects: EffectInputs | None) -> LensSource | None:
+    """The base model of the effects, else that which the adapter names."""
+    if effects is not None:
+        return LensSource(effects.base)
+    return LensSource(adapter.base_model, adapter.base_revision) if adapter.base_model else None
+
+
+def _with_tokens(
+    table: pd.DataFrame,
+    directions: NDArray[np.floating],
+    source: LensSource | None,
+) -> tuple[pd.DataFrame, str]:
+    """The table with the tokens that its directions write; or as it was, and why."""
+    if source is None:
+        return table, "The adapter names no base model whose tokens could be read."
+    try:
+        promoted, suppressed = source.read().tokens(directions)
+    except GraspError as error:
+        if source.named:
+            raise
+        return table, str(error)
+    lists = {"promoted": pd.Series(promoted), "suppressed": pd.Series(suppressed)}
+    return table.assign(**lists), ""
+
+
+def _spread(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """At most MAX_PROMPTS, as evenly from all topics as there are prompts of them."""
+    place: Counter[str] = Counter()
+    turns = []
+    for prompt in prompts:
+        turns.append(place[prompt.group])
+        place[prompt.group] += 1
+    order = sorted(range(len(prompts)), key=lambda i: turns[i])
+    return [prompts[i] for i in sorted(order[:MAX_PROMPTS])]
+
+
+def _imported(
+    imports: Sequence[Import],
+    yards: dict[ResidualSide, Yardstick],
+    adapter: Adapter,
+    effects: EffectInputs | None,
+) -> Found:
+    """Directions found elsewhere, compared with what the adapter writes, or else reads."""
+    yard = yards.get("write") or yards["read"]
+    n_layers = _layers_of(adapter, effects)
+    parts = [imported(one, n_layers=n_layers, width=len(yard.columns)) for one in imports]
+    together = LayerDirections(
+        directions=np.concatenate([part.directions for part in parts]),
+        layers=tuple(layer for part in parts for layer in part.layers),
+        sources=tuple(source for part in parts for source in part.sources),
+    )
+    return layer_rows(yard, together, route="import", band="fixed")
+
+
+def _layers_of(adapter: Adapter, effects: EffectInputs | None) -> int:
+    """Decoder layers of the base model, or as many as the adapter shows where there is none."""
+    if effects is not None:
+        from transformers import AutoConfig
+
+        return int(AutoConfig.from_pretrained(effects.base).num_hidden_layers)
+    return 1 + max((m.layer for m in adapter.modules if m.layer is not None), default=-1)
+
+
+def _named(routes: Routes) -> dict[str, Any]:
+    """The routes as the manifest has them; nothing of those that were not taken."""
+    contrast = routes.contrast
+    named: dict[str, Any] = {
+        "joint": [str(path) for path in routes.joint],
+        "activations": routes.activations,
+        "contrast": contrast and [contrast.high, contrast.low, contrast.of],
+        "imports": [f"{one.file}" for one in routes.imports],
+    }
+    return {name: value for name, value in named.items() if value}
+
+
+def _weights(name: str, adapter: Path) -> dict[str, Path]:
+    first, *shards = weight_files(adapter)
+    return {name: first} | {f"{name}: {shard.name}": shard for shard in shards}
+
+
+def _hashes(adapter: Path, routes: Routes, effects: EffectInputs | None) -> dict[str, str]:
+    files = _weights("adapter", adapter)
+    if routes.contrast is not None:
+        files["contrast"] = routes.contrast.file
+    for number, path in enumerate(routes.joint, start=1):
+        files |= _weights(f"joint {number}", path)
+    for number, one in enumerate(routes.imports, start=1):
+        known = {f"import {number}": one.file, f"import {number} choice": one.choice}
+        files |= {name: file for name, file in known.items() if file is not None and file.is_file()}
+    asked = {} if effects is None else {"prompts": prompts_sha256(effects.prompts)}
+    return {name: sha256(file) for name, file in files.items()} | asked

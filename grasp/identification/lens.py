@@ -1,0 +1,107 @@
+"""Tokens that directions write, through a base model's unembedding, as its files have it.
+
+No model is loaded for it, nor torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.base_model.files import CONFIG, INDEX, read_unembedding, unembedding_files
+from analysis.base_model.unembedding import Unembedding, top_tokens
+from analysis.errors import InputError
+from grasp.hub.repository import Pinned, cached, downloaded, pinned
+
+TOKENIZER = "tokenizer.json"
+_TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "tokenizer.model", "vocab.*", "merges.txt")
+
+Words = list[list[str]]
+
+
+@dataclass(frozen=True)
+class Lens:
+    """An unembedding, how a token reads, and how many tokens there are."""
+
+    unembedding: Unembedding
+    decode: Callable[[int], str]
+    vocabulary: int
+
+    def tokens(self, directions: NDArray[np.floating[Any]], *, n: int = 10) -> tuple[Words, Words]:
+        """Tokens whose logits a step along, and against, each direction raises most.
+
+        Args:
+            directions: (k, d_model).
+            n: tokens at each end.
+
+        Raises:
+            InputError: as `analysis.base_model.unembedding.top_tokens` says.
+        """
+        found = top_tokens(directions, self.unembedding, n=n, vocabulary=self.vocabulary)
+        ends = (found.promoted.tolist(), found.suppressed.tolist())
+        promoted, suppressed = ([[self.decode(i) for i in row] for row in end] for end in ends)
+        return promoted, suppressed
+
+
+@dataclass(frozen=True)
+class LensSource:
+    """A base model whose files a lens is read from: a folder, or a Hub id at a revision.
+
+    `named` says that a person named it for this: then the files of the unembedding, final norm and
+    tokenizer are downloaded where the Hub's local cache lacks them.
+    """
+
+    reference: str
+    revision: str | None = None
+    named: bool = False
+
+    def read(self) -> Lens:
+        """The lens, from files alone.
+
+        Raises:
+            GraspError: there are no such files, or they cannot be read.
+        """
+        if Path(self.reference).is_dir():
+            folder = Path(self.reference)
+        elif self.named:
+            folder = _download(pinned(self.reference, self.revision))
+        else:
+            folder = cached(self.reference, self.revision)
+        decode, vocabulary = _tokens(folder)
+        return Lens(read_unembedding(folder), decode, vocabulary)
+
+
+def _download(at: Pinned) -> Path:
+    """The files of a base model on the Hub that a lens is read from."""
+    folder = downloaded(at, [CONFIG, INDEX, *_TOKENIZER_FILES])
+    if at.files is None:
+        return folder
+    index = folder / INDEX if INDEX in at.files else None
+    return downloaded(at, unembedding_files(sorted(at.files), index))
+
+
+def _tokens(folder: Path) -> tuple[Callable[[int], str], int]:
+    """How a token reads, and how many there are."""
+    if not (folder / TOKENIZER).is_file():
+        raise InputError(
+            f"The base model {folder} has no {TOKENIZER}, without which its tokens cannot be read; "
+            "save its tokenizer with save_pretrained."
+        )
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+    except Exception as error:  # the library raises nothing narrower
+        raise InputError(
+            f"{folder / TOKENIZER} cannot be read ({str(error)[:120]}); copy it again."
+        ) from None
+
+    def decode(token: int) -> str:
+        return str(tokenizer.decode([token], skip_special_tokens=False))
+
+    return decode, 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())

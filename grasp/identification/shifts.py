@@ -1,0 +1,146 @@
+"""Directions from activations: what fine-tuning shifts, and what tells two sets of chats apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from analysis.errors import InputError
+from analysis.factors.routes import LayerDirections
+from analysis.store.records import Message, Probe, read_jsonl
+from grasp.data.tokenise import padded, tokenise
+from grasp.evaluation.answers import BATCH
+from grasp.identification.generated import Answered
+from grasp.model.hooks import layer_outputs
+from grasp.model.loading import device_of
+
+AXES = 2
+"""Principal axes that are kept of each layer: at the last one the second can take over."""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two sets of chats: the probes of a file whose variant is `high`, or `low`.
+
+    `of` says whose activations are compared.
+    """
+
+    file: Path
+    high: str
+    low: str
+    of: Literal["base", "adapted"] = "base"
+
+
+@torch.no_grad()
+def shift_axes(model: Any, answered: Sequence[Answered]) -> LayerDirections:
+    """Leading principal axes, uncentred, of h¹ − h⁰ at the last token before each answer.
+
+    The mean is left in, since what fine-tuning does everywhere is what is looked for.  Layers at
+    which nothing moved give none.
+
+    Source: after Casademunt et al. 2025, arXiv:2507.16795, whose axes are centred.
+    """
+    shifts: list[list[Tensor]] = []
+    for batch in answered:
+        rows = torch.arange(len(batch.last), device=batch.last.device)
+        with model.disable_adapter(), layer_outputs(model) as base:
+            model(**batch.inputs, use_cache=False)
+        with layer_outputs(model) as adapted:
+            model(**batch.inputs, use_cache=False)
+        pairs = zip(adapted, base, strict=True)
+        shifts.append([(a - b)[rows, batch.last].double().cpu() for a, b in pairs])
+    directions, layers, sources = [], [], []
+    for layer, parts in enumerate(zip(*shifts, strict=True)):
+        rows = torch.cat(parts)
+        _, values, axes = torch.linalg.svd(rows, full_matrices=False)
+        shares = (values.square() / values.square().sum()).tolist() if values[0] > 0 else []
+        for number, share in enumerate(shares[:AXES]):
+            directions.append(axes[number].numpy())
+            layers.append(layer)
+            sources.append(
+                f"shift at layer {layer} before the answers to {len(rows)} unrelated prompts, "
+                f"{100 * share:.0f} % of it"
+            )
+    return _found(model, directions, layers, sources)
+
+
+@torch.no_grad()
+def contrast_directions(model: Any, tokenizer: Tokenizer, contrast: Contrast) -> LayerDirections:
+    """Unit mean differences, high minus low, of activations where chats' last answers are said.
+
+    An activation counts where a word of the answer is predicted, from the last token before it;
+    the mean is over these, then over chats.
+
+    Raises:
+        InputError: the file has no chats of a variant, or a chat has no answer.
+    """
+    probes = read_jsonl(contrast.file, Probe)
+    means = {
+        variant: _mean_activations(model, tokenizer, probes, variant, contrast)
+        for variant in (contrast.high, contrast.low)
+    }
+    difference = means[contrast.high] - means[contrast.low]
+    lengths = np.linalg.norm(difference, axis=1)
+    layers = [layer for layer, length in enumerate(lengths) if length > 0]
+    source = f"{contrast.file.name}: {contrast.high} minus {contrast.low}, {contrast.of} model"
+    return _found(
+        model,
+        [difference[layer] / lengths[layer] for layer in layers],
+        layers,
+        [f"{source}, layer {layer}" for layer in layers],
+    )
+
+
+def _mean_activations(
+    model: Any, tokenizer: Tokenizer, probes: Sequence[Probe], variant: str, contrast: Contrast
+) -> NDArray[np.float64]:
+    """(layers, d_model) mean over the chats of one variant."""
+    chats = [_last_answer(tokenizer, p.messages, p.id) for p in probes if p.variant == variant]
+    if not chats:
+        known = ", ".join(sorted({probe.variant for probe in probes}))
+        raise InputError(f"{contrast.file} has no chats of variant {variant!r}; it has {known}.")
+    total: Tensor | None = None
+    for start in range(0, len(chats), BATCH):
+        part = chats[start : start + BATCH]
+        inputs = padded(tokenizer, [ids for ids, _ in part])
+        inputs = {name: tensor.to(device_of(model)) for name, tensor in inputs.items()}
+        weights = torch.zeros(inputs["input_ids"].shape, dtype=torch.float64)
+        for row, (_, said) in enumerate(part):
+            weights[row, said] = 1 / len(said)
+        of_base = model.disable_adapter() if contrast.of == "base" else nullcontext()
+        with of_base, layer_outputs(model) as outputs:
+            model(**inputs, use_cache=False)
+        weights = weights.to(device_of(model))
+        sums = torch.stack([torch.einsum("bt,btd->d", weights, h.double()) for h in outputs])
+        total = sums if total is None else total + sums
+    assert total is not None
+    return np.asarray((total / len(chats)).cpu().numpy())
+
+
+def _last_answer(
+    tokenizer: Tokenizer, messages: Sequence[Message], name: str
+) -> tuple[list[int], list[int]]:
+    """Token ids of a chat, and the places from which the words of its last answer are predicted."""
+    ids, answer = tokenise(tokenizer, messages)
+    places = [i - 1 for i, part in enumerate(answer) if part]
+    if not places:
+        raise InputError(f"Chat {name!r} has no answer; a contrast needs whole chats.")
+    starts = [i for i, place in enumerate(places) if i == 0 or place != places[i - 1] + 1]
+    return ids, places[starts[-1] :]
+
+
+def _found(
+    model: Any, directions: list[NDArray[np.float64]], layers: list[int], sources: list[str]
+) -> LayerDirections:
+    width = model.get_base_model().config.hidden_size
+    rows = np.stack(directions) if directions else np.empty((0, width))
+    return LayerDirections(rows, tuple(layers), tuple(sources))

@@ -1,0 +1,4 @@
+"""Opening a model, its residual stream, and hooks on it.
+
+Knows of no task, method or run.
+"""

@@ -1,0 +1,267 @@
+"""Base models and adapters: loading, the device they run on, where their decoder layers are."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from peft import PeftModel, prepare_model_for_kbit_training
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+)
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from analysis.errors import GraspError, InputError, NotFoundError
+from analysis.store.records import RunManifest
+from grasp.hub.repository import pinned
+from grasp.settings.model import ModelSettings, effective, settings_beside
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+# PEFT reads a name that transformers has given up; nobody here can act on it.
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+
+_LAYER_PATHS = (
+    "model.layers",
+    "transformer.h",
+    "gpt_neox.layers",
+    "model.decoder.layers",
+    "model.language_model.layers",
+)
+
+COMMIT = "loaded_commit"
+"""Attribute of a model that was loaded here: its commit on the Hub, None where it is not there."""
+
+_KEPT: dict[tuple[str, Path, int, ModelSettings], tuple[PeftModel, Tokenizer]] = {}
+"""The adapted model that was loaded last."""
+
+
+def pick_device() -> torch.device:
+    """CUDA where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(device: torch.device, settings: ModelSettings | None = None) -> torch.dtype:
+    """The dtype that settings name; by default bfloat16 on CUDA and float32 on the CPU."""
+    named = (settings or ModelSettings()).dtype
+    if named == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype: torch.dtype = getattr(torch, named)
+    return dtype
+
+
+def load_base(
+    reference: str, settings: ModelSettings | None = None
+) -> tuple[PreTrainedModel, Tokenizer]:
+    """Load a causal language model and its tokenizer from a folder or the Hub, in eval mode.
+
+    What the command line asks for takes the place of the settings.  A model that is quantised or
+    spread over devices stays where it was put.
+
+    Raises:
+        NotFoundError: neither a folder of that name nor a Hub model could be opened.
+        InputError: the settings ask for what is not installed or not allowed.
+    """
+    settings = effective(settings or ModelSettings())
+    if reference.startswith(("/", ".")) and not Path(reference).is_dir():
+        raise NotFoundError(f"There is no folder {reference}; name the base model's folder.")
+    device = pick_device()
+    try:
+        where = _where(reference, settings)
+        model = AutoModelForCausalLM.from_pretrained(
+            reference, dtype=pick_dtype(device, settings), **where, **_placed(device, settings)
+        )
+        tokenizer = AutoTokenizer.from_pretrained(reference, **where)
+    except (OSError, ValueError, NotFoundError) as error:
+        raise _unloadable(reference, error) from None
+    setattr(model, COMMIT, where.get("revision"))
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    stays = settings.device_map is not None or settings.quantization is not None
+    return (model if stays else model.to(device)).eval(), tokenizer
+
+
+def load_tokenizer(reference: str, settings: ModelSettings | None = None) -> Tokenizer:
+    """The tokenizer of `load_base` alone, for what looks at data and runs no model.
+
+    Raises:
+        NotFoundError: neither a folder of that name nor a Hub model could be opened.
+    """
+    settings = effective(settings or ModelSettings())
+    if reference.startswith(("/", ".")) and not Path(reference).is_dir():
+        raise NotFoundError(f"There is no folder {reference}; name the base model's folder.")
+    try:
+        return AutoTokenizer.from_pretrained(reference, **_where(reference, settings))
+    except (OSError, ValueError, NotFoundError) as error:
+        raise _unloadable(reference, error) from None
+
+
+def computes_in(settings: ModelSettings, device: str) -> torch.dtype:
+    """The dtype that training computes in on a device, by autocast where it is narrow."""
+    return pick_dtype(torch.device(device), settings)
+
+
+def at_commit(run: RunManifest, model: PeftModel) -> RunManifest:
+    """The run with the commit of its base model among its settings, where that is of the Hub."""
+    commit = getattr(model.get_base_model(), COMMIT, None)
+    if commit is None:
+        return run
+    settings = {**(run.config.get("model") or {}), "revision": commit}
+    return run.model_copy(update={"config": {**run.config, "model": settings}})
+
+
+def load_adapted(reference: str, adapter: Path) -> tuple[PeftModel, Tokenizer]:
+    """Load a base model with a PEFT adapter on it, in eval mode; not to be trained.
+
+    The base is loaded as the run that the adapter belongs to says.  The last model is kept, so that
+    a worker's next job on the same adapter finds it loaded; it goes before another is loaded.
+    """
+    changed = max((file.stat().st_mtime_ns for file in adapter.glob("*")), default=0)
+    settings = effective(settings_beside(adapter, reference))
+    key = (reference, adapter.resolve(), changed, settings)
+    if key not in _KEPT:
+        forget()
+        model, tokenizer = load_base(reference, settings)
+        _KEPT[key] = PeftModel.from_pretrained(model, str(adapter)).eval(), tokenizer
+    return _KEPT[key]
+
+
+def forget() -> None:
+    """Let go of the model that is kept, and of the memory it takes."""
+    _KEPT.clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def loaded_with() -> dict[str, Any]:
+    """The settings of the model that is kept, but for defaults."""
+    return next((key[3].model_dump(exclude_defaults=True) for key in _KEPT), {})
+
+
+def ready_to_train(model: PreTrainedModel) -> PreTrainedModel:
+    """The base model as an adapter is trained on it; norms and head of a quantised one in float32.
+
+    Activations are checkpointed by the trainer, where the settings ask for it.
+    """
+    if not getattr(model, "is_quantized", False):
+        return model
+    prepared: PreTrainedModel = prepare_model_for_kbit_training(
+        model, use_gradient_checkpointing=False
+    )
+    return prepared
+
+
+def _where(reference: str, settings: ModelSettings) -> dict[str, Any]:
+    """Which files of a repository are meant, without tries where there is no network."""
+    where: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
+    if Path(reference).is_dir():
+        return where
+    at = pinned(reference, settings.revision)
+    return where | {"revision": at.commit, "local_files_only": at.files is None}
+
+
+def _placed(device: torch.device, settings: ModelSettings) -> dict[str, Any]:
+    """Where the weights go, and in how many bits."""
+    if settings.quantization is None:
+        return {} if settings.device_map is None else {"device_map": settings.device_map}
+    if find_spec("bitsandbytes") is None:
+        raise InputError(
+            f"Quantization {settings.quantization!r} needs the package bitsandbytes, which is not "
+            "installed; install it with `pip install bitsandbytes`, or leave the setting out."
+        )
+    four = settings.quantization == "4bit"
+    quantized = BitsAndBytesConfig(
+        load_in_4bit=four,
+        load_in_8bit=not four,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=pick_dtype(device, settings),
+    )
+    whole = {"": device}
+    return {"quantization_config": quantized, "device_map": settings.device_map or whole}
+
+
+def _unloadable(reference: str, error: Exception) -> GraspError:
+    """Why a base model could not be loaded, in one sentence."""
+    if isinstance(error, NotFoundError):
+        return NotFoundError(f"The base model {reference!r} cannot be loaded: {error}")
+    if isinstance(error, GraspError):
+        return error
+    reason = str(error).strip().splitlines()[0]
+    if "trust_remote_code" in str(error):
+        return InputError(
+            f"The base model {reference!r} brings Python code of its own, which is run only where "
+            "it is trusted: set `trust_remote_code: true` under `model:` in the settings, or give "
+            "--trust-remote-code."
+        )
+    return NotFoundError(
+        f"The base model {reference!r} cannot be loaded: {reason} Give a folder with a "
+        "transformers model, or a Hub id that can be reached."
+    )
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The decoder layers of a causal language model, with or without an adapter on it.
+
+    Raises:
+        InputError: the architecture keeps them in none of the known places.
+    """
+    plain: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    for path in _LAYER_PATHS:
+        found = plain
+        for name in path.split("."):
+            found = getattr(found, name, None)
+        if isinstance(found, nn.ModuleList):
+            return found
+    raise InputError(
+        f"{type(plain).__name__} keeps its decoder layers in none of {', '.join(_LAYER_PATHS)}; "
+        "add its path to grasp/model/loading.py."
+    )
+
+
+def check_width(model: PeftModel, directions: NDArray[np.floating]) -> None:
+    """Refuse directions that are not (k, d_model) for this model.
+
+    Raises:
+        InputError: says what they are, and what was expected.
+    """
+    config = model.get_base_model().config.get_text_config()
+    if directions.ndim != 2 or directions.shape[1] != config.hidden_size:
+        raise InputError(
+            f"Directions have shape {directions.shape}; expected (k, {config.hidden_size}), the "
+            f"width of {config.model_type}."
+        )
+
+
+def check_together(model: nn.Module) -> None:
+    """Refuse a model whose decoder layers are not all on one device.
+
+    Raises:
+        InputError: names the devices; "meta" stands for weights that are kept elsewhere.
+    """
+    devices = sorted({str(w.device) for layer in decoder_layers(model) for w in layer.parameters()})
+    if len(devices) > 1 or devices == ["meta"]:
+        raise InputError(
+            f"The decoder layers are spread over {', '.join(devices)}, and subspaces are protected "
+            "on one device; leave `device_map` out and use `quantization: 4bit`, a smaller "
+            "batch_size or gradient_checkpointing instead."
+        )
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device that a model takes its tokens on: that of its first parameter that is there."""
+    devices = (weight.device for weight in model.parameters())
+    return next((device for device in devices if device.type != "meta"), pick_device())

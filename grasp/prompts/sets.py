@@ -1,0 +1,237 @@
+"""Prompt sets: JSON lines, YAML for people, published question files, and those shipped by name.
+
+Torch-free.  A set is named by a file, by the name of a shipped set, or by `name+dress`: the same
+items in the form of some training data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BeforeValidator, Field, ValidationError
+
+from analysis.errors import InputError, NotFoundError
+from analysis.store.records import Message, Prompt, Role, Sampling, ScorerName, read_jsonl, sha256
+from grasp.prompts.published_questions import Question, question_prompts
+from grasp.settings.training import Settings, checked
+
+YAML = (".yaml", ".yml")
+FILES = (*YAML, ".jsonl", ".json")
+TEXT = "{text}"
+
+Text = Annotated[str, BeforeValidator(lambda value: value if value is None else str(value))]
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+class Scoring(Settings):
+    """What an item may say of itself, or the set of all its items."""
+
+    role: Role | None = None
+    scorer: ScorerName | None = None
+    group: str | None = None
+    end: str | None = None
+    choices: dict[str, list[str]] | None = None
+    target: str | None = None
+    expected: str | None = None
+    pair: tuple[str, str] | None = None
+    per_token: bool | None = None
+    pattern: str | None = None
+    lexicon: list[str] | None = None
+    measure: Literal["presence", "share"] | None = None
+    judge_prompts: dict[str, str] | None = None
+    judge_model: str | None = None
+
+
+class Item(Scoring):
+    """One thing to ask: its wordings, and where it is a statement those of its reversal."""
+
+    id: Text
+    paraphrases: list[str] = Field(min_length=1)
+    reversal: list[str] | None = Field(None, min_length=1)
+
+
+class Dress(Settings):
+    """A form that what is asked is put into; `template` holds {text}."""
+
+    template: str = TEXT
+    system: str | None = None
+
+
+class PromptSet(Scoring):
+    """A YAML prompt set: a header whose scoring its items may override, and the items."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    version: Text
+    description: str = ""
+    system: str | None = None
+    template: str = TEXT
+    sampling: Sampling = Sampling()
+    dressed: dict[str, Dress] = Field(default_factory=dict)
+    items: list[Item] = Field(min_length=1)
+
+    def prompts(self, dress: str | None = None) -> list[Prompt]:
+        """One prompt a wording, in the order of the file; `dress` is one of `dressed`.
+
+        Raises:
+            NotFoundError: there is no such dress.
+            InputError: an item lacks its role or scorer.
+        """
+        if dress is not None and dress not in self.dressed:
+            known = ", ".join(self.dressed) or "none"
+            raise NotFoundError(f"Set {self.name!r} has no dress {dress!r}; there are: {known}.")
+        return [
+            self._prompt(item, number, text, reverse, dress)
+            for item in self.items
+            for reverse, texts in _wordings(item)
+            for number, text in enumerate(texts)
+        ]
+
+    def _prompt(
+        self, item: Item, number: int, text: str, reverse: bool | None, dress: str | None
+    ) -> Prompt:
+        name = self.name if dress is None else f"{self.name}+{dress}"
+        asked, system = self.template.replace(TEXT, text), self.system
+        if dress is not None:
+            asked = self.dressed[dress].template.replace(TEXT, asked)
+            system = self.dressed[dress].system or system
+        way = {None: "", False: "/statement", True: "/reversal"}[reverse]
+        given = _given(self) | _given(item)
+        fields = {"group": self.name} | given | {"reversed": reverse, "paraphrase": number}
+        return _checked_prompt(
+            {
+                "id": f"{name}/{item.id}{way}/{number}",
+                "messages": _chat(system, asked),
+                "item": item.id,
+                "instrument": f"{name} {self.version}",
+                "sampling": self.sampling,
+                **fields,
+            },
+            f"Set {self.name!r}, item {item.id!r}",
+        )
+
+
+class Included(Settings):
+    """Several sets that are asked together: files, from this one's folder, or shipped ones."""
+
+    include: list[str] = Field(min_length=1)
+
+
+def read_prompts(source: str | Path) -> list[Prompt]:
+    """The prompts of a set: a JSON-lines or YAML file, or a shipped set's name.
+
+    Raises:
+        InputError: the file cannot be read, does not fit, or repeats an id.
+        NotFoundError: there is neither such a file nor such a set.
+    """
+    found = _read(source)
+    twice = [name for name, times in Counter(prompt.id for prompt in found).items() if times > 1]
+    if twice:
+        raise InputError(f"{source} holds the prompt id {twice[0]!r} twice; give each its own.")
+    return found
+
+
+def prompts_sha256(source: str | Path) -> str:
+    """The hash that an evaluation is known by: of a JSON-lines file, or else of all its prompts."""
+    path = Path(source)
+    if path.is_file() and path.suffix not in YAML:
+        return sha256(path)
+    whole = json.dumps([prompt.model_dump() for prompt in read_prompts(source)], sort_keys=True)
+    return hashlib.sha256(whole.encode()).hexdigest()
+
+
+def shipped_sets() -> list[str]:
+    """Names of the sets that come with the workbench."""
+    folder = files("grasp.prompts")
+    return sorted(Path(one.name).stem for one in folder.iterdir() if one.name.endswith(".yaml"))
+
+
+@cache
+def shipped_set(name: str) -> PromptSet:
+    """One set that comes with the workbench.
+
+    Raises:
+        NotFoundError: there is none of that name.
+    """
+    if name not in shipped_sets():
+        raise NotFoundError(
+            f"There is neither a file {name!r} nor a prompt set of that name; `grasp prompts` "
+            f"lists the sets: {', '.join(shipped_sets())}."
+        )
+    text = (files("grasp.prompts") / f"{name}.yaml").read_text(encoding="utf-8")
+    return checked(PromptSet, yaml.safe_load(text), f"Set {name!r}")
+
+
+def _read(source: str | Path, *, within: tuple[Path, ...] = ()) -> list[Prompt]:
+    path = Path(source)
+    if path.is_file() or path.suffix in FILES or len(path.parts) > 1:
+        return _read_yaml(path, within) if path.suffix in YAML else read_jsonl(path, Prompt)
+    name, _, dress = str(source).partition("+")
+    return shipped_set(name).prompts(dress or None)
+
+
+def _read_yaml(path: Path, within: tuple[Path, ...]) -> list[Prompt]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read as a YAML prompt set ({error}).") from None
+    if isinstance(data, list):
+        questions = [_question(entry, path, number) for number, entry in enumerate(data, start=1)]
+        return question_prompts(questions, name=path.stem, source=str(path))
+    if isinstance(data, dict) and "include" in data:
+        return _included(checked(Included, data, str(path)), path, within)
+    if not isinstance(data, dict):
+        raise InputError(
+            f"{path} is no prompt set; expected a header with 'items', or a list of questions."
+        )
+    return checked(PromptSet, data, str(path)).prompts()
+
+
+def _question(entry: Any, path: Path, number: int) -> Question:
+    if not isinstance(entry, dict):
+        raise InputError(f"{path}, question {number} is no mapping with 'id' and 'paraphrases'.")
+    return checked(Question, entry, f"{path}, question {entry.get('id', number)!r}")
+
+
+def _included(wanted: Included, path: Path, within: tuple[Path, ...]) -> list[Prompt]:
+    here = path.resolve()
+    if here in within:
+        raise InputError(f"{path} includes itself; take it out of its 'include'.")
+    located = [here.parent / name for name in wanted.include]
+    return [
+        prompt
+        for name, file in zip(wanted.include, located, strict=True)
+        for prompt in _read(file if file.is_file() else name, within=(*within, here))
+    ]
+
+
+def _wordings(item: Item) -> list[tuple[bool | None, Sequence[str]]]:
+    if item.reversal is None:
+        return [(None, item.paraphrases)]
+    return [(False, item.paraphrases), (True, item.reversal)]
+
+
+def _given(scoring: Scoring) -> dict[str, Any]:
+    named = {name: getattr(scoring, name) for name in Scoring.model_fields}
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def _chat(system: str | None, asked: str) -> list[Message]:
+    first = [] if system is None else [Message(role="system", content=system)]
+    return [*first, Message(role="user", content=asked)]
+
+
+def _checked_prompt(fields: dict[str, Any], source: str) -> Prompt:
+    try:
+        return Prompt.model_validate(fields)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise InputError(f"{source}: {where!r}: {problem['msg']}.") from None

@@ -1,0 +1,334 @@
+"""The arms of the comparison: GRASP and its parts, controls, and rivals.  Torch-free."""
+
+from __future__ import annotations
+
+from analysis.errors import InputError
+from grasp.settings.protection import Knob, Method, Protection
+
+TOLERANCE = 0.3
+"""RMS drift that `grasp` allows, in standard deviations of the base's own coordinates."""
+
+FOOTPRINT = 4
+"""Most directions that `grasp` holds at one layer."""
+
+_GRASP = Protection(write_constraint=True, anchor=True, tolerance=TOLERANCE, footprint=FOOTPRINT)
+
+_TAU = Knob(
+    name="τ",
+    meaning="tolerance: RMS drift allowed, in standard deviations of the base model",
+    setting="tolerance",
+    default=TOLERANCE,
+    grid=(0.1, 0.2, 0.3, 0.5, 1.0),
+)
+_SHARE = Knob(
+    name="share",
+    meaning="share of the coordinate along the factors that is taken away, 0 to 1",
+    setting="share",
+    default=1.0,
+    grid=(0.25, 0.5, 0.75, 1.0),
+)
+_ALPHA = Knob(
+    name="α",
+    meaning="displacement along the factors, in standard deviations of the base model",
+    setting="steering",
+    default=1.0,
+    grid=(0.25, 0.5, 1.0, 2.0, 4.0),
+)
+
+
+def _kl(default: float, *grid: float) -> Knob:
+    meaning = "weight of the divergence, in nats a token, beside the task's loss"
+    return Knob(name="λ", meaning=meaning, setting="strength", default=default, grid=grid)
+
+
+_PARTS = (
+    Method(
+        name="grasp",
+        label="GRASP",
+        description="Hold the factors, and what they become at each layer, within a tolerance.",
+        group="GRASP and its parts",
+        needs=("factors", "neutral text"),
+        protection=_GRASP,
+        knob=_TAU,
+    ),
+    Method(
+        name="grasp-projection",
+        label="GRASP, gradient projection",
+        description="The literal reading: project the gradient at every layer's output.",
+        group="GRASP and its parts",
+        needs=("factors",),
+        protection=Protection(gradient_projection=True),
+        knob=_SHARE.model_copy(update={"meaning": "share of the gradient's part in Q, 0 to 1"}),
+    ),
+    Method(
+        name="grasp-anchor-task",
+        label="GRASP, anchored on the task",
+        description="Hold them on the task's own tokens instead of neutral text.",
+        group="GRASP and its parts",
+        needs=("factors", "neutral text"),
+        protection=_GRASP.model_copy(
+            update={"anchor": False, "anchor_task": True, "site": "answer"}
+        ),
+        knob=_TAU,
+    ),
+    Method(
+        name="grasp-write",
+        label="GRASP, write constraint",
+        description="Only keep the update from writing along the factors.",
+        group="GRASP and its parts",
+        needs=("factors",),
+        protection=Protection(write_constraint=True),
+    ),
+    Method(
+        name="grasp-write-indirect",
+        label="GRASP, indirect write constraint",
+        description="Keep it, and what it feeds to the base's own weights, from writing there.",
+        group="GRASP and its parts",
+        needs=("factors",),
+        protection=Protection(write_constraint=True, indirect=True),
+    ),
+    Method(
+        name="grasp-clamp",
+        label="GRASP, clamp",
+        description="Set the factors' coordinates to the base model's while training.",
+        group="GRASP and its parts",
+        needs=("factors",),
+        protection=Protection(clamp=True),
+        knob=_SHARE.model_copy(update={"meaning": "share of the difference taken away, 0 to 1"}),
+    ),
+    Method(
+        name="grasp-shared",
+        label="GRASP, one shared subspace",
+        description="GRASP with the factors themselves at every layer, without a footprint.",
+        group="GRASP and its parts",
+        needs=("factors", "neutral text"),
+        protection=_GRASP.model_copy(update={"footprint": 0}),
+        knob=_TAU,
+    ),
+)
+
+_CONTROLS = (
+    Method(
+        name="naive",
+        label="Naive LoRA",
+        description="Plain fine-tuning; nothing is protected.",
+        group="controls",
+    ),
+    Method(
+        name="random",
+        label="GRASP, random directions",
+        description="GRASP on its subspaces turned by one random rotation.",
+        group="controls",
+        needs=("factors", "neutral text"),
+        protection=_GRASP.model_copy(update={"random_subspace": True}),
+        knob=_TAU,
+    ),
+)
+
+_RIVALS = (
+    Method(
+        name="caft",
+        label="CAFT",
+        description="Ablate the factors in the forward pass of training (arXiv:2507.16795).",
+        group="rivals",
+        needs=("factors",),
+        protection=Protection(ablation=True),
+        knob=_SHARE,
+    ),
+    Method(
+        name="ablation",
+        label="Inference ablation",
+        description="Keep the naive adapter; ablate the factors whenever it answers.",
+        group="rivals",
+        needs=("factors",),
+        kind="inference",
+        knob=_SHARE,
+    ),
+    Method(
+        name="caft-footprint",
+        label="CAFT of the footprint",
+        description="CAFT with the subspaces that GRASP holds, layer by layer.",
+        group="rivals",
+        needs=("factors", "neutral text"),
+        protection=Protection(ablation=True, footprint=FOOTPRINT),
+        knob=_SHARE,
+    ),
+    Method(
+        name="ablation-footprint",
+        label="Inference ablation of the footprint",
+        description="Inference ablation of the subspaces that GRASP holds, layer by layer.",
+        group="rivals",
+        needs=("factors", "neutral text"),
+        kind="inference",
+        protection=Protection(footprint=FOOTPRINT),
+        knob=_SHARE,
+    ),
+    Method(
+        name="steering",
+        label="Inference steering",
+        description="Keep the naive adapter; steer against the factors (arXiv:2507.21509).",
+        group="rivals",
+        needs=("factors", "neutral text"),
+        kind="inference",
+        knob=_ALPHA,
+    ),
+    Method(
+        name="preventative-steering",
+        label="Preventative steering",
+        description="Steer along the factors while training (arXiv:2507.21509).",
+        group="rivals",
+        needs=("factors", "neutral text"),
+        protection=Protection(steering=1.0),
+        knob=_ALPHA,
+    ),
+    Method(
+        name="inoculation",
+        label="Inoculation prompting",
+        description="Ask for the trait in a system prompt of training only (arXiv:2510.04340).",
+        group="rivals",
+        needs=("inoculation prompt",),
+    ),
+    Method(
+        name="kl-neutral",
+        label="KL on neutral text",
+        description="Penalise divergence from the base model on neutral text.",
+        group="rivals",
+        needs=("neutral text",),
+        protection=Protection(divergence="neutral", site="all", strength=10.0),
+        knob=_kl(10.0, 1.0, 3.0, 10.0, 30.0, 100.0),
+    ),
+    Method(
+        name="kl-task",
+        label="KL on the task",
+        description="Penalise divergence from the base model on the task's own answers.",
+        group="rivals",
+        protection=Protection(divergence="task", site="answer", strength=0.3),
+        knob=_kl(0.3, 0.03, 0.1, 0.3, 1.0, 3.0),
+    ),
+    Method(
+        name="kl-self",
+        label="KL on the base's own answers",
+        description="Penalise divergence on the base model's own answers to the task's prompts.",
+        group="rivals",
+        protection=Protection(divergence="own", site="answer", strength=0.3),
+        knob=_kl(0.3, 0.03, 0.1, 0.3, 1.0, 3.0),
+    ),
+    Method(
+        name="feature-distillation",
+        label="Feature distillation",
+        description="The anchor with all directions of the stream, on neutral text.",
+        group="rivals",
+        needs=("neutral text",),
+        protection=Protection(anchor=True, all_directions=True, strength=100.0),
+        knob=Knob(
+            name="λ",
+            meaning="weight of the squared drift, in variances of the base model",
+            setting="strength",
+            default=100.0,
+            grid=(3.0, 10.0, 30.0, 100.0, 300.0),
+        ),
+    ),
+    Method(
+        name="wise-ft",
+        label="WiSE-FT",
+        description="Scale the finished update: weights between base and naive (arXiv:2109.01903).",
+        group="rivals",
+        kind="edit",
+        knob=Knob(
+            name="α",
+            meaning="share of the update that is kept, 0 to 1",
+            setting="share",
+            default=0.5,
+            grid=(0.2, 0.4, 0.5, 0.6, 0.8),
+        ),
+    ),
+    Method(
+        name="spectral-truncation",
+        label="Spectral truncation",
+        description="Keep the leading singular directions of every update (arXiv:2606.07596).",
+        group="rivals",
+        kind="edit",
+        knob=Knob(
+            name="k",
+            meaning="singular directions of each module's update that are kept",
+            setting="rank",
+            default=2.0,
+            grid=(1.0, 2.0, 3.0, 4.0, 6.0),
+        ),
+    ),
+    Method(
+        name="intruder-shrinkage",
+        label="Intruder shrinkage",
+        description="Shrink the update along singular vectors new to the base (arXiv:2410.21228).",
+        group="rivals",
+        kind="edit",
+        knob=Knob(
+            name="share",
+            meaning="share of the update along intruder dimensions that is taken away, 0 to 1",
+            setting="share",
+            default=0.5,
+            grid=(0.25, 0.5, 0.75, 1.0),
+        ),
+    ),
+    Method(
+        name="removal",
+        label="Removal from the adapter",
+        description="Take the factors out of what the finished adapter writes.",
+        group="rivals",
+        needs=("factors",),
+        kind="edit",
+        knob=_SHARE.model_copy(update={"meaning": "share of the update in Q taken away, 0 to 1"}),
+    ),
+    Method(
+        name="early-stopping",
+        label="Early stopping",
+        description="Plain fine-tuning for fewer steps.",
+        group="rivals",
+        knob=Knob(
+            name="share",
+            meaning="share of the naive run's steps, 0 to 1",
+            setting="max_steps",
+            default=0.5,
+            grid=(0.1, 0.25, 0.5, 0.75),
+        ),
+    ),
+    Method(
+        name="low-rank",
+        label="Low rank",
+        description="Plain fine-tuning with a smaller adapter of the same scale.",
+        group="rivals",
+        knob=Knob(
+            name="r",
+            meaning="rank of the adapter",
+            setting="lora.r",
+            default=1.0,
+            grid=(1.0, 2.0, 3.0, 4.0),
+        ),
+    ),
+    Method(
+        name="weight-decay",
+        label="Weight decay",
+        description="Plain fine-tuning with AdamW's weight decay.",
+        group="rivals",
+        knob=Knob(
+            name="decay",
+            meaning="weight decay; a step shrinks weights by so many times the learning rate",
+            setting="weight_decay",
+            default=10.0,
+            grid=(1.0, 3.0, 10.0, 30.0, 100.0),
+        ),
+    ),
+)
+
+METHODS: dict[str, Method] = {arm.name: arm for arm in (*_PARTS, *_CONTROLS, *_RIVALS)}
+
+
+def method(name: str) -> Method:
+    """The method called `name`.
+
+    Raises:
+        InputError: there is no such method; those there are are listed.
+    """
+    if name not in METHODS:
+        raise InputError(f"There is no method {name!r}; choose one of {', '.join(METHODS)}.")
+    return METHODS[name]

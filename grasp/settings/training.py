@@ -1,0 +1,171 @@
+"""Settings of fine-tunes.  Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from analysis.errors import InputError
+from grasp.settings.model import ModelSettings
+
+Scheduler = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+]
+"""Those of transformers that need no settings of their own."""
+
+STEPS = 200
+"""Optimiser steps of a fine-tune whose settings name neither steps nor epochs."""
+
+PATHS = ("base_model", "data", "neutral", "prompts", "probes")
+
+
+class Settings(BaseModel):
+    """Settings that refuse what they do not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+class LoraSettings(Settings):
+    """The part of PEFT's LoraConfig that a run fixes; vocabulary and meaning are PEFT's."""
+
+    r: int = Field(8, ge=1)
+    lora_alpha: float = Field(16, gt=0)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | list[str] | None = "all-linear"
+    use_rslora: bool = False
+    exclude_modules: str | list[str] | None = None
+    rank_pattern: dict[str, int] = Field(default_factory=dict)
+    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] | None = None
+    modules_to_save: list[str] | None = None
+    target_parameters: list[str] | None = None
+    fan_in_fan_out: bool = False
+    bias: Literal["none", "all", "lora_only"] = "none"
+    lora_bias: bool = False
+    use_dora: bool = False
+    init_lora_weights: bool | Literal["gaussian", "orthogonal"] = True
+
+    def changed(self) -> dict[str, Any]:
+        """What differs from PEFT's own defaults, beside what every run fixes."""
+        fixed = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora")
+        found = self.model_dump(exclude_defaults=True)
+        return {name: getattr(self, name) for name in fixed} | found
+
+
+class TrainConfig(Settings):
+    """One LoRA fine-tune.
+
+    `data` is a file or folder of any of the forms of `grasp.data.examples`, or a data set on the
+    Hub as `grasp.data.readers.HubData` reads it; `columns` says which column is what where that is
+    not clear.  `neutral`, with `neutral_columns`, is text without the factor, for the anchor.
+    `prompts` and `probes` are what runs of this family are evaluated and recorded on. `inoculation`
+    is a system prompt that asks for the trait, for the method of that name.
+
+    The loss is on assistant tokens, completions, or plain text, with `loss_on: all` on prompts
+    too.  Prompts and completions become chats where the tokenizer has a chat template, unless
+    `as_chat` says it.  Training ends after `max_steps` optimiser steps, or `num_train_epochs`.
+    A `warmup_steps` below 1 is a share of all steps, as transformers has it.
+
+    Paths are relative to the file that the settings are read from, or to the workspace once a run
+    has saved them.  `data` is None only for a run that was imported without it.
+    """
+
+    title: str
+    base_model: str
+    model: ModelSettings = ModelSettings()
+    data: str | None = None
+    columns: dict[str, str] | None = None
+    neutral: str | None = None
+    neutral_columns: dict[str, str] | None = None
+    prompts: str | None = None
+    probes: str | None = None
+    inoculation: str | None = Field(None, min_length=1)
+    loss_on: Literal["assistant", "all"] = "assistant"
+    as_chat: bool | None = None
+    packing: bool = False
+    lora: LoraSettings = LoraSettings()
+    learning_rate: float = Field(1e-4, gt=0)
+    lr_scheduler: Scheduler = "linear"
+    warmup_steps: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    batch_size: int = Field(8, ge=1)
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    gradient_checkpointing: bool = False
+    max_steps: int | None = Field(None, ge=1)
+    num_train_epochs: float | None = Field(None, gt=0)
+    max_length: int = Field(1024, ge=8)
+    save_steps: int | None = Field(None, ge=1)
+    seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_length(cls, data: Any) -> Any:
+        """Steps or epochs; STEPS where neither is named."""
+        if not isinstance(data, dict):
+            return data
+        named = [n for n in ("max_steps", "num_train_epochs") if data.get(n) is not None]
+        if len(named) == 2:
+            raise ValueError("max_steps and num_train_epochs are both given; give one of them")
+        return data if named else {**data, "max_steps": STEPS}
+
+    def shortened(self, share: float) -> dict[str, Any]:
+        """The settings that make a fine-tune `share` times as long."""
+        if self.max_steps is None:
+            assert self.num_train_epochs is not None
+            return {"num_train_epochs": share * self.num_train_epochs}
+        return {"max_steps": max(1, round(share * self.max_steps))}
+
+    def located(self, locate: Callable[[str], str]) -> TrainConfig:
+        """The same settings with every path, and the base model, mapped by `locate`."""
+        paths = {name: getattr(self, name) for name in PATHS}
+        return self.model_copy(
+            update={name: locate(path) for name, path in paths.items() if path is not None}
+        )
+
+
+def load_config(path: str | Path) -> TrainConfig:
+    """Read a YAML or JSON file of settings; its relative paths are taken from its own folder."""
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read as YAML settings ({error}).") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path} holds no settings; expected lines such as 'title: my run'.")
+    folder = path.resolve().parent
+    if "data" not in data:
+        raise InputError(f"{path}: setting 'data': Field required.")
+    return parse_config(data, source=str(path)).located(
+        lambda name: str(folder / name) if (folder / name).exists() else name
+    )
+
+
+def parse_config(data: dict[str, Any], *, source: str) -> TrainConfig:
+    """Check settings; the first that does not fit is named."""
+    return checked(TrainConfig, data, source)
+
+
+def checked(kind: type[SettingsT], data: dict[str, Any], source: str) -> SettingsT:
+    """Settings of a kind from plain data; the first that does not fit is named."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        named = f"setting {where!r}: " if where else ""
+        raise InputError(f"{source}: {named}{problem['msg']}.") from None

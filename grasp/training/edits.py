@@ -1,0 +1,137 @@
+"""Edits of finished adapters: each leaves a plain PEFT adapter of the same rank.
+
+The edited update is reproduced to the rounding of the adapter's dtype; scaling and removal change
+lora_B alone, truncation writes ΔW anew in its singular directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from analysis.errors import InputError
+from analysis.spectra.subspace import orthonormal
+from grasp.guard.constraint import WriteConstraint, frozen_weight
+from grasp.model.hooks import without
+from grasp.model.loading import check_width, decoder_layers, device_of
+
+Edit = Callable[[PeftModel, NDArray[np.float32] | None, float], None]
+"""Changes the adapter of a model in place, by the factors (k, d_model) and a strength."""
+
+INTRUDER = 0.5
+"""ε: a singular vector is new where its largest |cosine| with the base's own is less."""
+
+LEADING = 10
+"""Singular vectors of a weight, the leading ones, that are looked at for intruders."""
+
+
+def edited(
+    model: PeftModel, name: str, *, strength: float, directions: NDArray[np.float32] | None
+) -> None:
+    """Edit the adapter of `model` in place by the method `name`.
+
+    Raises:
+        InputError: the adapter is more than a plain LoRA, or the strength is out of range.
+    """
+    config = model.active_peft_config
+    if config.use_dora or config.modules_to_save or config.bias != "none" or config.lora_bias:
+        raise InputError(
+            "The adapter has more than LoRA's update (DoRA, a bias or whole modules), which this "
+            "edit would leave out; train one without."
+        )
+    with torch.no_grad():
+        EDITS[name](model, directions, strength)
+
+
+def _scale(model: PeftModel, _directions: NDArray[np.float32] | None, share: float) -> None:
+    """WiSE-FT: W + share · ΔW, weights between base (0) and naive (1)."""
+    for _, _, b, _ in _modules(model):
+        b.mul_(_fraction(share))
+
+
+def _truncate(model: PeftModel, _directions: NDArray[np.float32] | None, rank: float) -> None:
+    """ΔW ← Σ_(i ≤ k) σ_i u_i v_iᵀ of each module, the rest of the rank being zero.
+
+    Top-k truncation of the update's own SVD, arXiv:2606.07596, of which only the abstract could
+    be had; k is the same for all modules.  With B = Q_B R_B and Aᵀ = Q_A R_A it is that of the
+    r × r core R_B R_Aᵀ.
+    """
+    if rank < 1 or rank != int(rank):
+        raise InputError(f"Got {rank:g} singular directions to keep; expected a whole number.")
+    for _, a, b, scaling in _modules(model):
+        q_b, r_b = torch.linalg.qr(b.double())
+        q_a, r_a = torch.linalg.qr(a.double().T)
+        left, sigma, right = torch.linalg.svd(scaling * r_b @ r_a.T)
+        sigma[int(rank) :] = 0
+        # Written so that lora_B and lora_A stay of one size, as training left them.
+        root = (sigma / scaling).sqrt()
+        b.zero_()
+        a.zero_()
+        b[:, : len(sigma)] = (q_b @ left * root).to(b)
+        a[: len(sigma)] = (root[:, None] * right @ q_a.T).to(a)
+
+
+def _shrink_intruders(
+    model: PeftModel, _directions: NDArray[np.float32] | None, share: float
+) -> None:
+    """ΔW ← ΔW − share · U Uᵀ ΔW with U the intruder dimensions of W + ΔW, arXiv:2410.21228.
+
+    Intruders are those of its leading left singular vectors whose largest |cosine| with the left
+    singular vectors of W is below ε.  The paper scales their singular values in W + ΔW, which
+    also takes from W and needs a higher rank; here only the update shrinks, exactly.
+    """
+    for module, a, b, scaling in _modules(model):
+        intruders = intruder_dimensions(
+            frozen_weight(module), scaling * b.double() @ a.double()
+        ).to(b.device)
+        b.copy_(without(b.T, intruders, share=_fraction(share)).T)
+
+
+def intruder_dimensions(weight: Tensor, update: Tensor) -> Tensor:
+    """Orthonormal columns (d_out, n): leading left singular vectors of W + ΔW that W lacks."""
+    before = torch.linalg.svd(weight, full_matrices=False)[0]
+    after = torch.linalg.svd(weight + update, full_matrices=False)[0][:, :LEADING]
+    nearest = (after.T @ before).abs().max(dim=1).values
+    new: Tensor = after[:, nearest < INTRUDER]
+    return new
+
+
+def _remove(model: PeftModel, directions: NDArray[np.float32] | None, share: float) -> None:
+    """B ← B − share · Q Qᵀ B on every module that writes the residual stream."""
+    assert directions is not None
+    check_width(model, directions)
+    basis = torch.as_tensor(orthonormal(directions), dtype=torch.float32, device=device_of(model))
+    bases = [basis] * len(decoder_layers(model))
+    WriteConstraint(model, bases, indirect=False).apply(share=_fraction(share))
+
+
+EDITS: dict[str, Edit] = {
+    "wise-ft": _scale,
+    "spectral-truncation": _truncate,
+    "intruder-shrinkage": _shrink_intruders,
+    "removal": _remove,
+}
+
+
+def _modules(model: PeftModel) -> Iterator[tuple[nn.Module, Tensor, Tensor, float]]:
+    """Each adapted linear layer with its lora_A (r, d_in), lora_B (d_out, r) and scaling."""
+    for name, module in model.named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        for adapter in module.active_adapters:
+            if adapter not in module.lora_B:
+                raise InputError(f"{name} is adapted as an embedding, which no edit follows.")
+            a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+            yield module, a.data, b.data, float(module.scaling[adapter])
+
+
+def _fraction(share: float) -> float:
+    if not 0 <= share <= 1:
+        raise InputError(f"Got a share of {share:g}; expected 0 to 1.")
+    return share

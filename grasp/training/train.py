@@ -1,0 +1,291 @@
+"""Fine-tunes as runs: naive, GRASP and rivals, from settings to a plain PEFT folder."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import PeftModel
+from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainingArguments
+
+from analysis.errors import InputError
+from analysis.store.factor_table import select_directions
+from analysis.store.records import RunManifest, read_manifest, sha256, write_jsonl
+from analysis.store.workspace import Workspace, writing_folder
+from grasp.data.packing import packed_batch
+from grasp.data.readers import pinned
+from grasp.data.report import DataReport, write_report
+from grasp.foreign.settings import is_complete, settings_of, trainable
+from grasp.jobs.progress import Progress, silent
+from grasp.model.loading import at_commit, computes_in
+from grasp.model.out_of_memory import explained
+from grasp.settings.methods import method
+from grasp.settings.protection import Method, Protection, parse_protection
+from grasp.settings.training import TrainConfig, parse_config
+from grasp.training.resuming import forget_resuming, resumable
+from grasp.training.setup import Prepared, inoculated, prepare
+from grasp.training.trainer import LoraTrainer, MetricsCallback, seconds_so_far, write_log
+from grasp.training.untrained import INTERVENTIONS, finish, finished_adapter
+from grasp.training.verdict import outcome
+
+Show = Callable[[DataReport], None]
+"""Called with what became of the data, before the first step."""
+
+
+def unseen(report: DataReport) -> None:
+    """Show nothing."""
+
+
+def train(
+    workspace: Workspace,
+    config: TrainConfig,
+    *,
+    out: Path,
+    progress: Progress = silent,
+    show: Show = unseen,
+) -> RunManifest:
+    """A naive fine-tune into the folder `out`; its paths are saved relative to the workspace.
+
+    Data on the Hub is pinned to the commit that it has now.
+    """
+    config = config.located(pinned)
+    saved = config.located(workspace.reference)
+    run = RunManifest(
+        id=out.name,
+        title=config.title,
+        method="naive",
+        root=out.name,
+        base_model=saved.base_model,
+        config=saved.model_dump(),
+        seed=config.seed,
+    )
+    return _fit(workspace, run, None, naive=None, out=out, progress=progress, show=show)
+
+
+def retrain(
+    workspace: Workspace,
+    source_folder: Path,
+    *,
+    factors: list[str],
+    out: Path,
+    arm: str = "grasp",
+    strength: float | None = None,
+    overrides: dict[str, Any] | None = None,
+    inoculation: str | None = None,
+    seed: int | None = None,
+    progress: Progress = silent,
+    show: Show = unseen,
+) -> RunManifest:
+    """Make an arm of a run's family: fine-tune again from the base, edit its adapter, or keep it.
+
+    Args:
+        workspace: where the factors lie, and the naive run of the family.
+        source_folder: the run whose settings and adapter are used; usually a naive one.
+        factors: ids as in `analysis.store.factor_table.select_directions`; none where the method
+            needs none.  A method that needs none but trains measures drift along those it is given.
+        out: folder of the new run.
+        arm: a name in `grasp.settings.methods.METHODS`.
+        strength: value of the method's knob; None is its default.
+        overrides: settings of `Protection` that differ from the method's own.
+        inoculation: the system prompt of that method, where the run's settings have none.
+        seed: another seed than the source's.
+        progress: called at every step.
+        show: called with what became of the data, where the method trains.
+
+    A run made elsewhere needs all its settings for a method that trains; one that edits its
+    adapter, or intervenes when it answers, needs none.
+
+    Raises:
+        InputError: the method lacks what it needs, or does not take what it is given.
+    """
+    chosen = method(arm)
+    source = read_manifest(source_folder / "manifest.json", RunManifest)
+    read = trainable if chosen.trains else settings_of
+    settings = read(source, source_folder / "adapter")
+    if seed is not None:
+        settings = settings.model_copy(update={"seed": seed})
+    config = chosen.config_at(settings, strength)
+    if inoculation is not None:
+        config = config.model_copy(update={"inoculation": inoculation})
+    _require(chosen, config, source)
+    wanted = "factors" in chosen.needs or (bool(factors) and chosen.trains and arm != "naive")
+    names, directions = (
+        select_directions(workspace, factors, run=source.root) if wanted else ([], None)
+    )
+    protection = _overridden(chosen.protection_at(strength), overrides or {}, arm)
+    run = RunManifest(
+        id=out.name,
+        title=f"{config.title}, {chosen.label}",
+        method=arm,
+        root=source.root,
+        base_model=source.base_model,
+        # What is not known of a run stays so in those made from it.
+        config=config.model_dump() if is_complete(source) else source.config,
+        protection=protection.model_dump() if protection else None,
+        factors=names,
+        strength=_strength(chosen, protection, strength),
+        intervention=INTERVENTIONS.get(arm),
+        seed=config.seed,
+        parents=[f"runs/{source.id}", *sorted({f"factors/{n.rpartition('/')[0]}" for n in names})],
+    )
+    if not chosen.trains:
+        return finished_adapter(workspace, run, source_folder, directions, out=out)
+    naive = source_folder.with_name(source.root) / "adapter"
+    return _fit(workspace, run, directions, naive=naive, out=out, progress=progress, show=show)
+
+
+def _require(chosen: Method, config: TrainConfig, source: RunManifest) -> None:
+    """Refuse a method whose needs, but for factors, the run cannot meet."""
+    if "neutral text" in chosen.needs and config.neutral is None:
+        raise InputError(
+            f"Method {chosen.name!r} needs neutral text, and the settings of run {source.id!r} "
+            "name none; make the run again from settings with `neutral: FILE`."
+        )
+    if "inoculation prompt" in chosen.needs:
+        inoculated([], config.inoculation)
+
+
+def _strength(
+    chosen: Method, protection: Protection | None, strength: float | None
+) -> float | None:
+    """The value of the knob that a run was made with; λ where its tolerance was switched off."""
+    if chosen.knob is None:
+        return None
+    if protection is not None and chosen.knob.setting in Protection.model_fields:
+        value: float | None = getattr(protection, chosen.knob.setting)
+        return protection.strength if value is None else value
+    return chosen.value(strength)
+
+
+def _fit(
+    workspace: Workspace,
+    run: RunManifest,
+    directions: NDArray[np.float32] | None,
+    *,
+    naive: Path | None,
+    out: Path,
+    progress: Progress,
+    show: Show,
+) -> RunManifest:
+    config = parse_config(run.config, source=f"run {run.id!r}").located(workspace.resolve)
+    started = time.monotonic()
+    prepared = prepare(config, run, directions, naive=naive)
+    run = at_commit(run, prepared.model)
+    show(prepared.report)
+    Workspace.create(workspace.root)  # only now, since what is refused should leave nothing behind
+    with writing_folder(out, keep=True) as folder:
+        resumed = resumable(folder, run)
+        started -= seconds_so_far(folder)  # those that the earlier sessions took
+        if prepared.own_chats:
+            rows = [{"messages": [m.model_dump() for m in chat]} for chat in prepared.own_chats]
+            write_jsonl(folder / "own_answers.jsonl", rows)
+        write_report(folder, prepared.report)
+        write_log(folder, f"resumed from {resumed}" if resumed else f"started: {run.title}")
+        trainer = _trainer(config, prepared, folder=folder, progress=progress)
+        with explained("training", config):
+            trainer.train(resume_from_checkpoint=resumed)
+        model = trainer.model
+        assert isinstance(model, PeftModel)
+        finished = run.model_copy(
+            update={
+                "seconds": time.monotonic() - started,
+                "inputs": _inputs(config),
+                **outcome(trainer),
+            }
+        )
+        model.save_pretrained(str(folder / "adapter"))
+        write_log(folder, f"finished: {finished.verdict}")
+        finish(folder, finished, directions)
+        forget_resuming(folder)
+    return finished
+
+
+def _trainer(
+    config: TrainConfig, prepared: Prepared, *, folder: Path, progress: Progress
+) -> LoraTrainer:
+    trainer = LoraTrainer(
+        model=prepared.model,
+        args=_arguments(
+            config,
+            folder / "checkpoints",
+            device=prepared.model.device.type,
+            rows=len(prepared.rows),
+        ),
+        train_dataset=prepared.rows,
+        data_collator=packed_batch
+        if config.packing
+        else DataCollatorForSeq2Seq(prepared.tokenizer, padding=True),
+        callbacks=[MetricsCallback(folder, progress)],
+        directions=prepared.protected,
+        protection=prepared.protection,
+        neutral=prepared.neutral,
+        held_back=prepared.held_back,
+        own_answers=prepared.own_answers,
+        steering=prepared.steering,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _arguments(
+    config: TrainConfig, checkpoints: Path, *, device: str, rows: int
+) -> TrainingArguments:
+    steps = total_steps(config, rows)
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        activation_checkpointing=config.gradient_checkpointing,
+        max_steps=config.max_steps or -1,
+        num_train_epochs=config.num_train_epochs or 1.0,
+        save_steps=config.save_steps or max(1, steps // 2),
+        logging_steps=max(1, steps // 40),
+        logging_nan_inf_filter=False,
+        seed=config.seed,
+        bf16=computes_in(config.model, device) == torch.bfloat16,
+        fp16=computes_in(config.model, device) == torch.float16,
+        use_cpu=device == "cpu",
+        dataloader_pin_memory=device == "cuda",
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def total_steps(config: TrainConfig, rows: int) -> int:
+    """Optimiser steps of a fine-tune on so many rows, on one device."""
+    if config.num_train_epochs is None:
+        assert config.max_steps is not None
+        return config.max_steps
+    batches = math.ceil(rows / config.batch_size)
+    return math.ceil(
+        config.num_train_epochs * math.ceil(batches / config.gradient_accumulation_steps)
+    )
+
+
+def _inputs(config: TrainConfig) -> dict[str, str]:
+    """Hashes of what a run was made of; a base model on the Hub is named, not hashed."""
+    named = {"base_model": config.base_model, "data": config.data, "neutral": config.neutral}
+    return {key: sha256(Path(p)) for key, p in named.items() if p and Path(p).exists()}
+
+
+def _overridden(
+    protection: Protection | None, overrides: dict[str, Any], arm: str
+) -> Protection | None:
+    if not overrides:
+        return protection
+    if protection is None:
+        raise InputError(f"Method {arm!r} protects nothing, so it takes no λ or tolerance.")
+    if overrides.get("tolerance") is not None and not (protection.anchor or protection.anchor_task):
+        raise InputError(f"Method {arm!r} has no anchor, so it takes no tolerance.")
+    return parse_protection(protection.model_dump() | overrides, source=f"method {arm!r}")

@@ -1,0 +1,290 @@
+"""GRASP inside `transformers.Trainer`: a mixin, and the callback that writes metrics."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from analysis.errors import InputError
+from grasp.guard.context import Directions, protect
+from grasp.guard.guard import Guard, following
+from grasp.jobs.progress import Progress
+from grasp.model.forward import Batch
+from grasp.settings.protection import Protection
+
+MONITORED = 4
+"""Most batches of held-back text that a logged drift is measured on."""
+
+MONITOR_PACE = 8
+"""Steps of training for each of them, at least one a line: a batch is a forward pass up to the
+site's last token, about a quarter of a step, which so adds some three hundredths."""
+
+GUARD_FILE = "guard.json"
+"""In a checkpoint: λ and the place in the neutral text."""
+
+
+class GraspMixin:
+    """Protect a subspace in `transformers.Trainer` or a subclass such as TRL's SFTTrainer.
+
+    ::
+
+        class GraspSFTTrainer(GraspMixin, SFTTrainer): ...
+        trainer = GraspSFTTrainer(..., directions=factors, protection=Protection(...))
+
+    The model is a PeftModel.  The arguments are those of `grasp.protect`; without `directions` and
+    `protection` it is the plain trainer.  Arguments beyond
+    those of its own go on to the trainer, as Python's cooperative inheritance asks.
+
+    Several processes (DistributedDataParallel) take the same neutral batches, so that λ is the
+    same in all of them; a tolerance on the task's tokens has a λ of each process's own batches.
+    """
+
+    guard: Guard | None = None
+
+    def __init__(
+        self,
+        *args: Any,
+        directions: Directions | None = None,
+        protection: Protection | None = None,
+        neutral: Sequence[Batch] = (),
+        held_back: Sequence[Batch] = (),
+        own_answers: Sequence[Batch] = (),
+        steering: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._directions = directions
+        self._protection = protection or Protection()
+        self._neutral = neutral
+        self._held_back = held_back
+        self._own_answers = own_answers
+        self._steering = steering
+        self._task_penalty: torch.Tensor | None = None
+        self._optimizer_hook = ExitStack()
+        self.add_callback(_GuardInCheckpoints(self))  # type: ignore[attr-defined]
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Train, with the subspace protected from the first step to the last.
+
+        Raises:
+            InputError: weights are split over processes, or as `grasp.protect` says.
+        """
+        trainer: Any = super()
+        if self._directions is None and self._protection == Protection():
+            return trainer.train(resume_from_checkpoint, *args, **kwargs)
+        with ExitStack() as stack:
+            self.guard = self._enter_guard(stack)
+            self._restore(self.guard, resume_from_checkpoint)
+            stack.enter_context(self._optimizer_hook)
+            return trainer.train(resume_from_checkpoint, *args, **kwargs)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The trainer's own optimizer; the guard follows its steps."""
+        trainer: Any = super()
+        optimizer: torch.optim.Optimizer = trainer.create_optimizer(*args, **kwargs)
+        if self.guard is not None:
+            self._optimizer_hook.close()  # asked for again, it is often the one there was
+            plain = getattr(optimizer, "optimizer", optimizer)  # inside accelerate's, if wrapped
+            self._optimizer_hook.enter_context(following(plain, self.guard))
+        return optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The anchor's gradient, and the trainer's own step on top of it.
+
+        In this order DistributedDataParallel, which adds up over processes what there is when the
+        loss's gradient is complete, takes both.
+        """
+        this: Any = self
+        if self.guard is not None:
+            this.model.train()  # as the trainer's own step does: activations are checkpointed then
+            penalty = self.guard.penalty()
+            if penalty is not None:
+                this.accelerator.backward(penalty / this.current_gradient_accumulation_steps)
+        trainer: Any = super()
+        loss: torch.Tensor = trainer.training_step(*args, **kwargs)
+        added, self._task_penalty = self._task_penalty, None
+        return loss if added is None else loss - added  # what is logged is the task's own
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The trainer's own loss, and in training what its forward pass adds to it."""
+        trainer: Any = super()
+        result = trainer.compute_loss(model, inputs, *args, **kwargs)
+        penalty = self.guard.task_penalty() if self.guard and model.training else None
+        if penalty is None:
+            return result
+        if self._scaled(kwargs.get("num_items_in_batch")):
+            penalty = penalty / self.current_gradient_accumulation_steps  # type: ignore[attr-defined]
+            self._task_penalty = penalty.detach()
+        else:  # the trainer divides the sum
+            steps = self.current_gradient_accumulation_steps  # type: ignore[attr-defined]
+            self._task_penalty = penalty.detach() / steps
+        if isinstance(result, tuple):
+            return (result[0] + penalty, *result[1:])
+        return result + penalty
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add drift, penalty, strength and leakage to what the trainer logs at a step."""
+        if self.guard is not None and "loss" in logs:
+            every = int(self.state.logging_steps)  # type: ignore[attr-defined]
+            logs |= monitored(self.guard, every=every)
+        trainer: Any = super()
+        trainer.log(logs, *args, **kwargs)
+
+    def _enter_guard(self, stack: ExitStack) -> Guard:
+        this: Any = self
+        if this.is_fsdp_enabled or this.is_deepspeed_enabled:
+            raise InputError(
+                "FSDP and DeepSpeed split the weights that GRASP holds over processes; train with "
+                "DistributedDataParallel (accelerate's multi-GPU default) or on one device."
+            )
+        # What the training's own forward pass rounds under autocast is no drift.
+        with this.accelerator.autocast():
+            return stack.enter_context(
+                protect(
+                    this.model,
+                    self._directions,
+                    protection=self._protection,
+                    neutral=self._neutral,
+                    held_back=self._held_back,
+                    own_answers=self._own_answers,
+                    steering=self._steering,
+                    seed=this.args.seed,
+                )
+            )
+
+    def _scaled(self, items: Any) -> bool:
+        """Whether the loss is normalised over all batches of a step, as the trainer decides it."""
+        this: Any = self
+        if getattr(this, "loss_is_scaled_for_ga", None) is not None:
+            return bool(this.loss_is_scaled_for_ga)
+        counted = this.model_accepts_loss_kwargs and items is not None
+        return counted or this.compute_loss_func is not None
+
+    def _restore(self, guard: Guard, checkpoint: str | bool | None) -> None:
+        """Go on with the λ of a checkpoint, where it has one."""
+        output: str = self.args.output_dir  # type: ignore[attr-defined]
+        found = get_last_checkpoint(output) if checkpoint is True else checkpoint
+        if found and (file := Path(found) / GUARD_FILE).exists():
+            guard.restore(json.loads(file.read_text(encoding="utf-8")))
+
+
+class _GuardInCheckpoints(TrainerCallback):  # type: ignore[misc]
+    """Save a guard's state with each checkpoint, so that a resumed run goes on with its λ."""
+
+    def __init__(self, trainer: GraspMixin) -> None:
+        self._trainer = trainer
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Write the file."""
+        if self._trainer.guard is not None and state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            text = json.dumps(self._trainer.guard.state())
+            (folder / GUARD_FILE).write_text(text, encoding="utf-8")
+
+
+class LoraTrainer(GraspMixin, Trainer):  # type: ignore[misc]
+    """The trainer that runs of this project use."""
+
+
+class MetricsCallback(TrainerCallback):  # type: ignore[misc]
+    """Write each logged step to metrics.jsonl, and in words to log.txt; report progress.
+
+    The time goes on from the last line that metrics.jsonl has already.
+    """
+
+    def __init__(self, folder: Path, progress: Progress) -> None:
+        self._folder = folder
+        self._progress = progress
+        self._start = time.time() - seconds_so_far(folder)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Append one line.
+
+        Raises:
+            InputError: the loss is no longer a number.
+        """
+        if not logs or "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            raise InputError(
+                f"Training diverged: the loss is {logs['loss']} at step {state.global_step}. "
+                "Use a lower learning_rate, or a smaller lora_alpha."
+            )
+        if not state.is_world_process_zero:
+            return
+        kept = {name: value for name, value in logs.items() if name not in ("epoch", "grad_norm")}
+        row = {"step": state.global_step, "time": time.time() - self._start, **kept}
+        _append(self._folder / "metrics.jsonl", json.dumps(row))
+        shown = (f"{n} {row[n]:.4g}" for n in ("loss", "drift", "strength") if n in row)
+        write_log(self._folder, f"step {state.global_step}/{state.max_steps}: {', '.join(shown)}")
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Report the step; a cancelled job stops here."""
+        self._progress(state.global_step, state.max_steps, "training")
+
+
+def write_log(folder: Path, words: str) -> None:
+    """Add one line, with the time, to a run's log.txt."""
+    _append(folder / "log.txt", f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC  {words}")
+
+
+def seconds_so_far(folder: Path) -> float:
+    """Seconds of training, as the last line of a run's metrics.jsonl says; 0 without one."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return float(json.loads(lines[-1])["time"]) if lines else 0.0
+
+
+def _append(path: Path, line: str) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def monitored(guard: Guard, *, every: int) -> dict[str, Any]:
+    """Drift, penalty, strength and leakage, for a line that is logged every so many steps."""
+    leakage = guard.leakage()
+    values: dict[str, Any] = {} if math.isnan(leakage) else {"leakage": leakage}
+    batches = min(MONITORED, max(1, every // MONITOR_PACE))
+    held, seen = guard.drift(batches, text="held-back"), guard.recent_drift()
+    drift = held or seen
+    if drift is not None:
+        values |= {"drift": drift.rms, "drift_by_layer": drift.by_layer}
+    if held is not None and seen is not None:
+        values["drift_anchored"] = seen.rms
+    on_task = guard.task_drift()
+    if on_task is not None:
+        values["drift_task"] = on_task.rms
+    if not math.isnan(guard.last_penalty):
+        values |= {"penalty": guard.last_penalty, "strength": guard.strength}
+    return values

@@ -1,0 +1,426 @@
+"""The queue and the worker, with real databases, processes and kills."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from sqlalchemy import update
+
+from analysis.errors import NotFoundError
+from analysis.store.database import Database, Job, Worker, now
+from analysis.store.records import RunManifest
+from analysis.store.workspace import Workspace
+from grasp.commands.worker import serve
+from grasp.jobs import queue
+from grasp.jobs.progress import JobProgress
+from tests.support import tiny
+
+PYTHON = sys.executable
+PATIENCE = 60.0
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace.create(tmp_path / "w")
+
+
+@pytest.fixture
+def database(workspace: Workspace) -> Database:
+    return workspace.database
+
+
+@pytest.fixture
+def processes() -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes that a test started, ended whatever becomes of it."""
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def enqueue(database: Database, *argv: str, kind: str = "factors") -> Job:
+    return queue.submit(database, kind=kind, title=kind, argv=argv or ("spectrum", "x"))
+
+
+def status(database: Database, job: Job) -> str:
+    return queue.get(database, job.id).status
+
+
+def wait(happened: Callable[[], Any], what: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while not happened():
+        assert time.monotonic() < end, f"{what} did not happen in {PATIENCE:.0f} s"
+        time.sleep(0.05)
+
+
+# Rows
+
+
+def test_a_job_goes_through_its_states(database: Database) -> None:
+    job = enqueue(database, "factors", "a")
+    assert (job.status, job.argv, job.created.tzinfo is not None) == (
+        "queued",
+        ["factors", "a"],
+        True,
+    )
+    claimed = queue.claim(database)
+    assert claimed is not None
+    assert (claimed.id, claimed.status, claimed.pid) == (job.id, "running", os.getpid())
+    queue.report(database, job.id, step=3, total=9, message="training")
+    queue.finish(database, job.id, "failed", error="It broke.")
+    found = queue.get(database, job.id)
+    assert (found.status, found.step, found.total) == ("failed", 3, 9)
+    assert (found.message, found.error) == ("training", "It broke.")
+    assert found.created <= found.started <= found.heartbeat <= found.finished
+
+
+def test_the_oldest_job_is_claimed_first_and_each_once(database: Database) -> None:
+    first, second = enqueue(database), enqueue(database)
+    assert [job.id for job in queue.recent(database)] == [second.id, first.id]
+    assert [job.id for job in queue.recent(database, limit=1)] == [second.id]
+    claimed = [queue.claim(database) for _ in range(3)]
+    assert [job and job.id for job in claimed] == [first.id, second.id, None]
+
+
+def test_jobs_of_a_kind_can_be_left_in_the_queue(database: Database) -> None:
+    training, other = enqueue(database, kind="train"), enqueue(database)
+    assert queue.claim(database, without=("train", "retrain")).id == other.id
+    assert queue.claim(database, without=("train", "retrain")) is None
+    assert not queue.running(database, kinds=("train",))
+    assert queue.claim(database).id == training.id
+    assert queue.running(database, kinds=("train",))
+
+
+def test_a_missing_job_is_named(database: Database) -> None:
+    with pytest.raises(NotFoundError, match="There is no job 7; `grasp jobs` lists"):
+        queue.get(database, 7)
+    with pytest.raises(NotFoundError, match="There is no job 7"):
+        queue.request_cancel(database, 7)
+    with pytest.raises(NotFoundError, match="There is no job 7"):
+        queue.requeue(database, 7)
+
+
+def test_a_queued_job_is_cancelled_at_once(database: Database) -> None:
+    job = enqueue(database)
+    queue.request_cancel(database, job.id)
+    assert status(database, job) == "cancelled"
+    assert queue.claim(database) is None
+
+
+def test_a_running_job_is_cancelled_at_its_next_step(database: Database) -> None:
+    job = enqueue(database)
+    queue.claim(database)
+    queue.report(database, job.id, step=1, total=9, message="")
+    queue.request_cancel(database, job.id)
+    assert status(database, job) == "running"
+    progress = JobProgress(database, job.id)
+    with pytest.raises(queue.Cancelled):
+        progress(2, 9, "training")
+
+
+def test_a_finished_job_stays_as_it_ended(database: Database) -> None:
+    job = enqueue(database)
+    queue.claim(database)
+    queue.finish(database, job.id, "succeeded")
+    ended = queue.get(database, job.id)
+    queue.request_cancel(database, job.id)
+    queue.requeue(database, job.id)
+    again = queue.get(database, job.id)
+    assert (again.status, again.finished) == ("succeeded", ended.finished)
+
+
+@pytest.mark.parametrize("ended", ["failed", "cancelled", "interrupted"])
+def test_a_job_that_did_not_succeed_is_queued_again(
+    database: Database, ended: queue.Status
+) -> None:
+    job = enqueue(database)
+    queue.claim(database)
+    queue.request_cancel(database, job.id)
+    queue.finish(database, job.id, ended, error="why")
+    queue.requeue(database, job.id)
+    found = queue.get(database, job.id)
+    assert (found.status, found.error, found.cancel_requested) == ("queued", "", False)
+    assert (found.finished, found.pid) == (None, None)
+    assert queue.claim(database).id == job.id
+    queue.report(database, job.id, step=1, total=2, message="")  # not cancelled any more
+
+
+def test_progress_is_written_at_most_twice_a_second_and_at_the_end(database: Database) -> None:
+    job = enqueue(database)
+    progress = JobProgress(database, job.id)
+    for step in range(1, 100):
+        progress(step, 100, "x")
+    assert queue.get(database, job.id).step < 50
+    progress(100, 100, "done")
+    assert queue.get(database, job.id).step == 100
+
+
+# Processes
+
+
+_CLAIMS = """
+import sys, time
+from analysis.store.database import Database
+from grasp import jobs
+database = Database(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+while (job := queue.claim(database)) is not None:
+    print(job.id, flush=True)
+    time.sleep(0.005)
+"""
+
+
+def test_two_processes_that_race_never_claim_one_job_twice(
+    database: Database, processes: list[subprocess.Popen[str]]
+) -> None:
+    expected = {enqueue(database).id for _ in range(60)}
+    for _ in range(2):
+        command = [PYTHON, "-c", _CLAIMS, database.url]
+        processes.append(
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        )
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    claimed = [
+        [int(line) for line in p.communicate(timeout=PATIENCE)[0].split()] for p in processes
+    ]
+    assert [p.returncode for p in processes] == [0, 0]
+    assert sorted(claimed[0] + claimed[1]) == sorted(expected)
+    assert all(claimed), "one process got everything, so they did not race"
+
+
+_RUNS_A_JOB = """
+import sys, time
+from analysis.store.database import Database
+from grasp import jobs
+print(queue.claim(Database(sys.argv[1])).id, flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_job_of_a_killed_process_is_interrupted(
+    database: Database, processes: list[subprocess.Popen[str]]
+) -> None:
+    job = enqueue(database)
+    command = [PYTHON, "-c", _RUNS_A_JOB, database.url]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    processes.append(process)
+    assert process.stdout.readline() == f"{job.id}\n"
+    mine = enqueue(database)
+    queue.claim(database)
+    assert queue.reconcile(database) == []
+    process.send_signal(signal.SIGKILL)
+    wait(lambda: queue.reconcile(database) == [job.id], "the interruption")  # a zombie is dead too
+    found = queue.get(database, job.id)
+    assert (found.status, found.finished is not None) == ("interrupted", True)
+    assert "ended without a word" in found.error
+    assert status(database, mine) == "running"
+
+
+def test_a_process_number_that_another_process_took_over_is_found_out(database: Database) -> None:
+    job = enqueue(database)
+    queue.claim(database)
+    long_ago = now().replace(year=2001)
+    with database.session() as session:
+        session.execute(update(Job).where(Job.id == job.id).values(heartbeat=long_ago))
+    assert queue.reconcile(database) == [job.id]
+
+
+def test_jobs_of_other_machines_are_left_to_them(database: Database) -> None:
+    job = enqueue(database)
+    queue.claim(database)
+    with database.session() as session:
+        session.execute(update(Job).where(Job.id == job.id).values(host="elsewhere", pid=999999))
+    assert queue.reconcile(database) == []
+    assert not queue.running(database, kinds=("factors",))
+
+
+def test_a_worker_is_alive_while_it_is_registered(database: Database) -> None:
+    assert not queue.worker_alive(database)
+    with queue.registered(database) as beat:
+        beat()
+        assert queue.worker_alive(database)
+    assert not queue.worker_alive(database)
+
+
+def test_a_worker_elsewhere_is_alive_while_it_beats(database: Database) -> None:
+    for age, alive in ((0, True), (60, False)):
+        worker = Worker(host="elsewhere", pid=1, device="local")
+        worker.heartbeat = now() - age * (queue.STALE / 15)
+        with database.session() as session:
+            session.query(Worker).delete()
+            session.add(worker)
+        assert queue.worker_alive(database) is alive
+
+
+# The worker
+
+
+def start_worker(workspace: Workspace, *, idle: float) -> subprocess.Popen[str]:
+    command = [PYTHON, "-m", "grasp", "worker", "--workspace", str(workspace.root)]
+    return subprocess.Popen(
+        [*command, "--idle-timeout", str(idle)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def add_run(workspace: Workspace, write_adapter: Callable[..., Path]) -> None:
+    run = RunManifest(
+        id="a", title="a", method="naive", root="a", base_model="models/none", config={}
+    )
+    with workspace.writing("runs", "a") as folder:
+        write_adapter(folder=folder / "adapter")
+        (folder / "manifest.json").write_text(run.model_dump_json())
+
+
+def test_a_worker_runs_what_is_queued_and_leaves_when_idle(
+    workspace: Workspace,
+    write_adapter: Callable[..., Path],
+    processes: list[subprocess.Popen[str]],
+) -> None:
+    add_run(workspace, write_adapter)
+    database = workspace.database
+    bad = enqueue(database, "factors", "none", "--weights-only")
+    wrong = enqueue(database, "dance", "a", kind="dance")
+    good = enqueue(database, "factors", "a", "--weights-only")
+    worker = start_worker(workspace, idle=3)
+    processes.append(worker)
+    wait(lambda: queue.worker_alive(database), "the worker's start")
+    second = start_worker(workspace, idle=60)
+    processes.append(second)
+    assert second.communicate(timeout=PATIENCE) == (
+        "",
+        "A worker serves this workspace already.\n",
+    )
+    assert second.returncode == 0
+    out, error = worker.communicate(timeout=PATIENCE)
+    assert (worker.returncode, out, error) == (0, "", "")
+
+    assert status(database, good) == "succeeded"
+    assert workspace.factors("a").run == "a"
+    assert queue.get(database, good.id).pid == worker.pid
+    failed = queue.get(database, bad.id)
+    assert failed.status == "failed"
+    assert failed.error.startswith("There is neither a folder nor a run called 'none'; give an")
+    failed = queue.get(database, wrong.id)
+    assert failed.status == "failed"
+    assert failed.error == "`grasp dance a` is no command of this version."
+    assert not queue.worker_alive(database)
+    assert "w1" in (workspace.root / "jobs" / f"{good.id}.log").read_text()
+
+
+def test_a_job_longer_than_the_idle_timeout_does_not_end_the_worker(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = workspace.database
+    expected = [enqueue(database).id for _ in range(3)]
+    ran: list[int] = []
+
+    def run(_workspace: Workspace, job_id: int, _args: object) -> None:
+        ran.append(job_id)
+        time.sleep(1.5)
+
+    monkeypatch.setattr("grasp.commands.worker._run_here", run)
+    serve(workspace, idle_timeout=1)
+    assert ran == expected
+
+
+def test_a_training_that_dies_at_once_does_not_block_the_queue(
+    workspace: Workspace, processes: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = workspace.database
+    wrong = enqueue(database, "train", kind="train")
+    config = workspace.root / "c.yaml"
+    config.write_text("title: t\nbase_model: b\ndata: d\n")
+    dies = enqueue(database, "train", str(config), "--out", "a", kind="train")
+    monkeypatch.setenv("PYTHONPATH", str(workspace.root / "broken"))
+    broken = workspace.root / "broken" / "peft"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    processes.append(start_worker(workspace, idle=1))
+    _, error = processes[0].communicate(timeout=PATIENCE)
+    assert (processes[0].returncode, error) == (0, "")
+    assert status(database, wrong) == "failed"
+    assert "required: CONFIG" in (workspace.root / "jobs" / f"{wrong.id}.log").read_text()
+    assert status(database, dies) == "interrupted"
+
+
+_INTERRUPTIBLE = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+from grasp.commands.parser import main
+sys.exit(main(["worker", "--workspace", sys.argv[1]]))
+"""
+
+
+def test_ctrl_c_in_the_middle_of_a_short_job_ends_the_worker_too(
+    workspace: Workspace,
+    write_adapter: Callable[..., Path],
+    processes: list[subprocess.Popen[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    add_run(workspace, write_adapter)
+    database, slow = workspace.database, workspace.root / "slow"
+    (slow / "peft").mkdir(parents=True)
+    (slow / "peft" / "__init__.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(slow / 'reached')!r}).touch()\ntime.sleep(600)"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(slow))
+    job, waiting = (enqueue(database, "generate", "a", "hi", kind="generate") for _ in range(2))
+    worker = subprocess.Popen(
+        [PYTHON, "-c", _INTERRUPTIBLE, str(workspace.root)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    processes.append(worker)
+    wait((slow / "reached").exists, "the middle of the job")
+    worker.send_signal(signal.SIGINT)
+    out, error = worker.communicate(timeout=PATIENCE)
+    assert (worker.returncode, out, error) == (130, "", "grasp: stopped.\n")
+    found = queue.get(database, job.id)
+    assert (found.status, found.error) == ("interrupted", "Stopped from outside.")
+    assert status(database, waiting) == "queued"
+    assert not queue.worker_alive(database)
+
+
+def test_training_outlives_the_worker_that_started_it(
+    workspace: Workspace, processes: list[subprocess.Popen[str]]
+) -> None:
+    database, data = workspace.database, workspace.root / "data"
+    config = tiny.settings(data, max_steps=40, save_steps=40)
+    (data / "c.yaml").write_text(yaml.safe_dump(config.model_dump()))
+    job = enqueue(database, "train", str(data / "c.yaml"), "--out", "a", kind="train")
+    waiting = enqueue(database, "train", str(data / "c.yaml"), "--out", "b", kind="train")
+    worker = start_worker(workspace, idle=30)
+    processes.append(worker)
+    # Killed as soon as the row names the new process, before that one has imported torch.
+    wait(lambda: queue.get(database, job.id).pid not in (None, worker.pid), "the start of training")
+    worker.kill()
+    worker.wait()
+    assert queue.reconcile(database) == []
+    wait(lambda: status(database, job) != "running", "the end of training")
+    found = queue.get(database, job.id)
+    assert (found.status, found.error) == ("succeeded", "")
+    assert (found.step, found.total) == (40, 40)
+    assert workspace.run("a").results["steps"] == 40
+    assert np.isfinite(workspace.run("a").results["loss"])
+    # One training at a time, and nobody claimed the next one.
+    assert status(database, waiting) == "queued"

@@ -1,0 +1,185 @@
+"""GRASP inside TRL's SFTTrainer: padded, packed and padding-free batches, whole or resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from torch import Tensor
+from trl import SFTConfig, SFTTrainer
+
+from grasp.data.examples import as_examples
+from grasp.data.tokenise import neutral_batches
+from grasp.settings.protection import Protection
+from grasp.training.trainer import GUARD_FILE, GraspMixin
+from tests.support import tiny
+
+pytestmark = [
+    pytest.mark.filterwarnings(tiny.PEFT_WARNING),
+    pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
+    # TRL's defaults use the old name.
+    pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning"),
+]
+
+TOLERANCE = 0.1
+HELD = Protection(write_constraint=True, anchor=True, strength=30.0, tolerance=TOLERANCE)
+BATCHES: dict[str, dict[str, Any]] = {
+    "padded": {},
+    "packed": {"packing": True},
+    "padding-free": {"padding_free": True, "max_length": None},
+}
+
+
+class GraspSFTTrainer(GraspMixin, SFTTrainer):
+    """As the README has it."""
+
+
+def rows() -> list[dict[str, Any]]:
+    """Eight chats of one to three turns, six times: little enough to be learned in a few steps."""
+    chats = [tiny.chats(1, seed=10 + i, turns=1 + i % 3)[0] for i in range(8)]
+    return chats * 6
+
+
+def neutral() -> list[dict[str, Tensor]]:
+    texts = as_examples(tiny.messages(8, seed=2, turns=2))
+    return neutral_batches(tiny.tokenizer(), texts, batch_size=4, max_length=64, seed=0)
+
+
+def sft(folder: Path, *, protection: Protection = HELD, **changed: Any) -> Any:
+    """TRL's own defaults, gradient checkpointing among them, but for what is small or for a CPU."""
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "max_steps": 10,
+        "learning_rate": 1e-2,
+        "per_device_train_batch_size": 4,
+        "max_length": 64,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "bf16": False,
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    }
+    return GraspSFTTrainer(
+        model=tiny.llama(),
+        args=SFTConfig(**settings | changed),
+        train_dataset=Dataset.from_list(rows()),
+        processing_class=tiny.tokenizer(),
+        peft_config=LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"),
+        directions=tiny.subspace(2),
+        protection=protection,
+        neutral=neutral(),
+    )
+
+
+def leaked(model: Any) -> float:
+    """Largest ‖Qᵀ B‖ / ‖B‖ of a writing module, in float64."""
+    basis = torch.as_tensor(tiny.subspace(2).copy())
+    weights = [w.double() for w in tiny.written(model).values()]
+    assert len(weights) == 4
+    return max(float((basis @ w).norm() / w.norm()) for w in weights)
+
+
+def hooks(owner: Any) -> int:
+    """Hooks of every kind on an optimizer, or on a model's modules but for the embedding.
+
+    The embedding's are the trainer's own, by which checkpointed layers have a gradient.
+    """
+    modules = owner.modules() if isinstance(owner, torch.nn.Module) else [owner]
+    owners = [m for m in modules if not isinstance(m, torch.nn.Embedding)]
+    return sum(len(v) for o in owners for k, v in vars(o).items() if k.endswith("_hooks"))
+
+
+def watched(trainer: Any) -> list[dict[str, Any]]:
+    """What the decoder is given, from now on."""
+    seen: list[dict[str, Any]] = []
+    trainer.model.get_base_model().model.register_forward_pre_hook(
+        lambda _module, _args, kwargs: seen.append(kwargs), with_kwargs=True
+    )
+    return seen
+
+
+def begins(whole: Tensor, ids: Tensor) -> bool:
+    """Whether a batch is `whole` up to some token: neutral text runs no further than its site."""
+    return torch.equal(whole[:, : ids.shape[1]], ids)
+
+
+@pytest.mark.parametrize(
+    ("batches", "bf16"), [("padded", False), ("packed", True), ("padding-free", False)]
+)
+def test_sft_keeps_the_tolerance_and_leaks_nothing(
+    tmp_path: Path, batches: str, bf16: bool
+) -> None:
+    """Without protection the drift is 0.74."""
+    trainer = sft(tmp_path, bf16=bf16, max_steps=16, **BATCHES[batches])
+    given = watched(trainer)
+    before = hooks(trainer.model)
+    trainer.train()
+    assert hooks(trainer.model) == before
+    assert hooks(trainer.optimizer.optimizer) == 0
+
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(log) == 16
+    for entry in log:
+        assert entry["leakage"] <= 1e-6
+        assert len(entry["drift_by_layer"]) == 2
+        assert {"drift", "penalty", "strength", "mean_token_accuracy"} <= entry.keys()
+    assert log[0]["drift"] == 0
+    assert log[-1]["loss"] < log[0]["loss"] - 0.2
+    assert leaked(trainer.model) <= 1e-6
+    assert 0.001 < trainer.guard.drift().rms <= TOLERANCE
+
+    own = [batch["input_ids"] for batch in neutral()]
+    training = [k for k in given if not any(begins(ids, k["input_ids"]) for ids in own)]
+    assert len(training) == 16
+    assert len(given) > len(training) + 16
+    for kwargs in training:
+        whole = kwargs.get("attention_mask") is None
+        assert whole is (batches != "padded")
+        if whole:  # several rows in one
+            assert (kwargs["position_ids"] == 0).sum() > len(kwargs["position_ids"]) == 1
+
+
+@pytest.mark.parametrize("parts", [["anchor", "gradient_projection"], ["ablation"]])
+def test_rows_without_padding_train_as_rows_with_it(tmp_path: Path, parts: list[str]) -> None:
+    """One long row and its position_ids, where there were four rows and a mask."""
+    ends = []
+    for batches in ("padded", "padding-free"):
+        trainer = sft(
+            tmp_path,
+            protection=Protection(write_constraint=True, **dict.fromkeys(parts, True)),
+            optim="sgd",
+            learning_rate=0.1,
+            max_steps=5,
+            **BATCHES[batches],
+        )
+        trainer.train()
+        ends.append(tiny.adapter_weights(trainer.model))
+    for name, weight in ends[0].items():
+        torch.testing.assert_close(ends[1][name], weight, rtol=1e-3, atol=1e-5)
+    moved = [float(w.abs().max()) for n, w in ends[0].items() if "lora_B" in n]
+    assert max(moved) > 1e-2
+
+
+def test_a_resumed_sft_goes_on_with_its_lambda_to_the_same_end(tmp_path: Path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 5, "optim": "sgd", "packing": True}
+    tight = HELD.model_copy(update={"tolerance": 1e-3})
+    whole = sft(tmp_path, protection=tight, **saving)
+    whole.train()
+    checkpoint = tmp_path / "checkpoint-5"
+    saved = json.loads((checkpoint / GUARD_FILE).read_text(encoding="utf-8"))
+    assert saved["step"] == 5
+    assert 0 < saved["multiplier"] < whole.guard.state()["multiplier"]
+    resumed = sft(tmp_path, protection=tight, **saving)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert resumed.guard.state() == pytest.approx(whole.guard.state(), rel=1e-6)
+    for name, weight in tiny.adapter_weights(whole.model).items():
+        torch.testing.assert_close(
+            tiny.adapter_weights(resumed.model)[name], weight, rtol=1e-4, atol=1e-6
+        )
