@@ -1,7 +1,51 @@
-"""`python -m grasp` is the command `grasp`."""
+"""The command `grasp`, also as `python -m grasp`.
 
+Bad input ends in one sentence on standard error; `--json` prints one object and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
 import sys
+from collections.abc import Sequence
 
-from grasp.commands.parser import main
+from analysis.errors import GraspError
+from grasp.commands.calling import FAILED, INTERRUPTED, OK, call, exit_code, plain
+from grasp.commands.parser import build_parser
 
-sys.exit(main())
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; bad input is one sentence on standard error and exit code 2."""
+    # Beside another busy process, threads that spin or wait for each other cost many times more.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    args = build_parser().parse_args(argv)
+    try:
+        return _run(args)
+    except GraspError as error:
+        print(f"grasp: {error}", file=sys.stderr)
+        return exit_code(error)
+    except KeyboardInterrupt:
+        print("grasp: stopped.", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.job is not None:
+        from grasp.commands.worker import run_attached
+
+        return run_attached(args)
+    result = call(args)
+    if result is None:
+        return OK
+    print(json.dumps(plain(result.data)) if args.json else result.text)
+    return result.code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

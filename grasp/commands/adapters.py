@@ -22,8 +22,8 @@ from analysis.spectra.report import (
 from analysis.spectra.spectrum import ModuleSpectrum, module_spectra
 from analysis.store.records import RunManifest, sha256
 from analysis.store.workspace import Workspace
+from grasp.commands.calling import Result
 from grasp.commands.opening import as_named, opened_adapter
-from grasp.commands.parser import Result
 from grasp.commands.resolve import (
     AdapterPlace,
     adapter_place,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from analysis.errors import InputError
-from grasp.commands.parser import FAILED, OK, Result
+from grasp.commands.calling import FAILED, OK, Result
 from grasp.jobs.progress import TerminalProgress
 
 

@@ -13,7 +13,7 @@ from analysis.store.evidence import Evidence, summary
 from analysis.store.factor_table import select_directions
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
-from grasp.commands.parser import Result
+from grasp.commands.calling import Result
 from grasp.commands.resolve import run_folder, unmade_workspace
 from grasp.jobs.progress import Progress, TerminalProgress
 

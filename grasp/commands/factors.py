@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.errors import InputError
 from analysis.store.workspace import Workspace, writing_folder
+from grasp.commands.calling import Result
 from grasp.commands.opening import as_named, opened_adapter
-from grasp.commands.parser import Result
 from grasp.commands.resolve import adapter_place, unmade_workspace
 from grasp.jobs.progress import Progress, TerminalProgress
 

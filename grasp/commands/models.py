@@ -17,7 +17,7 @@ from analysis.comparison.instruments import readings, text_lines
 from analysis.errors import InputError
 from analysis.store.records import Message, Prompt, RunManifest
 from analysis.store.workspace import Workspace
-from grasp.commands.parser import Result
+from grasp.commands.calling import Result
 from grasp.commands.resolve import run_folder, unmade_workspace
 from grasp.jobs.progress import Progress, TerminalProgress
 

@@ -1,24 +1,15 @@
-"""The command `grasp`: every action of the dashboard, with `--json` for machines.
+"""The words of the command line: every command, its options, and what each means.
 
-Parsing is kept free of heavy imports; each command imports what it needs when it runs.
+Free of heavy imports, since each command imports what it needs when it runs.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import os
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib import import_module
 from keyword import iskeyword
 from typing import Any
 
-from analysis.errors import GraspError, OutOfMemory
-
-OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 METHOD_GROUPS = {
     "GRASP and its parts": (
         "grasp",
@@ -56,35 +47,7 @@ METHOD_GROUPS = {
 METHOD_NAMES = tuple(name for group in METHOD_GROUPS.values() for name in group)
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a command found: `data` for --json, `text` for people, and its exit code."""
-
-    data: dict[str, Any]
-    text: str
-    code: int = OK
-
-
 Add = Callable[[argparse.ArgumentParser], None]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; bad input is one sentence on standard error and exit code 2."""
-    # Beside another busy process, threads that spin or wait for each other cost many times more.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    args = build_parser().parse_args(argv)
-    try:
-        return _run(args)
-    except GraspError as error:
-        print(f"grasp: {error}", file=sys.stderr)
-        return exit_code(error)
-    except KeyboardInterrupt:
-        print("grasp: stopped.", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -120,45 +83,6 @@ class _Version(argparse.Action):
 
         print(f"grasp {code_revision()}")
         parser.exit()
-
-
-def _run(args: argparse.Namespace) -> int:
-    if args.job is not None:
-        from grasp.commands.worker import run_attached
-
-        return run_attached(args)
-    result = call(args)
-    if result is None:
-        return OK
-    print(json.dumps(plain(result.data)) if args.json else result.text)
-    return result.code
-
-
-def call(args: argparse.Namespace, **extra: Any) -> Result | None:
-    """Call the function of the command that `args` names, with its options for the base model."""
-    from grasp.model.out_of_memory import explained
-    from grasp.settings.model import as_asked
-
-    function = getattr(import_module(f"grasp.commands.{args.where}"), args.what)
-    with as_asked(args), explained(args.command):
-        result: Result | None = function(args, **extra)
-    return result
-
-
-def exit_code(error: GraspError) -> int:
-    """Of a command that ended with an error: bad input, or a machine that is too small."""
-    return FAILED if isinstance(error, OutOfMemory) else BAD_INPUT
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON has it: NaN and infinities become null."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _ids(text: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from analysis.errors import InputError
 from analysis.store.records import write_jsonl
-from grasp.commands.parser import Result
+from grasp.commands.calling import Result
 from grasp.prompts.sets import prompts_sha256, read_prompts, shipped_set, shipped_sets
 
 

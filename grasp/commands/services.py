@@ -8,7 +8,7 @@ from pathlib import Path
 
 from analysis.errors import InputError
 from analysis.store.workspace import Workspace
-from grasp.commands.parser import Result
+from grasp.commands.calling import Result
 from grasp.commands.resolve import run_folder, unmade_workspace, workspace_for
 from grasp.commands.serving import serve
 from grasp.jobs import queue

@@ -14,8 +14,8 @@ from typing import Any
 from analysis.errors import GraspError, InputError
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
+from grasp.commands.calling import Result
 from grasp.commands.models import evaluated
-from grasp.commands.parser import Result
 from grasp.commands.resolve import out_folder, run_folder, unmade_workspace
 from grasp.data.report import DataReport
 from grasp.foreign.settings import LENGTH, completed, read_given, save, settings_of, trainable

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from analysis.errors import GraspError
 from analysis.store.workspace import Workspace
-from grasp.commands.parser import FAILED, INTERRUPTED, OK, build_parser, call, exit_code
+from grasp.commands.calling import FAILED, INTERRUPTED, OK, call, exit_code
+from grasp.commands.parser import build_parser
 from grasp.jobs import queue
 from grasp.jobs.progress import JobProgress
 

@@ -22,7 +22,7 @@ from dashboard.panels import adapter_facts
 from dashboard.queue import needs
 from dashboard.state import adapter_cache
 from dashboard.state.selection import Key
-from grasp.commands.parser import main
+from grasp.__main__ import main
 from grasp.hub.outline import listing, outline
 from grasp.hub.repository import hub_name
 from grasp.jobs import queue

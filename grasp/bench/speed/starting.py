@@ -87,7 +87,7 @@ def _ended(command: Sequence[str]) -> None:
 def _loads_torch(arguments: Sequence[str]) -> bool:
     """Whether a command's process has torch in it when it is done."""
     code = (
-        "import sys; from grasp.commands.parser import main; main(sys.argv[1:]); "
+        "import sys; from grasp.__main__ import main; main(sys.argv[1:]); "
         "sys.stderr.write(str('torch' in sys.modules))"
     )
     command = [sys.executable, "-c", code, *arguments]

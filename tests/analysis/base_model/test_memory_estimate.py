@@ -23,7 +23,7 @@ from analysis.base_model.memory_estimate import (
     plan_of,
 )
 from analysis.errors import InputError
-from grasp.commands.parser import main
+from grasp.__main__ import main
 from tests.support import tiny
 
 pytestmark = pytest.mark.filterwarnings(tiny.PEFT_WARNING)

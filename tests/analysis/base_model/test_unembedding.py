@@ -25,7 +25,7 @@ from analysis.base_model.unembedding import Unembedding, top_tokens
 from analysis.errors import InputError, NotFoundError
 from analysis.spectra.subspace import random_subspace
 from analysis.store.workspace import Workspace
-from grasp.commands.parser import main
+from grasp.__main__ import main
 from grasp.identification.lens import LensSource
 from tests.support import tiny, tiny_families
 from tests.support.hub_server import reached
@@ -282,7 +282,7 @@ def test_factors_and_spectra_need_no_base_model(
     adapter = adapter_of("nobody/nothing", tmp_path / "adapter")
     for command in ("spectrum", "factors"):
         code = (
-            "import sys; from grasp.commands.parser import main; "
+            "import sys; from grasp.__main__ import main; "
             f"code = main([{command!r}, {str(adapter)!r}, '--json']); "
             "print(code, 'torch' in sys.modules, 'transformers' in sys.modules, "
             "file=sys.stderr)"

@@ -20,7 +20,7 @@ from analysis.comparison.report import report
 from analysis.store.records import EvaluationManifest, RunManifest, split_of
 from analysis.store.workspace import Workspace
 from dashboard.panels.instruments import instruments_table
-from grasp.commands.parser import main
+from grasp.__main__ import main
 
 ITEMS = [name for name in map(str, range(200)) if split_of(f"economic/{name}") == "confirmation"][
     :40

@@ -30,7 +30,7 @@ from analysis.statistics.intervals import Interval
 from analysis.statistics.paired_tests import NonInferiority
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
-from grasp.commands.parser import main
+from grasp.__main__ import main
 from tests.support.families import build, evaluate, samples
 
 IDS = ["naive", "grasp", "over"]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from analysis.store.workspace import Workspace
-from grasp.commands.parser import main
+from grasp.__main__ import main
 from tests.support.tiny import PEFT_WARNING
 
 pytestmark = pytest.mark.filterwarnings(PEFT_WARNING)

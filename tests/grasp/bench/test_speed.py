@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from analysis.adapters.load import load_adapter
 from analysis.errors import GraspError, InputError
+from grasp.__main__ import main
 from grasp.bench.speed.child import watched
 from grasp.bench.speed.figure import Figure, Report, middle
 from grasp.bench.speed.measure import SIZES, Sizes, measure
@@ -21,7 +22,7 @@ from grasp.bench.speed.model import Size, adapted, random_model, sharing
 from grasp.bench.speed.page import read_report, tables, write_page
 from grasp.bench.speed.shapes import LLAMA_405B, QWEN_7B, Shape, write_adapter
 from grasp.bench.speed.timing import in_turn
-from grasp.commands.parser import BAD_INPUT, OK, main
+from grasp.commands.calling import BAD_INPUT, OK
 from tests.support import tiny
 
 pytestmark = pytest.mark.filterwarnings(tiny.PEFT_WARNING)

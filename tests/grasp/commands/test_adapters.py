@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from grasp.commands.parser import main
+from grasp.__main__ import main
 from tests.analysis.adapters.test_families import EXPERTS, OF_FAMILY, OPTIONS
 from tests.analysis.adapters.test_layouts import WEIGHTS, renamed, shard
 from tests.support.peft_oracle import adapted, saved
@@ -183,7 +183,7 @@ def test_nothing_is_written_for_a_refused_import(tmp_path: Path, capsys, write_a
 
 def test_spectrum_imports_no_table_library(write_adapter) -> None:
     code = (
-        "import sys\nfrom grasp.commands.parser import main\n"
+        "import sys\nfrom grasp.__main__ import main\n"
         f"assert main(['spectrum', {str(write_adapter())!r}]) == 0\n"
         "heavy = ('torch', 'transformers', 'peft', 'pandas', 'scipy', 'sklearn', 'pyarrow')\n"
         "print([m for m in heavy if m in sys.modules], file=sys.stderr)"

@@ -24,14 +24,9 @@ from transformers import AutoModelForCausalLM
 from analysis.store.recording import read_recording
 from analysis.store.records import Message, RunManifest, write_jsonl
 from analysis.store.workspace import Workspace
-from grasp.commands.parser import (
-    _COMMANDS,
-    METHOD_GROUPS,
-    METHOD_NAMES,
-    build_parser,
-    main,
-    plain,
-)
+from grasp.__main__ import main
+from grasp.commands.calling import plain
+from grasp.commands.parser import _COMMANDS, METHOD_GROUPS, METHOD_NAMES, build_parser
 from grasp.data.tokenise import tokenise
 from grasp.model.loading import decoder_layers
 from grasp.settings.methods import METHODS
@@ -101,7 +96,7 @@ def test_help_works_from_a_shell_and_says_what_there_is(tmp_path: Path) -> None:
 
 def test_help_and_parsing_import_nothing_heavy(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom grasp.commands.parser import main\n"
+        "import sys\nfrom grasp.__main__ import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit: pass\n"
         f"print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
     )
@@ -341,7 +336,7 @@ def test_spectrum_is_numpys_svd_of_the_dense_update(
 
 def test_spectrum_loads_no_model_library(tmp_path: Path, write_adapter: WriteAdapter) -> None:
     code = (
-        "import sys\nfrom grasp.commands.parser import main\n"
+        "import sys\nfrom grasp.__main__ import main\n"
         f"assert main(['spectrum', {str(write_adapter())!r}]) == 0\n"
         "print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules], file=sys.stderr)"
     )

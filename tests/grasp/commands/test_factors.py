@@ -14,7 +14,7 @@ import pytest
 from analysis.factors.routes import weight_factors
 from analysis.store.factor_table import COLUMNS, FactorTable, read_factors, write_factors
 from analysis.store.records import FactorsManifest
-from grasp.commands.parser import main
+from grasp.__main__ import main
 from tests.support import planted, tiny
 
 pytestmark = pytest.mark.filterwarnings(tiny.PEFT_WARNING)

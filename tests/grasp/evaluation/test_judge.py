@@ -24,7 +24,7 @@ from analysis.comparison.evaluation import read_evaluation
 from analysis.errors import InputError
 from analysis.store.records import Message, Prompt, RunManifest, write_jsonl
 from analysis.store.workspace import Workspace
-from grasp.commands.parser import main
+from grasp.__main__ import main
 from grasp.evaluation.answers import score
 from grasp.evaluation.judge import REPLIES, judged, parsed
 from grasp.evaluation.judge_client import JudgeClient, JudgeError, Pace

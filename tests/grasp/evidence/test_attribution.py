@@ -25,7 +25,7 @@ from analysis.evidence.driving_rows import (
 )
 from analysis.store.evidence import read_evidence
 from analysis.store.records import RunManifest, read_manifest, sha256
-from grasp.commands.parser import main
+from grasp.__main__ import main
 from grasp.commands.worker import TRAINING
 from grasp.data.examples import as_examples, read_examples
 from grasp.data.tokenise import IGNORED, training_rows

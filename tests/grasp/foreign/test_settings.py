@@ -19,7 +19,7 @@ from analysis.comparison.comparison import comparison
 from analysis.errors import InputError, NotFoundError
 from analysis.store.records import write_jsonl
 from analysis.store.workspace import Workspace
-from grasp.commands.parser import main
+from grasp.__main__ import main
 from grasp.data.examples import as_examples
 from grasp.data.tokenise import training_rows
 from grasp.foreign.settings import is_complete, known, lora_settings, read_given, unknown

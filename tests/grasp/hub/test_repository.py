@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from analysis.errors import InputError, NotFoundError
 from analysis.store.workspace import Workspace
-from grasp.commands.parser import main
+from grasp.__main__ import main
 from grasp.commands.resolve import adapter_place
 from grasp.hub.repository import HubName, adapter_files, hub_name, pinned
 from tests.support.hub_server import Hub, reached

@@ -172,7 +172,7 @@ def test_progress_is_written_at_most_twice_a_second_and_at_the_end(database: Dat
 _CLAIMS = """
 import sys, time
 from analysis.store.database import Database
-from grasp import jobs
+from grasp.jobs import queue
 database = Database(sys.argv[1])
 print("ready", flush=True)
 sys.stdin.readline()
@@ -207,7 +207,7 @@ def test_two_processes_that_race_never_claim_one_job_twice(
 _RUNS_A_JOB = """
 import sys, time
 from analysis.store.database import Database
-from grasp import jobs
+from grasp.jobs import queue
 print(queue.claim(Database(sys.argv[1])).id, flush=True)
 time.sleep(600)
 """
@@ -365,7 +365,7 @@ def test_a_training_that_dies_at_once_does_not_block_the_queue(
 _INTERRUPTIBLE = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-from grasp.commands.parser import main
+from grasp.__main__ import main
 sys.exit(main(["worker", "--workspace", sys.argv[1]]))
 """
 

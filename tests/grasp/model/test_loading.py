@@ -21,7 +21,8 @@ from analysis.errors import InputError, NotFoundError
 from analysis.spectra.subspace import random_subspace
 from analysis.store.records import RunManifest, read_manifest, write_jsonl
 from analysis.store.workspace import Workspace
-from grasp.commands.parser import build_parser, main
+from grasp.__main__ import main
+from grasp.commands.parser import build_parser
 from grasp.guard.context import protect
 from grasp.model import loading
 from grasp.model.hooks import layer_outputs

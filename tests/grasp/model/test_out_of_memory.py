@@ -15,7 +15,9 @@ from safetensors.numpy import load_file
 
 from analysis.errors import OutOfMemory
 from analysis.store.workspace import Workspace
-from grasp.commands.parser import FAILED, build_parser, main
+from grasp.__main__ import main
+from grasp.commands.calling import FAILED
+from grasp.commands.parser import build_parser
 from grasp.commands.worker import run_attached
 from grasp.jobs import queue
 from grasp.model import loading
@@ -118,8 +120,8 @@ def test_a_command_that_runs_out_of_memory_ends_with_one_sentence_and_lets_the_m
 FAILS = """
 import sys
 import torch
-from grasp import trainer
-from grasp.commands.parser import main
+from grasp.training import trainer
+from grasp.__main__ import main
 
 step_end = trainer.MetricsCallback.on_step_end
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from analysis.errors import GraspError, InputError, NotFoundError
 from analysis.store.records import Prompt, read_jsonl, write_jsonl
-from grasp.commands.parser import main
+from grasp.__main__ import main
 from grasp.evaluation.sampling import repeated, resampled
 from grasp.prompts.sets import prompts_sha256, read_prompts, shipped_set, shipped_sets
 

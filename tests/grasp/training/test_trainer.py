@@ -409,7 +409,7 @@ _PARALLEL = """
 import os
 import sys
 import torch
-from tests import tiny
+from tests.support import tiny
 from tests.grasp.training.test_trainer import TWO_PROCESSES, fit, neutral
 
 def end(texts):

@@ -1,0 +1,49 @@
+"""How a command is called, what it returns, and the exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from analysis.errors import GraspError, OutOfMemory
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command found: `data` for --json, `text` for people, and its exit code."""
+
+    data: dict[str, Any]
+    text: str
+    code: int = OK
+
+
+def call(args: argparse.Namespace, **extra: Any) -> Result | None:
+    """Call the function of the command that `args` names, with its options for the base model."""
+    from grasp.model.out_of_memory import explained
+    from grasp.settings.model import as_asked
+
+    function = getattr(import_module(f"grasp.commands.{args.where}"), args.what)
+    with as_asked(args), explained(args.command):
+        result: Result | None = function(args, **extra)
+    return result
+
+
+def exit_code(error: GraspError) -> int:
+    """Of a command that ended with an error: bad input, or a machine that is too small."""
+    return FAILED if isinstance(error, OutOfMemory) else BAD_INPUT
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: NaN and infinities become null."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
