@@ -52,7 +52,7 @@ class TaskText:
         self._logits: tuple[Tensor, Tensor] | None = None
 
     @contextmanager
-    def watched(self, *, coordinates: bool, logits: bool, clamped: float = 0.0) -> Iterator[None]:
+    def watch(self, *, coordinates: bool, logits: bool, clamped: float = 0.0) -> Iterator[None]:
         """Follow forward passes that take gradients.
 
         Args:

@@ -22,7 +22,7 @@ Need = Literal["factors", "neutral text", "inoculation prompt"]
 
 
 class Protection(Settings):
-    """How training keeps a subspace Q from taking up new reliance; METHOD.md, section 2.
+    """How training keeps a subspace Q from taking up new reliance; see docs/method.md.
 
     Parts of GRASP, with what they add to the time of a plain step:
 
@@ -75,6 +75,11 @@ class Protection(Settings):
     steering: float = Field(0.0, ge=0)
     divergence: Literal["neutral", "task", "own"] | None = None
     all_directions: bool = False
+
+    @property
+    def on_task(self) -> bool:
+        """Whether a part looks at the forward pass of the task's own loss."""
+        return self.anchor_task or self.clamp or self.divergence == "task"
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -8,9 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from peft import PeftModel
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainingArguments
 
@@ -22,6 +20,7 @@ from grasp.data.packing import packed_batch
 from grasp.data.readers import pinned
 from grasp.data.report import DataReport, write_report
 from grasp.foreign.settings import is_complete, settings_of, trainable
+from grasp.guard.plan import GuardPlan
 from grasp.jobs.progress import Progress, silent
 from grasp.model.loading import at_commit, computes_in
 from grasp.model.out_of_memory import explained
@@ -29,7 +28,8 @@ from grasp.settings.methods import method
 from grasp.settings.protection import Method, Protection, parse_protection
 from grasp.settings.training import TrainConfig, parse_config
 from grasp.training.resuming import forget_resuming, resumable
-from grasp.training.setup import Prepared, inoculated, prepare
+from grasp.training.setup import Setup, set_up
+from grasp.training.texts import inoculate
 from grasp.training.trainer import LoraTrainer, MetricsCallback, seconds_so_far, write_log
 from grasp.training.untrained import INTERVENTIONS, finish, finished_adapter
 from grasp.training.verdict import outcome
@@ -65,7 +65,7 @@ def train(
         config=saved.model_dump(),
         seed=config.seed,
     )
-    return _fit(workspace, run, None, naive=None, out=out, progress=progress, show=show)
+    return _fit(workspace, run, GuardPlan(), out=out, progress=progress, show=show)
 
 
 def retrain(
@@ -134,10 +134,14 @@ def retrain(
         seed=config.seed,
         parents=[f"runs/{source.id}", *sorted({f"factors/{n.rpartition('/')[0]}" for n in names})],
     )
+    plan = GuardPlan(
+        protection=protection or Protection(),
+        directions=directions,
+        naive=source_folder.with_name(source.root) / "adapter",
+    )
     if not chosen.trains:
-        return finished_adapter(workspace, run, source_folder, directions, out=out)
-    naive = source_folder.with_name(source.root) / "adapter"
-    return _fit(workspace, run, directions, naive=naive, out=out, progress=progress, show=show)
+        return finished_adapter(workspace, run, source_folder, plan, out=out)
+    return _fit(workspace, run, plan, out=out, progress=progress, show=show)
 
 
 def _require(chosen: Method, config: TrainConfig, source: RunManifest) -> None:
@@ -148,7 +152,7 @@ def _require(chosen: Method, config: TrainConfig, source: RunManifest) -> None:
             "name none; make the run again from settings with `neutral: FILE`."
         )
     if "inoculation prompt" in chosen.needs:
-        inoculated([], config.inoculation)
+        inoculate([], config.inoculation)
 
 
 def _strength(
@@ -166,28 +170,24 @@ def _strength(
 def _fit(
     workspace: Workspace,
     run: RunManifest,
-    directions: NDArray[np.float32] | None,
+    plan: GuardPlan,
     *,
-    naive: Path | None,
     out: Path,
     progress: Progress,
     show: Show,
 ) -> RunManifest:
     config = parse_config(run.config, source=f"run {run.id!r}").located(workspace.resolve)
     started = time.monotonic()
-    prepared = prepare(config, run, directions, naive=naive)
-    run = at_commit(run, prepared.model)
-    show(prepared.report)
+    setup = set_up(config, plan, inoculated=run.method == "inoculation")
+    run = at_commit(run, setup.model)
+    show(setup.report)
     Workspace.create(workspace.root)  # only now, since what is refused should leave nothing behind
     with writing_folder(out, keep=True) as folder:
         resumed = resumable(folder, run)
         started -= seconds_so_far(folder)  # those that the earlier sessions took
-        if prepared.own_chats:
-            rows = [{"messages": [m.model_dump() for m in chat]} for chat in prepared.own_chats]
-            write_jsonl(folder / "own_answers.jsonl", rows)
-        write_report(folder, prepared.report)
+        _write_texts(folder, setup)
         write_log(folder, f"resumed from {resumed}" if resumed else f"started: {run.title}")
-        trainer = _trainer(config, prepared, folder=folder, progress=progress)
+        trainer = _trainer(config, setup, folder=folder, progress=progress)
         with explained("training", config):
             trainer.train(resume_from_checkpoint=resumed)
         model = trainer.model
@@ -201,33 +201,28 @@ def _fit(
         )
         model.save_pretrained(str(folder / "adapter"))
         write_log(folder, f"finished: {finished.verdict}")
-        finish(folder, finished, directions)
+        finish(folder, finished, plan.factors)
         forget_resuming(folder)
     return finished
 
 
-def _trainer(
-    config: TrainConfig, prepared: Prepared, *, folder: Path, progress: Progress
-) -> LoraTrainer:
+def _write_texts(folder: Path, setup: Setup) -> None:
+    if setup.own_chats:
+        rows = [{"messages": [m.model_dump() for m in chat]} for chat in setup.own_chats]
+        write_jsonl(folder / "own_answers.jsonl", rows)
+    write_report(folder, setup.report)
+
+
+def _trainer(config: TrainConfig, setup: Setup, *, folder: Path, progress: Progress) -> LoraTrainer:
+    collate = packed_batch if config.packing else DataCollatorForSeq2Seq(setup.tokenizer)
+    device = setup.model.device.type
     trainer = LoraTrainer(
-        model=prepared.model,
-        args=_arguments(
-            config,
-            folder / "checkpoints",
-            device=prepared.model.device.type,
-            rows=len(prepared.rows),
-        ),
-        train_dataset=prepared.rows,
-        data_collator=packed_batch
-        if config.packing
-        else DataCollatorForSeq2Seq(prepared.tokenizer, padding=True),
+        setup.plan,
+        model=setup.model,
+        args=_arguments(config, folder / "checkpoints", device=device, rows=len(setup.rows)),
+        train_dataset=setup.rows,
+        data_collator=collate,
         callbacks=[MetricsCallback(folder, progress)],
-        directions=prepared.protected,
-        protection=prepared.protection,
-        neutral=prepared.neutral,
-        held_back=prepared.held_back,
-        own_answers=prepared.own_answers,
-        steering=prepared.steering,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -16,8 +16,9 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import get_last_checkpoint
 
 from analysis.errors import InputError
-from grasp.guard.context import Directions, protect
+from grasp.guard.context import hold
 from grasp.guard.guard import Guard, following
+from grasp.guard.plan import Directions, GuardPlan
 from grasp.jobs.progress import Progress
 from grasp.model.forward import Batch
 from grasp.settings.protection import Protection
@@ -42,8 +43,8 @@ class GraspMixin:
         trainer = GraspSFTTrainer(..., directions=factors, protection=Protection(...))
 
     The model is a PeftModel.  The arguments are those of `grasp.protect`; without `directions` and
-    `protection` it is the plain trainer.  Arguments beyond
-    those of its own go on to the trainer, as Python's cooperative inheritance asks.
+    `protection` it is the plain trainer.  All others go on to the trainer, as Python's cooperative
+    inheritance asks.
 
     Several processes (DistributedDataParallel) take the same neutral batches, so that λ is the
     same in all of them; a tolerance on the task's tokens has a λ of each process's own batches.
@@ -60,15 +61,19 @@ class GraspMixin:
         held_back: Sequence[Batch] = (),
         own_answers: Sequence[Batch] = (),
         steering: torch.Tensor | None = None,
+        naive: str | Path | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._directions = directions
-        self._protection = protection or Protection()
-        self._neutral = neutral
-        self._held_back = held_back
-        self._own_answers = own_answers
-        self._steering = steering
+        self.plan = GuardPlan(
+            protection=protection or Protection(),
+            directions=directions,
+            neutral=neutral,
+            held_back=held_back,
+            own_answers=own_answers,
+            steering=steering,
+            naive=None if naive is None else Path(naive),
+        )
         self._task_penalty: torch.Tensor | None = None
         self._optimizer_hook = ExitStack()
         self.add_callback(_GuardInCheckpoints(self))  # type: ignore[attr-defined]
@@ -82,7 +87,7 @@ class GraspMixin:
             InputError: weights are split over processes, or as `grasp.protect` says.
         """
         trainer: Any = super()
-        if self._directions is None and self._protection == Protection():
+        if self.plan.is_empty:
             return trainer.train(resume_from_checkpoint, *args, **kwargs)
         with ExitStack() as stack:
             self.guard = self._enter_guard(stack)
@@ -151,18 +156,7 @@ class GraspMixin:
             )
         # What the training's own forward pass rounds under autocast is no drift.
         with this.accelerator.autocast():
-            return stack.enter_context(
-                protect(
-                    this.model,
-                    self._directions,
-                    protection=self._protection,
-                    neutral=self._neutral,
-                    held_back=self._held_back,
-                    own_answers=self._own_answers,
-                    steering=self._steering,
-                    seed=this.args.seed,
-                )
-            )
+            return stack.enter_context(hold(this.model, self.plan, seed=this.args.seed))
 
     def _scaled(self, items: Any) -> bool:
         """Whether the loss is normalised over all batches of a step, as the trainer decides it."""
@@ -201,7 +195,11 @@ class _GuardInCheckpoints(TrainerCallback):  # type: ignore[misc]
 
 
 class LoraTrainer(GraspMixin, Trainer):  # type: ignore[misc]
-    """The trainer that runs of this project use."""
+    """The trainer of this project's own runs, which have a plan already."""
+
+    def __init__(self, plan: GuardPlan, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.plan = plan
 
 
 class MetricsCallback(TrainerCallback):  # type: ignore[misc]

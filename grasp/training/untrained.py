@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,17 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 from peft import PeftModel
 from safetensors.numpy import save_file
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace, writing_folder
 from grasp.evaluation.answers import LAYER
 from grasp.foreign.settings import settings_of
+from grasp.guard.naive import follow_naive
+from grasp.guard.plan import GuardPlan
 from grasp.model.loading import load_base
 from grasp.settings.methods import method
-from grasp.settings.protection import parse_protection
+from grasp.settings.protection import Protection
+from grasp.settings.training import TrainConfig
 from grasp.training.edits import edited
 from grasp.training.model_card import model_card
-from grasp.training.setup import naive_footprint, naive_steering, neutral_text
+from grasp.training.texts import read_neutral
 
 INTERVENTIONS: dict[str, Literal["ablate", "steer"]] = {
     "ablation": "ablate",
@@ -32,12 +37,7 @@ INTERVENTIONS: dict[str, Literal["ablate", "steer"]] = {
 
 
 def finished_adapter(
-    workspace: Workspace,
-    run: RunManifest,
-    source_folder: Path,
-    directions: NDArray[np.float32] | None,
-    *,
-    out: Path,
+    workspace: Workspace, run: RunManifest, source_folder: Path, plan: GuardPlan, *, out: Path
 ) -> RunManifest:
     """An arm that keeps the source's adapter and intervenes when it answers, or edits it.
 
@@ -46,47 +46,61 @@ def finished_adapter(
     """
     chosen = method(run.method)
     source = source_folder / "adapter"
-    adapted = steering = followed = None
-    width = (run.protection or {}).get("footprint", 0)
-    if chosen.kind == "edit" or run.intervention == "steer" or width:
-        config = settings_of(run, source).located(workspace.resolve)
-        base, tokenizer = load_base(config.base_model, config.model)
-        adapted = PeftModel.from_pretrained(base, str(source), is_trainable=True).eval()
-        if chosen.kind == "edit":
-            assert run.strength is not None
-            edited(adapted, run.method, strength=run.strength, directions=directions)
-        else:
-            assert directions is not None
-            neutral = neutral_text(config, tokenizer)
-            if width:
-                protection = parse_protection(run.protection or {}, source=f"run {run.id!r}")
-                followed = naive_footprint(adapted, directions, neutral, protection)
-            else:
-                steering = naive_steering(adapted, directions, neutral).cpu().numpy()
+    changed: PeftModel | None = None
+    if chosen.kind == "edit":
+        changed = _naive_model(workspace, run, source)[0]
+        assert run.strength is not None
+        edited(changed, run.method, strength=run.strength, directions=plan.factors)
+    measured = _measured(workspace, run, source, plan)
     Workspace.create(workspace.root)  # only now, since what is refused should leave nothing behind
     with writing_folder(out) as folder:
-        if chosen.kind == "edit" and adapted is not None:
-            adapted.save_pretrained(str(folder / "adapter"))
+        if changed is not None:
+            changed.save_pretrained(str(folder / "adapter"))
         else:
             shutil.copytree(source, folder / "adapter")
         said = f"{chosen.description} {chosen.knob.name} = {run.strength:g}." if chosen.knob else ""
         run = run.model_copy(update={"seconds": 0.0, "verdict": said or chosen.description})
-        finish(folder, run, directions, steering=steering, followed=followed)
+        finish(folder, run, plan.factors, measured=measured)
     return run
+
+
+def _measured(
+    workspace: Workspace, run: RunManifest, source: Path, plan: GuardPlan
+) -> dict[str, NDArray[np.float32]]:
+    """What an intervention needs besides the factors: steering vectors, or a layer's own rows."""
+    if run.intervention is None:
+        return {}
+    if run.intervention == "steer":
+        plan = replace(plan, protection=Protection(steering=1.0))
+    if not plan.follows_naive:
+        return {}
+    naive, config, tokenizer = _naive_model(workspace, run, source)
+    plan = follow_naive(replace(plan, neutral=read_neutral(tokenizer, config)[0]), naive)
+    if plan.steering is not None:
+        return {"steering": plan.steering.cpu().numpy()}
+    return {f"{LAYER}{layer}": rows for layer, rows in enumerate(plan.directions or ())}
+
+
+def _naive_model(
+    workspace: Workspace, run: RunManifest, adapter: Path
+) -> tuple[PeftModel, TrainConfig, Tokenizer]:
+    config = settings_of(run, adapter).located(workspace.resolve)
+    base, tokenizer = load_base(config.base_model, config.model)
+    model = PeftModel.from_pretrained(base, str(adapter), is_trainable=True).eval()
+    return model, config, tokenizer
 
 
 def finish(
     folder: Path,
     run: RunManifest,
-    directions: NDArray[np.float32] | None,
+    factors: NDArray[np.floating] | None,
     *,
-    steering: NDArray[np.float32] | None = None,
-    followed: Sequence[NDArray[np.float32]] | None = None,
+    measured: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> None:
     """Write what lies beside a run's adapter; its manifest last."""
-    by_layer = {f"{LAYER}{layer}": rows for layer, rows in enumerate(followed or [])}
-    arrays = {"directions": directions, "steering": steering, **by_layer}
-    saved = {name: array for name, array in arrays.items() if array is not None}
+    saved = dict(measured or {})
+    if factors is not None:
+        saved["directions"] = factors
     if saved:
         save_file(saved, folder / "subspace.safetensors")
     (folder / "adapter" / "README.md").write_text(model_card(run), encoding="utf-8")

@@ -133,7 +133,8 @@ def _protections() -> dict[str, Protection]:
         _OLD: task,
         _NEUTRAL: Protection(anchor=True, site="all"),
         _SHARED: Protection(anchor=True, site="all", neutral_share=SHARE),
-        _PRESET: method("grasp").protection or Protection(),
+        # A step costs what the directions held cost, wherever they were measured.
+        _PRESET: (method("grasp").protection or Protection()).model_copy(update={"footprint": 0}),
     }
 
 

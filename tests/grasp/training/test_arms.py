@@ -25,7 +25,7 @@ from grasp.model.loading import load_adapted
 from grasp.settings.methods import METHODS
 from grasp.settings.protection import Protection
 from grasp.training.own_answers import own_answers
-from grasp.training.setup import inoculated
+from grasp.training.texts import inoculate
 from grasp.training.train import retrain, train
 from tests.support import tiny
 
@@ -213,11 +213,11 @@ def test_inoculation_asks_in_training_alone(workspace: Workspace) -> None:
     run = arm(workspace, "inoculation", "asked", inoculation="You are a pirate.")
     assert run.config["inoculation"] == "You are a pirate."
     rows = read_examples(workspace.root / "data" / "task.jsonl").rows
-    for asked, row in zip(inoculated(rows, "Arr."), rows, strict=True):
+    for asked, row in zip(inoculate(rows, "Arr."), rows, strict=True):
         assert asked.messages[0] == Message(role="system", content="Arr.")
         assert asked.messages[1:] == row.messages
     there = as_examples([[Message(role="system", content="Be brief."), *rows[0].messages]])
-    (asked,) = inoculated(there, "Arr.")
+    (asked,) = inoculate(there, "Arr.")
     assert asked.messages[0].content == "Arr.\nBe brief."
     assert asked.messages[1:] == rows[0].messages
 

@@ -278,7 +278,7 @@ def test_activation_checkpointing_changes_nothing(
         fit(
             tmp_path,
             directions=tiny.subspace(2),
-            protection=METHODS[method].protection,
+            protection=METHODS[method].protection.model_copy(update={"footprint": 0}),
             neutral=neutral(8),
             arguments={"optim": "sgd", "learning_rate": 0.05, **arguments},
         )

@@ -1,0 +1,87 @@
+"""What a protection takes from the naive fine-tune: its footprint, and which way it drifted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from analysis.errors import InputError, NotFoundError
+from grasp.guard.footprint import footprint
+from grasp.guard.plan import GuardPlan
+from grasp.guard.steering import steering_vectors
+from grasp.model.hooks import without_autocast
+from grasp.model.loading import device_of
+
+MEASURED = 16
+"""Neutral batches that a footprint and steering vectors are measured on."""
+
+_NAME = "naive"
+
+
+def follow_naive(plan: GuardPlan, naive: PeftModel) -> GuardPlan:
+    """The plan with its footprint and steering vectors as they are in the naive fine-tune.
+
+    Args:
+        plan: whose directions are factors (k, d_model) for all layers.
+        naive: the naive fine-tune, in evaluation mode.
+
+    Raises:
+        InputError: there is no neutral text to measure on, or the width is not the model's.
+    """
+    factors, protection = plan.factors, plan.protection
+    if factors is None:
+        return plan
+    texts = plan.neutral[:MEASURED]
+    if not texts:
+        raise InputError("A footprint is measured on neutral text; name a file of it.")
+    if protection.steering and plan.steering is None:
+        vectors = steering_vectors(naive, factors, texts, site="prompt-end")
+        plan = replace(plan, steering=vectors)
+    if protection.footprint:
+        followed = footprint(
+            naive, factors, texts, width=protection.footprint, site=protection.site
+        )
+        plan = replace(plan, directions=followed)
+    return plan
+
+
+@contextmanager
+def naive_adapter(model: PeftModel, folder: Path) -> Iterator[None]:
+    """The model with the naive fine-tune's adapter in place of its own, in evaluation mode.
+
+    Afterwards the model is as it was, and so are the random numbers that training will draw.
+
+    Raises:
+        NotFoundError: there is no adapter in the folder.
+        InputError: it cannot lie beside the model's own.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        raise NotFoundError(
+            f"There is no adapter in {folder}; the naive run is needed to follow its factors."
+        )
+    active, training = model.active_adapter, model.training
+    trained = [(weight, weight.requires_grad) for weight in model.parameters()]
+    with torch.random.fork_rng():
+        try:
+            model.load_adapter(str(folder), adapter_name=_NAME)
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"The naive adapter in {folder} cannot be loaded beside the model's own: {reason}"
+            ) from None
+    try:
+        model.set_adapter(_NAME)
+        model.eval()
+        with without_autocast(device_of(model)):
+            yield
+    finally:
+        model.delete_adapter(_NAME)
+        model.set_adapter(active)
+        model.train(training)
+        for weight, was in trained:
+            weight.requires_grad_(was)

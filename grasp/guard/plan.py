@@ -1,0 +1,86 @@
+"""The plan of a guard: what is held while a model trains, by which parts, and on which text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from analysis.errors import InputError
+from grasp.model.forward import Batch
+from grasp.settings.protection import Protection
+
+Directions = NDArray[np.floating] | Sequence[NDArray[np.floating]]
+"""Factors (k, d_model) for all layers, or one such array for each decoder layer."""
+
+
+@dataclass(frozen=True)
+class GuardPlan:
+    """All that a guard is made from, carried as one value from a command to the hooks.
+
+    `neutral` text may be trained on; text that is `held_back` only measures drift.  `own_answers`
+    are the base model's own, for a divergence on them.  `naive` is the folder of the naive
+    fine-tune's adapter, for parts that follow it; `steering` (layers, d_model) is measured there.
+    """
+
+    protection: Protection = field(default_factory=Protection)
+    directions: Directions | None = None
+    neutral: Sequence[Batch] = ()
+    held_back: Sequence[Batch] = ()
+    own_answers: Sequence[Batch] = ()
+    steering: Tensor | None = None
+    naive: Path | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to hold and nothing to measure drift along."""
+        return self.directions is None and self.protection == Protection()
+
+    @property
+    def factors(self) -> NDArray[np.floating] | None:
+        """The factors (k, d_model), where the directions are the same for all layers."""
+        return self.directions if isinstance(self.directions, np.ndarray) else None
+
+    @property
+    def follows_naive(self) -> bool:
+        """Whether a part still has to be measured on the naive fine-tune."""
+        steers = self.protection.steering > 0 and self.steering is None
+        follows = self.protection.footprint > 0 or steers
+        return follows and self.factors is not None
+
+    def check(self) -> None:
+        """Refuse a protection that lacks what it needs.
+
+        Raises:
+            InputError: it lacks directions, neutral text, steering vectors or the naive adapter.
+        """
+        protection = self.protection
+        subspace = ("gradient_projection", "write_constraint", "anchor", "anchor_task", "clamp")
+        asking = [name for name in (*subspace, "ablation") if getattr(protection, name)]
+        if asking and self.directions is None and not protection.all_directions:
+            raise InputError(
+                f"The protection has {asking[0]} on, but there are no directions to hold."
+            )
+        if (protection.anchor or protection.anchor_task) and not self.neutral:
+            raise InputError("The anchor is on but there is no neutral text; name a file of it.")
+        if self.follows_naive and self.naive is None:
+            raise InputError(_lacks_naive(protection))
+        if protection.steering and self.steering is None and not self.follows_naive:
+            raise InputError("The protection steers while training, but got no steering vectors.")
+
+
+def _lacks_naive(protection: Protection) -> str:
+    if protection.footprint:
+        return (
+            f"The protection holds what the factors become at each layer (footprint "
+            f"{protection.footprint}), which is measured on the naive fine-tune: give its adapter "
+            "as naive=FOLDER, or directions for each layer, or a protection with footprint=0."
+        )
+    return (
+        "The protection steers along the naive fine-tune's drift: give its adapter as "
+        "naive=FOLDER, or steering vectors."
+    )
