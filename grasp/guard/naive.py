@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from analysis.errors import InputError, NotFoundError
 from grasp.guard.footprint import footprint
@@ -51,6 +52,19 @@ def follow_naive(plan: GuardPlan, naive: PeftModel) -> GuardPlan:
 
 
 @contextmanager
+def naive_model(base: PreTrainedModel, folder: Path) -> Iterator[PeftModel]:
+    """The naive fine-tune of `base`; afterwards `base` is without an adapter again.
+
+    Raises:
+        NotFoundError: there is no adapter in the folder.
+    """
+    _check_adapter(folder)
+    naive = PeftModel.from_pretrained(base, str(folder)).eval()
+    yield naive
+    naive.unload()
+
+
+@contextmanager
 def naive_adapter(model: PeftModel, folder: Path) -> Iterator[None]:
     """The model with the naive fine-tune's adapter in place of its own, in evaluation mode.
 
@@ -60,10 +74,7 @@ def naive_adapter(model: PeftModel, folder: Path) -> Iterator[None]:
         NotFoundError: there is no adapter in the folder.
         InputError: it cannot lie beside the model's own.
     """
-    if not (folder / "adapter_config.json").is_file():
-        raise NotFoundError(
-            f"There is no adapter in {folder}; the naive run is needed to follow its factors."
-        )
+    _check_adapter(folder)
     active, training = model.active_adapter, model.training
     trained = [(weight, weight.requires_grad) for weight in model.parameters()]
     with torch.random.fork_rng():
@@ -85,3 +96,10 @@ def naive_adapter(model: PeftModel, folder: Path) -> Iterator[None]:
         model.train(training)
         for weight, was in trained:
             weight.requires_grad_(was)
+
+
+def _check_adapter(folder: Path) -> None:
+    if not (folder / "adapter_config.json").is_file():
+        raise NotFoundError(
+            f"There is no adapter in {folder}; the naive run is needed to follow its factors."
+        )

@@ -55,6 +55,17 @@ class Protection(Settings):
       base), or on the base model's own answers to the task's prompts (as on neutral text).
     - `all_directions`: Q is the whole stream, so that the anchor distils the base's activations;
       their d_model numbers are kept for every token of the site.
+
+    Raises:
+        ValueError: (pydantic's ValidationError) a setting is unknown or out of range, or two of
+            them exclude each other.
+
+    Example:
+        >>> protection = grasp.Protection(write_constraint=True, anchor=True, tolerance=0.3)
+        >>> protection.model_copy(update={"tolerance": 0.1}).tolerance
+        0.1
+
+    Source: this project's reading of arXiv:2605.27676; rivals as `grasp.settings.methods` cites.
     """
 
     gradient_projection: bool = False

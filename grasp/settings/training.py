@@ -82,6 +82,18 @@ class TrainConfig(Settings):
 
     Paths are relative to the file that the settings are read from, or to the workspace once a run
     has saved them.  `data` is None only for a run that was imported without it.
+
+    Raises:
+        ValueError: (pydantic's ValidationError) a setting is unknown or out of range.
+
+    Example:
+        >>> config = grasp.TrainConfig(
+        ...     title="Finance", base_model="models/base", data="finance.jsonl", max_steps=120
+        ... )
+        >>> config.lora.r, config.learning_rate
+        (8, 0.0001)
+
+    Source: names and meanings are those of PEFT's LoraConfig and transformers' TrainingArguments.
     """
 
     title: str

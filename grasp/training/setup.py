@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, set_seed
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from analysis.errors import InputError, NotFoundError
+from analysis.errors import InputError
 from analysis.store.records import Message
 from grasp.data.dataset import data_report, read_task, tokenise_task
 from grasp.data.examples import as_examples
 from grasp.data.packing import check_packing, packed_rows
 from grasp.data.report import DataReport
-from grasp.guard.naive import follow_naive
+from grasp.guard.naive import follow_naive, naive_model
 from grasp.guard.plan import GuardPlan
 from grasp.model.loading import load_base, ready_to_train
 from grasp.settings.training import TrainConfig
@@ -63,7 +60,7 @@ def set_up(config: TrainConfig, plan: GuardPlan, *, inoculated: bool) -> Setup:
         own_chats = own_answers(model, tokenizer, asked, seed=config.seed)
     plan = _with_texts(plan, config, tokenizer, own_chats)
     if plan.follows_naive and plan.naive is not None:
-        with _adapted(model, plan.naive) as naive:
+        with naive_model(model, plan.naive) as naive:
             plan = follow_naive(plan, naive)
     set_seed(config.seed)
     adapted = _with_lora(model, config)
@@ -81,18 +78,6 @@ def _with_texts(
     neutral, held = ([], []) if plan.is_empty else read_neutral(tokenizer, config)
     own = make_batches(tokenizer, as_examples(own_chats), config)
     return replace(plan, neutral=neutral, held_back=held, own_answers=own)
-
-
-@contextmanager
-def _adapted(model: PreTrainedModel, naive: Path) -> Iterator[PeftModel]:
-    """The naive fine-tune; afterwards `model` is the base model again."""
-    if not (naive / "adapter_config.json").is_file():
-        raise NotFoundError(
-            f"There is no adapter in {naive}; the naive run is needed to follow its factors."
-        )
-    adapted = PeftModel.from_pretrained(model, str(naive)).eval()
-    yield adapted
-    adapted.unload()
 
 
 def _with_lora(model: PreTrainedModel, config: TrainConfig) -> PeftModel:

@@ -37,17 +37,30 @@ GUARD_FILE = "guard.json"
 class GraspMixin:
     """Protect a subspace in `transformers.Trainer` or a subclass such as TRL's SFTTrainer.
 
-    ::
+    The model is a PeftModel.  `directions` (k, d_model), `protection`, `neutral`, `held_back`,
+    `own_answers`, `steering` and `naive` are those of `grasp.protect`; without `directions` and
+    `protection` it is the plain trainer.  All other arguments go on to the trainer.
 
-        class GraspSFTTrainer(GraspMixin, SFTTrainer): ...
-        trainer = GraspSFTTrainer(..., directions=factors, protection=Protection(...))
+    Under DistributedDataParallel all processes take the same neutral batches, so that λ is the
+    same in all of them; a tolerance on the task's tokens has a λ for each process's own batches.
 
-    The model is a PeftModel.  The arguments are those of `grasp.protect`; without `directions` and
-    `protection` it is the plain trainer.  All others go on to the trainer, as Python's cooperative
-    inheritance asks.
+    Raises:
+        InputError: in `train`, where weights are split over processes, or as `grasp.protect` says.
 
-    Several processes (DistributedDataParallel) take the same neutral batches, so that λ is the
-    same in all of them; a tolerance on the task's tokens has a λ of each process's own batches.
+    Example:
+        >>> class GraspTrainer(grasp.GraspMixin, Trainer): ...
+        >>> trainer = GraspTrainer(
+        ...     model=model,
+        ...     args=arguments,
+        ...     train_dataset=rows,
+        ...     directions=directions,
+        ...     protection=grasp.METHODS["grasp"].protection,
+        ...     neutral=batches,
+        ...     naive="finance-naive/adapter",
+        ... )
+        >>> result = trainer.train()
+
+    Source: the hooks are those of `grasp.protect`; see docs/method.md.
     """
 
     guard: Guard | None = None

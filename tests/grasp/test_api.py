@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from transformers import Trainer, TrainingArguments
 
 import grasp
 from analysis.errors import InputError, NotFoundError
@@ -129,6 +132,38 @@ def test_a_folder_without_an_adapter_is_named(tmp_path: Path) -> None:
         ),
     ):
         pass
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "METHODS"])
+def test_the_example_in_the_docstring_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    naive_run(tmp_path / "finance-naive" / "adapter")
+    model = tiny.adapted(tiny.llama())
+    batch = tiny.batch(6) | {"labels": tiny.batch(6)["input_ids"]}
+    names = {
+        "grasp": grasp,
+        "Trainer": Trainer,
+        "model": model,
+        "directions": tiny.subspace(1),
+        "batches": [tiny.batch(6)],
+        "optimizer": torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]),
+        "loader": [batch],
+        "rows": [{key: value[0] for key, value in batch.items()}],
+        "arguments": TrainingArguments(
+            output_dir=str(tmp_path / "run"), max_steps=1, use_cpu=True, report_to="none",
+            disable_tqdm=True,
+        ),
+    }  # fmt: skip
+    example = doctest.DocTestParser().get_doctest(
+        inspect.getdoc(getattr(grasp, name)) or "", names, name, None, None
+    )
+    assert example.examples
+    report: list[str] = []
+    failed, tried = doctest.DocTestRunner(verbose=False).run(example, out=report.append)
+    assert failed == 0, "".join(report)
+    assert tried > 0
 
 
 def test_the_loop_learns_and_keeps_the_write_constraint(tmp_path: Path) -> None:
