@@ -112,7 +112,7 @@ def test_several_adapters_of_a_model_lie_in_subfolders(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "all")
     first = load_adapter(tmp_path / "all")
     assert first.others == ("persona", "task")
-    assert any("persona, task" in line and "also in there" in line for line in report_lines(first))
+    assert any("persona, task" in line and "also present" in line for line in report_lines(first))
     same(load_adapter(tmp_path / "all", name="task"), load_adapter(tmp_path / "all" / "task"))
     with pytest.raises(AdapterError, match=r"holds no adapter 'none', but .without a name.; name"):
         load_adapter(tmp_path / "all", name="none")
