@@ -217,15 +217,15 @@ def test_experts_of_an_old_peft_lie_by_the_width_of_the_stream(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"r": 5, "rank_pattern": {"q_proj": 3}}, "expected a multiple of rank 5"),
+        ({"r": 5, "rank_pattern": {"q_proj": 3}}, "expected a multiple of the rank 5"),
         (
             {"target_parameters": ["experts.down_proj", "experts.gate_up_proj"]},
-            "LoRA on 1 parameters of .*experts, but its config does not tell which is which",
+            "LoRA on 1 parameters of .*experts, but its config does not say which is which",
         ),
-        ({"target_parameters": ["experts.strange"]}, "experts.strange, whose layout is not known"),
+        ({"target_parameters": ["experts.strange"]}, "experts.strange, whose layout is unknown"),
         (
             {"target_modules": ["q_proj"], "target_parameters": ["mlp.other"]},
-            "weights for .*experts, which neither target_modules nor target_parameters names",
+            "weights for .*experts, which is in neither target_modules nor target_parameters",
         ),
     ],
 )
@@ -246,7 +246,7 @@ def test_experts_whose_layout_nothing_shows_are_refused(tmp_path: Path, version)
     one = saved(tmp_path, "qwen2-moe", target_modules=[], target_parameters=["experts.down_proj"])
     load_adapter(one.folder)
     edit(one.folder, peft_version=version)
-    with pytest.raises(AdapterError, match=r"does not show which way round .*down_proj lies"):
+    with pytest.raises(AdapterError, match=r"does not show whether .*down_proj is transposed"):
         load_adapter(one.folder)
 
 
@@ -308,7 +308,7 @@ def test_a_file_of_sides_comes_before_the_table(write_adapter) -> None:
         ("read: q_proj", "has read = 'q_proj'; expected a list of module path endings"),
         ("read: [1]", r"has read = \[1\]; expected a list"),
         ("read: [a.b.c.d]", "of at most 3 names"),
-        ("read: [a]\nwrite: [a]", "names a more than once"),
+        ("read: [a]\nwrite: [a]", "lists a more than once"),
         ("read: [", "cannot be read as a YAML mapping of sides"),
     ],
 )
@@ -396,7 +396,7 @@ def test_opening_reads_no_values_and_a_truncation_later_is_one_sentence(write_ad
     adapter = load_adapter(write_adapter())
     file = adapter.path / WEIGHTS
     file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(AdapterError, match=r"ended within .*: it was cut off or changed"):
+    with pytest.raises(AdapterError, match=r"ended within .*: it was truncated or changed"):
         check_values(adapter)
     file.unlink()
     with pytest.raises(AdapterError, match="cannot be read"):

@@ -232,9 +232,9 @@ def test_top_and_random_rows_by_hand() -> None:
     assert drawn == random_rows(rows, n=4, seed=0)
     assert len({tuple(random_rows(rows, n=4, seed=seed)) for seed in range(8)}) > 1
     for n in (0, 5):
-        with pytest.raises(InputError, match=f"n = {n} of 5 rows; expected at least 1"):
+        with pytest.raises(InputError, match=f"n = {n}; expected 1 to 4 of the 5 rows"):
             top_rows(rows, n=n)
-        with pytest.raises(InputError, match=f"n = {n} of 5 rows"):
+        with pytest.raises(InputError, match=f"n = {n}; expected 1 to 4"):
             random_rows(rows, n=n, seed=0)
 
 
@@ -285,7 +285,7 @@ def test_differences_are_paired_against_the_mean_of_the_draws() -> None:
         "(0.70 with all rows, 0.00 in the base model): a difference of −0.50 [−0.50, −0.50]."
     )
     unsure = compared.assign(low=-0.6, high=0.1)
-    assert validation_sentence(rates, unsure, n=3).endswith("The interval holds 0.")
+    assert validation_sentence(rates, unsure, n=3).endswith("The interval includes 0.")
 
 
 # Retraining
