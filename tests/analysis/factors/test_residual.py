@@ -297,7 +297,7 @@ def test_factors_refuse() -> None:
         residual_factors(modules, side="read", k=0)
     with pytest.raises(InputError, match=r"Got 10 draws for the quantile 0.95"):
         null_band(modules, side="write", n_draws=10)
-    with pytest.raises(InputError, match="band of 2 for 3 factors; draw it with k = 3"):
+    with pytest.raises(InputError, match="band of 2 entries for 3 factors; draw it with k = 3"):
         significant(
             residual_factors(modules, side="write", k=3),
             null_band(modules, side="write", k=2, n_draws=19),

@@ -116,7 +116,7 @@ def test_a_process_that_is_killed_while_it_writes_leaves_nothing_listed(
     listing = workspace.runs()
     assert [r.id for r in listing.records] == ["a"]
     assert listing.broken == []
-    with pytest.raises(NotFoundError, match=r"holds no 'b'; there are: a\."):
+    with pytest.raises(NotFoundError, match=r"has no 'b'; it has: a\."):
         workspace.run("b")
     add(workspace, run("b"))
     assert [r.id for r in workspace.runs().records] == ["a", "b"]

@@ -139,7 +139,7 @@ def test_bad_input_is_one_line_on_standard_error_and_code_2(tmp_path: Path) -> N
 
 
 BAD: dict[str, tuple[list[str], str]] = {
-    "no such run": (["evaluate", "none"], "holds no 'none'; there are: a."),
+    "no such run": (["evaluate", "none"], "has no 'none'; it has: a."),
     "no such path": (["record", "x/none"], "x/none is no run: it has no manifest.json"),
     "an id that leaves": (
         ["generate", "..", "hi"],

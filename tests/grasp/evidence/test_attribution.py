@@ -327,7 +327,7 @@ def test_validation_retrains_without_the_rows_it_names(tmp_path: Path) -> None:
 def test_what_cannot_be_validated_is_refused(tmp_path: Path) -> None:
     workspace = planted.case(tmp_path / "w", tiny.llama(), AXIS[None])
     about = planted.about(workspace)
-    with pytest.raises(InputError, match="n = 16 of 16 rows"):
+    with pytest.raises(InputError, match="n = 16; expected 1 to 15 of the 16 rows"):
         validate_rows(about, n=16)
     with pytest.raises(InputError, match="with 0 draws"):
         validate_rows(about, n=2, draws=0)
