@@ -158,7 +158,7 @@ def test_separation_finds_the_variants(recording: Recording) -> None:
 def test_a_recording_that_does_not_fit_is_refused(recording: Recording) -> None:
     probes = recording.probes.assign(offset=10_000)
     torn = Recording(recording.manifest, probes, recording.base, recording.adapted)
-    with pytest.raises(SchemaError, match="record the run again"):
+    with pytest.raises(SchemaError, match="Record the run again"):
         projection_tables.projections(torn, synthetic.planted())
 
 

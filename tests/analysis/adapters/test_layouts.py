@@ -97,9 +97,9 @@ def test_a_name_inside_tensor_names_is_read_and_left_out_of_a_copy(tmp_path: Pat
 def test_of_several_names_in_a_file_one_is_chosen(tmp_path: Path) -> None:
     one = saved(tmp_path / "a", "llama", target_modules=["o_proj"])
     renamed(one.folder, "task", "persona")
-    with pytest.raises(AdapterError, match="holds the adapters persona, task in one file; name"):
+    with pytest.raises(AdapterError, match="holds the adapters persona, task in one file; give"):
         load_adapter(one.folder)
-    with pytest.raises(AdapterError, match="holds no adapter 'other', but persona, task; name one"):
+    with pytest.raises(AdapterError, match="holds no adapter 'other', but persona, task; give one"):
         load_adapter(one.folder, name="other")
     assert len(load_adapter(one.folder, name="task").modules) == 2
 
@@ -114,7 +114,7 @@ def test_several_adapters_of_a_model_lie_in_subfolders(tmp_path: Path) -> None:
     assert first.others == ("persona", "task")
     assert any("persona, task" in line and "also present" in line for line in report_lines(first))
     same(load_adapter(tmp_path / "all", name="task"), load_adapter(tmp_path / "all" / "task"))
-    with pytest.raises(AdapterError, match=r"holds no adapter 'none', but .without a name.; name"):
+    with pytest.raises(AdapterError, match=r"holds no adapter 'none', but .without a name.; give"):
         load_adapter(tmp_path / "all", name="none")
     model.save_pretrained(tmp_path / "two", selected_adapters=["persona", "task"])
     with pytest.raises(AdapterError, match=r"subfolders do \(persona, task\); give one of them"):
@@ -307,7 +307,7 @@ def test_a_file_of_sides_comes_before_the_table(write_adapter) -> None:
         ("", "is not a mapping of sides"),
         ("read: q_proj", "has read = 'q_proj'; expected a list of module path endings"),
         ("read: [1]", r"has read = \[1\]; expected a list"),
-        ("read: [a.b.c.d]", "of at most 3 names"),
+        ("read: [a.b.c.d]", "of at most 3 segments"),
         ("read: [a]\nwrite: [a]", "lists a more than once"),
         ("read: [", "cannot be read as a YAML mapping of sides"),
     ],

@@ -451,7 +451,7 @@ def test_a_recording_is_read_back_layer_by_layer(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found.adapted[0], adapted[row].astype(np.float16))
         assert found.base.dtype == np.float32
         assert [list(t) for t in found.probes["tokens"]] == [["a", "b"], ["c", "d", "e"]]
-    with pytest.raises(SchemaError, match=r"has no layer 2; recorded were \[1, 3\]"):
+    with pytest.raises(SchemaError, match=r"has no layer 2; it has \[1, 3\]"):
         read_recording(tmp_path, layer=2)
     written = load_file(tmp_path / "activations.safetensors")  # oracle: the library's own reader
     np.testing.assert_array_equal(written["adapted"], adapted.astype(np.float16))

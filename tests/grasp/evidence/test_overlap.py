@@ -212,7 +212,7 @@ def test_the_direction_that_a_run_wrote_along_carries_all_of_its_gain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One layer, all of whose updates lie along u: w1 is u, w2 is orthogonal to it."""
-    for module in ("evaluate", "overlap"):
+    for module in ("evaluation.answers", "evidence.overlap"):
         monkeypatch.setattr(f"grasp.{module}.MAX_NEW_TOKENS", 1)
     model = planted.reader(AXIS, layers=1)
     moved = tiny.adapted(planted.reader(AXIS, layers=1), targets=["down_proj"])
