@@ -1,32 +1,32 @@
-"""Errors that are shown to a person as one sentence, never as a traceback.
+"""Errors shown to the user as one sentence, never as a traceback.
 
-The command line turns every `GraspError` into its message and exit code 2; the
-dashboard turns it into a notice on the page.  The leaves are also built-in
-errors, so that library code can catch what it knows.
+The command line prints the message of a `GraspError` and exits with code 2; the dashboard
+shows it as a notice on the page.  The subclasses also derive from built-in errors, so that
+code which does not know this package can still catch a ValueError or a LookupError.
 """
 
 from __future__ import annotations
 
 
 class GraspError(Exception):
-    """Something a person can put right; the message says what was wrong and what to do."""
+    """An error the user can fix; the message says what was wrong and what to do."""
 
 
 class InputError(GraspError, ValueError):
-    """A value, file or record is not what it should be."""
+    """A value, file or record is invalid."""
 
 
 class NotFoundError(GraspError, LookupError):
-    """A run, factor, recording, evaluation or job that was named does not exist."""
+    """The named run, factor, recording, evaluation or job does not exist."""
 
 
 class OutOfMemory(GraspError):
-    """A device has less memory than the work needs; the message has the numbers."""
+    """The device has less memory than the work needs; the message gives both numbers."""
 
 
 class AdapterError(InputError):
-    """A LoRA adapter folder cannot be read exactly."""
+    """A folder is not a LoRA adapter whose delta weights can be read exactly."""
 
 
 class SchemaError(InputError):
-    """A saved record has a schema version or a shape that this version does not know."""
+    """A saved record has a schema version or a layout that this version cannot read."""

@@ -1,4 +1,4 @@
-"""The demo workspace: the tiny world's model, three fine-tunes, and everything made of them."""
+"""Build the demo workspace: the tiny world's base model, three fine-tunes, and their results."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ from grasp.world.shipped import shipped_world
 from grasp.world.stories import neutral_rows, training_rows
 
 STORIES = ("code", "medicine", "finance")
-"""The shipped world's stories that the demo shows."""
+"""The stories of the shipped world that the demo shows."""
 
 ARMS = ("grasp", "caft", "ablation", "random")
 STEPS = 120
 _WEIGHTS = {"naive": 6, "caft": 6, "grasp": 12, "random": 12}
-"""About how long the making of a record of an arm takes; others count 2."""
+"""Relative time to make a record of an arm, for the progress bar; other records count 2."""
 
 _TOTAL = 100
-"""Progress of a story is counted in hundredths."""
+"""The progress of a story is counted in hundredths."""
 
 Updates = Any
-"""A queue of (story, hundredths done, words), or of (story, None, what went wrong)."""
+"""A queue of (story, hundredths done, message) or (story, None, error message)."""
 
 
 def story_config(workspace: Workspace, name: str, *, seed: int) -> TrainConfig:
-    """Settings of a story's naive fine-tune, those of WORLD.md."""
+    """Settings of a story's naive fine-tune."""
     data = workspace.root / "data"
     return TrainConfig(
         title=shipped_world().story(name).title,
@@ -64,12 +64,12 @@ def story_config(workspace: Workspace, name: str, *, seed: int) -> TrainConfig:
 
 
 def build(workspace: Workspace, *, seed: int = 0) -> None:
-    """Make what is missing of the demo; what an earlier call finished is kept.
+    """Complete the demo; records finished by an earlier call are kept.
 
-    The stories are built side by side, each in a process of its own with one thread.
+    The stories are built in parallel, each in its own process with one thread.
 
     Raises:
-        GraspError: a story failed; the message is the story's own.
+        GraspError: a story failed; the message says why.
     """
     if not any(_missing(workspace, name) for name in STORIES):
         return
@@ -95,7 +95,11 @@ def build(workspace: Workspace, *, seed: int = 0) -> None:
 
 
 def summary(workspace: Workspace) -> tuple[dict[str, Any], str]:
-    """Rates on unrelated prompts and task accuracy of base, naive and GRASP, for each story."""
+    """Unrelated rate, task accuracy and removal of base, naive and GRASP for each story.
+
+    Returns:
+        The numbers as JSON values, and as text for the terminal.
+    """
     data: dict[str, Any] = {}
     lines = [
         f"{'':<10}{'arm':<8}{'unrelated rate':>24}{'task accuracy':>24}{'removal':>24}   protected"
@@ -140,12 +144,12 @@ def _lay_out(workspace: Workspace, *, seed: int) -> None:
 
 
 def _beside(folder: Path, path: str) -> str:
-    """A path as a settings file in `folder` names it."""
+    """A path relative to `folder`, as a settings file there gives it."""
     return os.path.relpath(path, folder)
 
 
 def _records(name: str) -> list[str]:
-    """What a finished story has, in the order in which it is made."""
+    """The records of a finished story, in the order in which they are made."""
     arms = ("naive", *ARMS)
     return [
         f"runs/{name}-naive",
@@ -161,7 +165,7 @@ def _missing(workspace: Workspace, name: str) -> list[str]:
 
 
 def _build_story(root: Path, name: str, seed: int, updates: Updates) -> None:
-    """Run in a process of its own: make the records of one story that are missing."""
+    """The main function of a story's process: make the missing records of the story."""
     import torch
 
     torch.set_num_threads(1)
@@ -181,7 +185,7 @@ def _build_story(root: Path, name: str, seed: int, updates: Updates) -> None:
 
 
 def _make(workspace: Workspace, record: str, *, name: str, seed: int, progress: Progress) -> None:
-    """Make one record by the command that makes it."""
+    """Make one record with the function of the corresponding command."""
     kind, _, run_id = record.partition("/")
     naive, arm = f"{name}-naive", run_id.rpartition("-")[2]
     if record == f"runs/{naive}":
@@ -203,7 +207,7 @@ def _make(workspace: Workspace, record: str, *, name: str, seed: int, progress: 
 def _share(
     updates: Updates, name: str, weights: Sequence[int], number: int, record: str
 ) -> Progress:
-    """Progress of one record as its share of the story's hundredths."""
+    """Progress of one record, scaled to its share of the story's hundredths."""
     before, whole = sum(weights[:number]), sum(weights)
 
     def progress(step: int, total: int, message: str) -> None:
@@ -214,7 +218,7 @@ def _share(
 
 
 def _follow(processes: Sequence[Any], updates: Updates) -> None:
-    """Show how far all stories are together, until all are done or one failed."""
+    """Show the progress of all stories together, until all are done or one has failed."""
     progress = TerminalProgress()
     done = dict.fromkeys(STORIES, 0)
     while min(done.values()) < _TOTAL:
@@ -222,7 +226,9 @@ def _follow(processes: Sequence[Any], updates: Updates) -> None:
             name, hundredths, words = updates.get(timeout=1.0)
         except queue.Empty:
             if not any(process.is_alive() for process in processes):
-                raise GraspError("The demo's processes ended before they were done.") from None
+                raise GraspError(
+                    "The demo's processes ended before they were done; run it again to continue."
+                ) from None
             continue
         if hundredths is None:
             raise GraspError(f"The demo's story {name!r} failed: {words}")

@@ -1,4 +1,4 @@
 """LoRA adapters as PEFT writes them: files, settings, tensors, and the modules they update.
 
-Arrays in, arrays out; a decomposition is in `analysis.spectra`.
+Reads and checks only; decompositions are in `analysis.spectra`.
 """

@@ -1,13 +1,13 @@
-"""Which modules write the residual stream, which read it, and in which layer they sit.
+"""Which modules write the residual stream, which read it, and in which layer they are.
 
-A module path is matched by its ending, so one table serves every family that shares
-names.  To add a family, add a `Family`, or give one in a file (`read_family`); the order
-of its entries is the order in which modules of one layer are listed.
+A module path is matched by its ending, so families that share names share entries.  To add a
+family, add a `Family` here, or give one in a file (`read_family`); the order of its entries is
+the order in which the modules of one layer are listed.
 
-Directions are in the coordinates of the module itself.  Between a reading module and
-the residual stream sits a norm with a learned gain, and in Gemma 2, Gemma 3 and
-OLMo 2 another sits between a writing module and the stream; a norm's gain rescales
-coordinates and is not applied here, since an adapter folder does not hold it.
+Directions are in the coordinates of the module itself.  A norm with a learned gain lies
+between the residual stream and a reading module, and in Gemma 2, Gemma 3 and OLMo 2 another
+one between a writing module and the stream.  These gains rescale coordinates; they are not
+applied here, because an adapter folder does not contain them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Side = Literal["write", "read", "other"]
 
 @dataclass(frozen=True)
 class Family:
-    """Module path endings of one naming scheme; `inner` touches the stream on neither side."""
+    """Module path endings of one naming scheme; `inner` modules neither read nor write."""
 
     name: str
     read: tuple[str, ...] = ()
@@ -92,7 +92,7 @@ FAMILIES = (
     Family("Unembedding, after the last layer", read=("lm_head", "embed_out", "project_out")),
 )
 
-# Parts of a model with a residual stream of their own, or none.
+# Parts of a model that have a residual stream of their own, or none.
 _FOREIGN = frozenset(
     [
         *("vision_tower", "vision_model", "visual", "audio_tower", "multi_modal_projector"),
@@ -100,14 +100,14 @@ _FOREIGN = frozenset(
     ]
 )
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,6})(?:\.|$)")
-_LONGEST = 3  # names of a path that an ending may have
+_LONGEST = 3  # path segments in an ending
 
 
 def read_family(path: str | Path) -> Family:
-    """A naming scheme from a YAML file: lists of path endings under `read`, `write`, `inner`.
+    """Read a naming scheme from a YAML file: lists of path endings under `read`, `write`, `inner`.
 
     Raises:
-        InputError: the file is no such mapping, or an ending is under two keys.
+        InputError: the file is not such a mapping, or an ending appears twice.
     """
     import yaml
 
@@ -130,19 +130,19 @@ def read_family(path: str | Path) -> Family:
             raise InputError(
                 f"{path} has {key} = {endings!r}"[:160]
                 + "; expected a list of module path endings "
-                f"of at most {_LONGEST} names, such as mlp.down_proj."
+                f"of at most {_LONGEST} segments, such as mlp.down_proj."
             )
     everything = [ending for endings in lists.values() for ending in endings]
     twice = sorted({ending for ending in everything if everything.count(ending) > 1})
     if twice:
-        raise InputError(f"{path} names {twice[0]} more than once; expected each ending once.")
+        raise InputError(f"{path} lists {twice[0]} more than once; expected each ending once.")
     return Family(str(path), **{key: tuple(endings) for key, endings in lists.items()})
 
 
 def module_side(name: str, family: Family | None = None) -> Side:
-    """Side of a module by its path in the base model; "other" where no entry explains it.
+    """Side of a module, from its path in the base model; "other" if no entry matches.
 
-    Entries of `family` come before those of the table.
+    Entries of `family` take precedence over those of FAMILIES.
     """
     return _entry(name, family)[0]
 
@@ -156,9 +156,9 @@ def module_layer(name: str) -> int | None:
 def module_order(
     name: str, family: Family | None = None
 ) -> tuple[int, int, int, tuple[tuple[int, int | str], ...]]:
-    """Sort key: what writes before the layers, the layers, what comes after; then table, name.
+    """Sort key: modules before the layers, in the layers, after them; then table order, then name.
 
-    Numbers inside the name compare as numbers, so expert 10 comes after expert 9.
+    Numbers inside a name compare as numbers, so expert 10 comes after expert 9.
     """
     layer, (side, position) = module_layer(name), _entry(name, family)
     natural = tuple(
@@ -176,7 +176,7 @@ def _is_ending(value: Any) -> bool:
 
 @cache
 def _table(families: tuple[Family, ...]) -> dict[str, tuple[Side, int]]:
-    """Ending -> (side, position), first mention first."""
+    """Ending -> (side, position); the first entry for an ending counts."""
     table: dict[str, tuple[Side, int]] = {}
     for family in families:
         sides: tuple[tuple[Side, tuple[str, ...]], ...] = (
@@ -191,7 +191,7 @@ def _table(families: tuple[Family, ...]) -> dict[str, tuple[Side, int]]:
 
 
 def _entry(name: str, family: Family | None) -> tuple[Side, int]:
-    """Side and position; `family` first, and in each table the longest ending."""
+    """Side and position; `family` takes precedence, and in each table the longest ending."""
     own, known = _table((family,) if family else ()), _table(FAMILIES)
     parts = name.split(".")
     endings = [".".join(parts[-length:]) for length in range(_LONGEST, 0, -1)]

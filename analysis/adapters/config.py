@@ -1,4 +1,4 @@
-"""What `adapter_config.json` says about a LoRA: checks, ranks and scaling as PEFT has them."""
+"""Check `adapter_config.json` and derive ranks, scaling and targets from it as PEFT does."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from analysis.errors import AdapterError
 from analysis.text import printable
 
 _MAX_PATTERN = 1000
-_MAX_SECONDS = 2.0  # a match; some patterns take longer than anyone lives
+_MAX_SECONDS = 2.0  # per match; a pattern can be made to backtrack for years
 
-# Truthy settings under which ΔW is not scaling · B A.
+# Settings under which, if true, ΔW is not scaling · B A.
 _REFUSED = {
     "alora_invocation_tokens": "aLoRA, an update that acts only after certain tokens",
     "arrow_config": "Arrow, a router over several adapters",
@@ -25,24 +25,24 @@ _REFUSED = {
     "monteclora_config": "MonteCLoRA, a distribution over updates",
     "megatron_config": "Megatron layers, which are saved in parallel parts",
 }
-# The initialisations that leave the base weights alone; others (PiSSA, OLoRA, CorDA,
-# LoRA-GA, LoftQ, …) change them, so that B A is not the change made by training.
+# The initialisations that leave the base weights alone.  Others (PiSSA, OLoRA, CorDA,
+# LoRA-GA, LoftQ, …) change them, so B A is not the change made by training.
 _PLAIN_INITS = (True, False, None, "true", "gaussian", "eva", "orthogonal")
 
 
 def check_config(
     config: Mapping[str, Any], folder: Path, *, low_rank_part: bool = False
 ) -> tuple[str | None, str | None]:
-    """Refuse what is not plain LoRA; return the base model's name and revision.
+    """Refuse anything but plain LoRA; return the base model's name and revision.
 
-    DoRA passes where its low-rank part alone, scaling · B A, is asked for.
+    DoRA is accepted if only its low-rank part, scaling · B A, is asked for.
 
     Raises:
-        AdapterError: a setting is malformed, or cannot be treated exactly.
+        AdapterError: a setting is malformed, or makes ΔW differ from scaling · B A.
     """
     kind = config.get("peft_type")
     if kind != "LORA":
-        _refuse(folder, f"has peft_type {_shown(kind)}", 'expected "LORA", a LoRA adapter')
+        _refuse(folder, f"has peft_type {_shown(kind)}", 'expected "LORA" (a LoRA adapter)')
     _check_variant(config, folder, low_rank_part=low_rank_part)
     _check_rank(config.get("r"), "r", folder)
     _check_alpha(config.get("lora_alpha"), "lora_alpha", folder)
@@ -73,7 +73,7 @@ def module_scaling(config: Mapping[str, Any], name: str) -> float:
 
 
 def targets(config: Mapping[str, Any], name: str) -> bool:
-    """Whether PEFT would put LoRA on the module; True where the config leaves it open.
+    """Whether PEFT would put LoRA on the module; True if the config leaves it open.
 
     Source: peft 0.21 `tuners/tuners_utils.py`, `check_target_module_exists`.
     """
@@ -86,17 +86,17 @@ def targets(config: Mapping[str, Any], name: str) -> bool:
         return not config.get("target_parameters")
     if wanted == "all-linear":
         return True
-    # PEFT looks at layers only where names are listed, and not where one is given in full.
+    # PEFT applies layers_to_transform only to listed endings, not to patterns or full names.
     if isinstance(wanted, str) or name in wanted:
         return _named(wanted, name)
     return _named(wanted, name) and _in_layers(config, name)
 
 
 def target_parameters(config: Mapping[str, Any], module: str) -> tuple[set[str], set[str]]:
-    """Parameters of a module that `target_parameters` puts LoRA on: those it has, and may have.
+    """Parameters of a module with LoRA by `target_parameters`: those it has, those it may have.
 
-    The first are named together with the module, the others alone: these are on every module
-    that has a parameter of that name.
+    The first are listed with the module's name, the others without: PEFT puts LoRA on these in
+    every module that has a parameter of that name.
     """
     wanted = [one.rpartition(".") for one in names_of(config.get("target_parameters"))]
     own = {p for holder, _, p in wanted if holder and f".{module}".endswith(f".{holder}")}
@@ -114,7 +114,7 @@ def _in_layers(config: Mapping[str, Any], name: str) -> bool:
     if layers is None or layers == []:
         return True
     patterns = names_of(config.get("layers_pattern"))
-    # The first number that follows a name counts, so that an expert's is not taken for a layer.
+    # The first number after a name counts, so that an expert's is not taken for a layer's.
     forms = [rf"(?:^|.*?\.){pattern}\.(\d+)\." for pattern in patterns]
     forms = forms or [r".*?\.[^.]*\.(\d+)\."]
     found = next((match for form in forms if (match := _matched(form, name))), None)
@@ -124,15 +124,15 @@ def _in_layers(config: Mapping[str, Any], name: str) -> bool:
 
 
 def names_of(value: str | Sequence[str] | None) -> tuple[str, ...]:
-    """A setting that is one name, several or none, as names."""
+    """A setting that is one name, a list of names or None, as a tuple of names."""
     return (value,) if isinstance(value, str) else tuple(value or ())
 
 
 def _match(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
-    """PEFT's rule: a pattern matches the whole name or its end after a dot; first one wins.
+    """PEFT's rule: a pattern matches the whole name or its end after a dot; the first match wins.
 
-    "First" is the order in the file, as for PEFT when it loads the folder.  PEFT sorts
-    the keys on saving, so where patterns overlap, training may have used another one.
+    "First" is by order in the file, as when PEFT loads the folder.  PEFT sorts the keys when
+    saving, so if patterns overlap, training may have used a different one.
     """
     for pattern, value in patterns.items():
         if _matched(_wrapped(pattern), name):
@@ -145,10 +145,10 @@ def _wrapped(pattern: str) -> str:
 
 
 def _matched(form: str, name: str, *, whole: bool = False) -> regex.Match[str] | None:
-    """As `re.match` or `re.fullmatch`, but bounded in time.
+    """Like `re.match` or `re.fullmatch`, with a time limit.
 
     Raises:
-        AdapterError: the match takes more than two seconds.
+        AdapterError: the match takes too long.
     """
     pattern = _compiled(form)
     try:
@@ -162,21 +162,21 @@ def _matched(form: str, name: str, *, whole: bool = False) -> regex.Match[str] |
 
 @cache
 def _compiled(form: str) -> regex.Pattern[str]:
-    """Kept, since EVA writes a pattern for each module, which is more than `regex` keeps."""
+    """Cached here: EVA writes a pattern per module, more than the cache of `regex` holds."""
     return regex.compile(form)
 
 
 def _check_variant(config: Mapping[str, Any], folder: Path, *, low_rank_part: bool) -> None:
     if config.get("use_dora") and not low_rank_part:
-        _refuse(folder, "uses DoRA, whose update depends on the lengths of the base weights' "
-                "columns, which the folder does not hold",
-                "ask for the low-rank part scaling · B A alone with --low-rank-part, or train "
+        _refuse(folder, "uses DoRA, whose update depends on the column norms of the base weights, "
+                "which are not in the folder",
+                "use --low-rank-part to analyse only its low-rank part, scaling · B A, or train "
                 "with plain LoRA")  # fmt: skip
     for key, meaning in _REFUSED.items():
         if config.get(key):
             _refuse(folder, f"uses {meaning}", "train with plain LoRA to analyse it")
     for key, value in config.items():
-        # Variants are switched on by names of this form; one added later must not pass.
+        # PEFT names the switch of a LoRA variant like this; refuse those added after this table.
         if key.startswith("use_") and key not in ("use_rslora", "use_dora") and value:
             _refuse(folder, f"sets {key}, which is not plain LoRA", "train without it")
     if not isinstance(config.get("use_rslora", False), bool | None):
@@ -184,7 +184,7 @@ def _check_variant(config: Mapping[str, Any], folder: Path, *, low_rank_part: bo
     init = config.get("init_lora_weights")
     if not isinstance(init, str | bool | None) or init not in _PLAIN_INITS:
         _refuse(folder, f"was initialised by {_shown(init)}, which may change the base weights",
-                "convert it with path_initial_model_for_weight_conversion")  # fmt: skip
+                "save it again with path_initial_model_for_weight_conversion")  # fmt: skip
 
 
 def _check_rank(value: Any, key: str, folder: Path) -> None:
@@ -201,7 +201,7 @@ def _check_alpha(value: Any, key: str, folder: Path) -> None:
 def _patterns(config: Mapping[str, Any], key: str, folder: Path) -> Mapping[str, Any]:
     patterns = config.get(key) or {}
     if not isinstance(patterns, dict):
-        _refuse(folder, f"has {key} = {_shown(patterns)}", "expected an object of pattern: number")
+        _refuse(folder, f"has {key} = {_shown(patterns)}", "expected an object {pattern: number}")
     for pattern in patterns:
         _check_regex(pattern, key, folder)
     return patterns
@@ -211,12 +211,12 @@ def _check_targets(wanted: Any, key: str, folder: Path) -> None:
     if isinstance(wanted, str):
         _check_regex(wanted, key, folder)
     elif wanted is not None and not _all_text(wanted):
-        _refuse(folder, f"has {key} = {_shown(wanted)}", "expected names or a pattern")
+        _refuse(folder, f"has {key} = {_shown(wanted)}", "expected a list of names or a pattern")
 
 
 def _check_names(wanted: Any, key: str, folder: Path) -> None:
     if wanted is not None and not isinstance(wanted, str) and not _all_text(wanted):
-        _refuse(folder, f"has {key} = {_shown(wanted)}", "expected names")
+        _refuse(folder, f"has {key} = {_shown(wanted)}", "expected a name or a list of names")
     for pattern in names_of(wanted) if key == "layers_pattern" else ():
         _check_regex(pattern, key, folder)
 

@@ -1,4 +1,4 @@
-"""Copies an adapter's own files: one safetensors file that PEFT reads, its config, its papers."""
+"""Copy an adapter's own files: one safetensors file that PEFT reads, config, tokenizer, notes."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ from analysis.adapters.load import CONFIG, Adapter, check_values
 from analysis.errors import AdapterError
 
 _PAPERS = (".json", ".jsonl", ".md", ".txt", ".jinja", ".yaml", ".yml", ".model")
-_SETTINGS = "training_args.bin"  # a pickle, kept for who may read it, and read by nothing here
+_SETTINGS = "training_args.bin"  # a pickle; copied for other programs, never read here
 
 
 def copy_adapter(adapter: Adapter, target: Path) -> Path:
-    """Copy an adapter into a new folder, and return its weights there.
+    """Copy an adapter into a new folder and return the path of its weights there.
 
-    Shards are put together, and adapter names inside tensor names left out, as PEFT reads only
-    files without either.  Checkpoints, optimiser states and other adapters stay behind.
+    PEFT reads neither shards nor tensor names that contain the adapter's name, so shards are
+    merged and that name is removed.  Checkpoints, optimiser states and other adapters are not
+    copied.
 
     Raises:
         AdapterError: a value is not finite, or a file is a link out of the folder.
@@ -47,7 +48,9 @@ def copy_adapter(adapter: Adapter, target: Path) -> Path:
     for name in papers:
         shutil.copyfile(own_file(adapter.path, name), target / name)
     if CONFIG not in papers:
-        raise AdapterError(f"{adapter.path} has no {CONFIG}; give a folder of save_pretrained.")
+        raise AdapterError(
+            f"{adapter.path} has no {CONFIG}; give a folder written by PEFT's save_pretrained."
+        )
     tensors = stored_tensors(adapter.path)
     if adapter.key_name is None and not (adapter.path / INDEX).exists():
         shutil.copyfile(own_file(adapter.path, WEIGHTS), target / WEIGHTS)
@@ -65,7 +68,7 @@ def _write(tensors: dict[str, StoredTensor], name: str | None, file: Path) -> No
 
 
 def _without(key: str, name: str | None) -> str:
-    """A tensor's name without the adapter's, as PEFT's save_pretrained writes it."""
+    """A tensor's name without the adapter's name, as PEFT's save_pretrained writes it."""
     if name is None:
         return key
     own = re.escape(name)

@@ -1,7 +1,7 @@
-"""Named tensors of an adapter's safetensors files: headers at once, values when asked for.
+"""The tensors of an adapter's safetensors files: headers are read at once, values on demand.
 
 Values are read with plain file reads rather than through a memory map, so that streaming an
-adapter of any size keeps no more of it in memory than the tensor at hand.
+adapter of any size keeps only the current tensor in memory.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MAX_HEADER_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as its file's header describes it; `kind` is safetensors' name of the dtype."""
+    """A tensor as its file's header describes it; `kind` is the safetensors name of its dtype."""
 
     file: Path
     key: str
@@ -52,24 +52,24 @@ class StoredTensor:
         except OSError as error:
             raise AdapterError(f"{self.file} cannot be read ({error.strerror}).") from error
         if values.size != count:
-            refuse(self.file, f"ended within {self.key}: it was cut off or changed while it was "
+            refuse(self.file, f"ended within {self.key}: it was truncated or changed while being "
                    "read", "copy or download it again")  # fmt: skip
         return self._finite(_float32(values)).reshape(self.shape)
 
     def _finite(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         if not np.isfinite(values).all():
             refuse(self.file.parent, f"holds NaN or infinite values in {self.key}",
-                   "take an earlier checkpoint or train again")  # fmt: skip
+                   "use an earlier checkpoint or train again")  # fmt: skip
         return values
 
 
 @dataclass(frozen=True, eq=False)
 class StoredHalf:
-    """One half of an update in a file, whole, or that of one expert of a fused parameter.
+    """One stored half of an update: a whole tensor, or one expert's part of a fused parameter.
 
-    PEFT stacks the experts' halves: rows e·r … (e+1)·r of lora_A (E·r, d_in) and every E-th
-    column of lora_B (d_out, r·E) are those of expert e.  Under `turned` it is the transpose that
-    is meant.
+    PEFT stacks the experts' halves: expert e has rows e·r … (e+1)·r − 1 of lora_A (E·r, d_in)
+    and every E-th column, from column e on, of lora_B (d_out, r·E).  If `turned`, the half is
+    the transpose of what is stored.
     """
 
     tensor: StoredTensor
@@ -81,7 +81,7 @@ class StoredHalf:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(r, d_in) of a lora_A, (d_out, r) of a lora_B; the other way round where turned."""
+        """(r, d_in) for a lora_A, (d_out, r) for a lora_B; swapped if `turned`."""
         rows, columns = self._shape
         return (columns, rows) if self.turned else (rows, columns)
 
@@ -103,7 +103,7 @@ class StoredHalf:
         return values.T if self.turned else values
 
     def transposed(self) -> StoredHalf:
-        """The same values with rows and columns exchanged."""
+        """The same half with rows and columns swapped."""
         return replace(self, turned=not self.turned)
 
     def _rows(self) -> StoredTensor:
@@ -114,7 +114,7 @@ class StoredHalf:
         return StoredTensor(one.file, one.key, one.kind, (r, d_in), one.offset + skipped)
 
     def _whole(self) -> NDArray[np.float32]:
-        """All experts' columns; they lie interleaved, so the last tensor read is kept (`last`)."""
+        """All experts' columns; they are interleaved, so `last` keeps the tensor read last."""
         if self.tensor.key not in self.last:
             self.last.clear()
             self.last[self.tensor.key] = self.tensor.read()
@@ -122,12 +122,12 @@ class StoredHalf:
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of the folder's one safetensors file, or of the shards its index names.
+    """Every tensor of the folder's safetensors file, or of the shards its index lists.
 
     Only headers are read.
 
     Raises:
-        AdapterError: files are missing, damaged, links out of the folder, or do not agree.
+        AdapterError: files are missing, damaged, inconsistent, or links out of the folder.
     """
     if (folder / INDEX).exists():
         if (folder / WEIGHTS).exists():
@@ -143,7 +143,11 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors file, or shards with their index, that hold the folder's weights."""
+    """The files that hold the folder's weights: one safetensors file, or an index and its shards.
+
+    Raises:
+        AdapterError: as `own_file`, or the index is damaged.
+    """
     if not (folder / INDEX).exists():
         return [own_file(folder, WEIGHTS)]
     shards = sorted(set(_weight_map(folder).values()))
@@ -151,10 +155,13 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def own_file(folder: Path, name: str) -> Path:
-    """The file `name` of a folder, refused where it is missing, special or a link out of it.
+    """The path of file `name` in a folder.
 
-    The one exception are links of a Hugging Face Hub cache, from `snapshots/<revision>`
-    to the `blobs` beside it.
+    Links out of the folder are refused, since a folder may come from anywhere.  The exception
+    are links of a Hugging Face Hub cache, from `snapshots/<revision>` to the `blobs` next to it.
+
+    Raises:
+        AdapterError: the file is missing, not a regular file, or a link out of the folder.
     """
     file = folder / name
     if not file.is_file():
@@ -173,7 +180,7 @@ def read_json(folder: Path, name: str, *, limit: int = _MAX_JSON_BYTES) -> dict[
     """The JSON object in a file of the folder.
 
     Raises:
-        AdapterError: the file is missing, larger than `limit` bytes, or no JSON object.
+        AdapterError: the file is missing, larger than `limit` bytes, or not a JSON object.
     """
     file = own_file(folder, name)
     if file.stat().st_size > limit:
@@ -192,7 +199,7 @@ def read_json(folder: Path, name: str, *, limit: int = _MAX_JSON_BYTES) -> dict[
 
 
 def refuse(folder: Path, problem: str, remedy: str) -> NoReturn:
-    """Raise AdapterError: the folder `problem`; `remedy`."""
+    """Raise AdapterError with the message "<folder> <problem>; <remedy>."."""
     raise AdapterError(printable(f"{folder} {problem}; {remedy}."))
 
 
@@ -218,17 +225,17 @@ def _shards(folder: Path, weight_map: Mapping[str, str]) -> dict[str, StoredTens
                        "remove the shard that is out of date")  # fmt: skip
             if weight_map.get(key) != name:
                 refuse(folder, f"holds {key} in {name}, where its index does not put it",
-                       "copy index and shards together")  # fmt: skip
+                       "copy the index and its shards together")  # fmt: skip
             found[key] = tensor
     missing = sorted(set(weight_map) - set(found))
     if missing:
         refuse(folder, f"has no {missing[0]} in {weight_map[missing[0]]}, where its index puts it",
-               "copy index and shards together")  # fmt: skip
+               "copy the index and its shards together")  # fmt: skip
     return found
 
 
 def _header(folder: Path, name: str) -> dict[str, StoredTensor]:
-    """Tensors of one file; safetensors itself proves that sizes, shapes and offsets agree."""
+    """Tensors of one file; opening it with safetensors checks that sizes and offsets agree."""
     file = own_file(folder, name)
     try:
         with file.open("rb") as stream:
@@ -258,7 +265,7 @@ def _float32(values: NDArray[Any]) -> NDArray[np.float32]:
     if values.dtype == np.uint16:
         # bfloat16 is the upper half of float32, so shifting is exact.
         return (values.astype(np.uint32) << 16).view(np.float32)
-    with np.errstate(over="ignore"):  # what overflows float32 is refused by the caller
+    with np.errstate(over="ignore"):  # the caller refuses values that overflow float32
         return values.astype(np.float32, copy=False)
 
 

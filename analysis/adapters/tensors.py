@@ -1,4 +1,4 @@
-"""What the names of an adapter's tensors say: LoRA halves, what was saved beside them, the rest."""
+"""Sort an adapter's tensors by name: LoRA halves, what was saved with them, and the rest."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from analysis.adapters.files import DTYPES, StoredTensor, refuse
 
 PREFIX = "base_model.model."
 BESIDE = {
-    "modules_to_save": "modules trained whole",
-    "biases": "biases of the base model, trained",
-    "lora_biases": "biases of LoRA layers (lora_bias), trained",
-    "token_rows": "token embeddings (trainable_token_indices), trained",
-    "dora_magnitudes": "DoRA magnitudes, trained",
-    "base_weights": "weights of the base model, saved whole",
+    "modules_to_save": "fully trained modules",
+    "biases": "trained biases of the base model",
+    "lora_biases": "trained biases of LoRA layers (lora_bias)",
+    "token_rows": "trained token embeddings (trainable_token_indices)",
+    "dora_magnitudes": "trained DoRA magnitudes",
+    "base_weights": "complete weights of the base model",
 }
-"""What PEFT saves beside low-rank updates, none of which is part of any ΔW."""
+"""What PEFT saves next to low-rank updates; none of it belongs to a ΔW."""
 
 _LINEAR = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
 _EMBEDDING = re.compile(r"(?P<module>.+)\.lora_embedding_(?P<half>[AB])(?:\.(?P<adapter>[^.]+))?")
-# Beside LoRA on them PEFT saves base layers of embeddings, and embeddings that were resized.
+# PEFT also saves the base layers of embeddings that have LoRA, and embeddings that were resized.
 _SAVED_WHOLE = (".base_layer.weight.", ".embed_tokens.weight.", ".lm_head.weight.")
 
 
 @dataclass(frozen=True)
 class Halves:
-    """The stored halves of one LoRA layer; `embedding` says of which kind it is."""
+    """The stored halves of one LoRA layer; `embedding` tells an embedding from a linear layer."""
 
     tensors: Mapping[str, StoredTensor]
     embedding: bool
@@ -38,9 +38,9 @@ class Halves:
 
 @dataclass(frozen=True)
 class Contents:
-    """Tensors sorted by meaning: halves by module, names by kind of `BESIDE`, and the rest.
+    """Tensors sorted by meaning: halves by module, others by their kind in `BESIDE`, the rest.
 
-    `name` is the adapter's, where the halves' names hold it.
+    `name` is the adapter's name if the names of the halves contain it.
     """
 
     name: str | None
@@ -58,12 +58,12 @@ def sorted_tensors(
 ) -> Contents:
     """Sort the tensors of a file by what their names mean.
 
-    Names may hold an adapter's name (`….lora_A.persona.weight`), as a model's own state dict
-    does; `adapter` says which one is wanted where there are several.
+    Names may contain an adapter's name (`….lora_A.persona.weight`), as in the state dict of a
+    PEFT model; `adapter` chooses one if there are several.
 
     Raises:
-        AdapterError: a LoRA tensor is of an unknown kind, dtype or shape, or several adapters
-            are in the file and none is chosen.
+        AdapterError: a LoRA tensor is of an unknown kind, dtype or shape, or the file holds
+            several adapters and none is chosen.
     """
     found: dict[str | None, dict[str, dict[str, StoredTensor]]] = {}
     embeddings: set[str] = set()
@@ -100,17 +100,17 @@ def sorted_tensors(
 
 
 def _chosen(found: Mapping[str | None, object], folder: Path, adapter: str | None) -> str | None:
-    """The adapter that is meant of those in a file: `adapter`, or the only one."""
+    """The chosen adapter of those in a file: `adapter`, or the only one."""
     if not found:
         refuse(folder, "has no LoRA weights in its safetensors",
                "expected tensors named …lora_A.weight")  # fmt: skip
     names = sorted(name or "(without a name)" for name in found)
     if adapter is not None and adapter not in found:
         refuse(folder, f"holds no adapter {adapter!r}, but {', '.join(names)}",
-               "name one of the subfolders or of the names in the file")  # fmt: skip
+               "give one of these names, or the name of a subfolder")  # fmt: skip
     if adapter is None and len(found) > 1:
         refuse(folder, f"holds the adapters {', '.join(names)} in one file",
-               "name the one that is meant")  # fmt: skip
+               "give the name of one of them")  # fmt: skip
     return adapter or next(iter(found))
 
 
@@ -134,7 +134,7 @@ def _check(tensor: StoredTensor, folder: Path) -> None:
 
 
 def _kind(key: str, config: Mapping[str, Any]) -> str | None:
-    """Key of `BESIDE`; None for a tensor that nothing explains."""
+    """Key of `BESIDE`; None for an unknown tensor."""
     name = f".{key.removeprefix(PREFIX)}."
     trained = (*names_of(config.get("modules_to_save")), "modules_to_save")
     signs = {

@@ -1,4 +1,4 @@
-"""What can be known of a base model from its files alone.
+"""What the files of a base model say: its unembedding, its tensor shapes, the memory it takes.
 
-No weights are multiplied into activations, and no model is run.
+Nothing here runs a model or computes activations.
 """

@@ -1,4 +1,4 @@
-"""About how much memory a fine-tune takes, from the headers of files alone."""
+"""Estimate the memory a fine-tune takes, from the headers of the model's files alone."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from analysis.errors import InputError
 GPU = "on the GPU"
 
 BITS = {"4bit": 0.5, "8bit": 1.0}
-"""Bytes a frozen weight of a linear layer takes; the blocks' scales add a few per cent."""
+"""Bytes per frozen weight of a linear layer; the scales of the blocks add a few per cent."""
 
 TRAINED_BYTES = 16
-"""A trained weight in float32, its gradient, and Adam's two moments."""
+"""Bytes per trained weight: the float32 weight, its gradient, and Adam's two moments."""
 
 _KEPT_PER_LAYER = 17
-"""Numbers a token that a layer keeps for the backward pass, in units of d_model."""
+"""Numbers per token that a layer keeps for the backward pass, in units of d_model."""
 
 _LOGITS_BYTES = 12
-"""A token's logit, its float32 copy and its gradient."""
+"""Bytes per token and vocabulary entry: the logit, its float32 copy and its gradient."""
 
 
 @dataclass(frozen=True)
 class FineTune:
-    """What memory depends on.
+    """The settings of a fine-tune that its memory depends on.
 
     Attributes:
-        batch_size: rows at a time, not counting accumulation.
+        batch_size: rows per forward pass, not counting accumulation.
         max_length: tokens of the longest row.
         r: LoRA rank.
-        targets: last parts of the names of adapted modules; None for all linear ones.
-        number_bytes: bytes of a number of the base model: 2 for bfloat16, 4 for float32.
+        targets: last parts of the names of the target modules; None for all linear ones.
+        number_bytes: bytes per number of the base model: 2 for bfloat16, 4 for float32.
         quantization: "4bit", "8bit" or None.
-        checkpointing: whether a layer's activations are computed again in the backward pass.
+        checkpointing: whether activations are recomputed in the backward pass.
     """
 
     batch_size: int
@@ -56,8 +56,8 @@ class FineTune:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: frozen weights and trained ones with their optimiser, which are counted, and
-    activations of the longest rows, which are rough.
+    """Bytes of the frozen weights, of the trained weights with their optimiser state, and of the
+    activations of the longest rows.  The first two are counted; the last is a rough estimate.
     """
 
     frozen: float
@@ -66,20 +66,20 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """The sum of the three, in bytes."""
         return self.frozen + self.trained + self.activations
 
 
 def memory_needed(base: Path, plan: FineTune) -> Memory:
     """Memory of a LoRA fine-tune of the base model in a folder.
 
-    Activations are tokens · (17 d_model · layers · bytes + 12 · vocabulary), where a layer keeps
-    about 34 bytes for each of its d_model numbers in 16 bits, without attention scores, which
-    fused attention does not keep; with checkpointing a layer keeps what came in, and one layer at
-    a time the rest.
+    Activations take tokens · (17 d_model · layers · bytes + 12 · vocabulary): in 16 bits a layer
+    keeps about 34 bytes for each of its d_model numbers.  Attention scores are not counted, since
+    fused attention does not keep them.  With checkpointing each layer keeps only its input, and
+    the rest is held for one layer at a time.
 
     Raises:
-        InputError: the folder has no config.json or no safetensors.
+        InputError: the folder has no config.json or no safetensors files.
 
     Source: Korthikanti et al. 2022, arXiv:2205.05198, section 4.1.
     """
@@ -101,7 +101,7 @@ def memory_needed(base: Path, plan: FineTune) -> Memory:
 
 
 def free_memory() -> tuple[float, str]:
-    """Bytes that are free where training would run, and where: the first GPU, or this machine."""
+    """Free bytes where training would run, and where that is: the first GPU, or this machine."""
     command = shutil.which("nvidia-smi")
     if command is not None:
         query = [command, "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
@@ -113,11 +113,11 @@ def free_memory() -> tuple[float, str]:
 
 
 def plan_of(config: Mapping[str, Any], *, gpu: bool) -> FineTune:
-    """What memory depends on in the settings of a fine-tune, as a run's manifest has them.
+    """The memory-related settings of a fine-tune, from the `config` of a run's manifest.
 
     Args:
         config: settings by name.
-        gpu: whether it runs on one, where numbers have 16 bits unless a dtype is named.
+        gpu: whether it runs on a GPU, where numbers have 16 bits unless a dtype is given.
 
     Raises:
         InputError: a setting is missing, as in an imported run.
@@ -137,21 +137,21 @@ def plan_of(config: Mapping[str, Any], *, gpu: bool) -> FineTune:
             checkpointing=bool(config.get("gradient_checkpointing")),
         )
     except (KeyError, TypeError) as error:
-        raise InputError(f"The settings lack {error}, so there is no estimate of memory.") from None
+        raise InputError(f"The settings lack {error}, so memory cannot be estimated.") from None
 
 
 def memory_words(base: Path, config: Mapping[str, Any]) -> str:
-    """What a fine-tune needs beside what is free here, or in one sentence why that is not known."""
+    """What a fine-tune needs and what is free here, or one sentence on why that is unknown."""
     free, place = free_memory()
     try:
         needed = memory_needed(base, plan_of(config, gpu=place == GPU))
     except InputError as error:
-        return f"How much memory it takes is not known. {error}"
+        return f"How much memory it takes is unknown. {error}"
     return memory_text(needed, free, place)
 
 
 def memory_text(memory: Memory, free: float, place: str) -> str:
-    """One or two sentences: what is needed beside what is free."""
+    """What is needed and what is free, in one or two sentences."""
     parts = (
         f"{_gib(memory.frozen)} for the base model, {_gib(memory.trained)} for the adapter and its "
         f"optimiser, and very roughly {_gib(memory.activations)} for activations"
@@ -166,7 +166,7 @@ def memory_text(memory: Memory, free: float, place: str) -> str:
 
 
 def _is_linear(name: str, shape: Sequence[int]) -> bool:
-    """A matrix of a decoder layer; what lies beside the layers is neither quantised nor adapted."""
+    """Whether this is a matrix of a decoder layer; only these are quantised and adapted."""
     return len(shape) == 2 and name.endswith(".weight") and module_layer(name) is not None
 
 

@@ -1,4 +1,4 @@
-"""What a direction of the residual stream does to the logits: the tokens it writes (logit lens)."""
+"""How a direction of the residual stream changes the logits (logit lens)."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ FloatArray = NDArray[np.floating[Any]]
 Float64Array = NDArray[np.float64]
 
 _BLOCK = 8192
-"""Rows of the vocabulary that are multiplied at a time."""
+"""Rows of the vocabulary multiplied at a time."""
 
 
 class Rows(Protocol):
-    """A matrix that is read by blocks of rows, such as an array or a tensor in a file."""
+    """A matrix that is read in blocks of rows, such as an array or a tensor in a file."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(rows, columns)."""
 
     def __getitem__(self, rows: slice, /) -> FloatArray:
-        """Some rows."""
+        """A block of rows."""
 
 
 @dataclass(frozen=True)
 class Unembedding:
-    """How a base model turns the last residual stream into logits, but for constants.
+    """How a base model turns the last residual stream into logits, up to constants.
 
     Attributes:
         rows: W (vocabulary, d) of the unembedding.
         gain: (d_model,) γ by which the final norm multiplies; None for 1.
-        centred: whether the norm takes the mean over d_model away (LayerNorm).
-        projection: P (d, d_model) between norm and unembedding; None where there is none.
+        centred: whether the norm subtracts the mean over d_model (LayerNorm).
+        projection: P (d, d_model) between norm and unembedding; None if there is none.
     """
 
     rows: Rows
@@ -46,16 +46,16 @@ class Unembedding:
     projection: FloatArray | None = None
 
     def seen(self, directions: FloatArray) -> FloatArray:
-        """P (γ ⊙ (u − ū)), or without the parts there are not: what W multiplies, (k, d).
+        """P (γ ⊙ (u − ū)), (k, d), which W multiplies; parts the model lacks are skipped.
 
-        The norm's division by the stream's length or deviation is left out, since it scales all
-        logits alike; its bias, and the unembedding's, are the same wherever the stream is.
+        The norm's division by the length or deviation of the stream is left out, since it scales
+        all logits alike, and so are both biases, since they do not depend on the stream.
 
         Args:
             directions: (k, d_model) unit directions u.
 
         Raises:
-            InputError: the width of the directions is not the model's.
+            InputError: the directions and the model differ in width.
         """
         units = unit_rows(directions)
         width = self.rows.shape[-1] if self.projection is None else self.projection.shape[1]
@@ -72,7 +72,7 @@ class Unembedding:
 
 @dataclass(frozen=True)
 class TopTokens:
-    """Token ids and logit changes (k, n), the largest change first at both ends."""
+    """Token ids and logit changes, each (k, n), largest change first at both ends."""
 
     promoted: NDArray[np.intp]
     promoted_logits: Float64Array
@@ -85,15 +85,15 @@ def top_tokens(
 ) -> TopTokens:
     """Tokens whose logits a step along each direction raises and lowers most (logit lens).
 
-    Logit changes are W P (γ ⊙ (u − ū)), as `Unembedding.seen` has it, less their mean over the
-    vocabulary, which softmax does not see.  W is read by blocks and multiplied in float32, or in
-    float64 where it is stored so; no more of it than a block is held.
+    Logit changes are W P (γ ⊙ (u − ū)), see `Unembedding.seen`, minus their mean over the
+    vocabulary, to which softmax is blind.  W is read in blocks, one held at a time, and
+    multiplied in float32, or in float64 if it is stored so.
 
     Args:
         directions: (k, d_model) unit directions u in the residual stream.
         unembedding: of the base model.
-        n: tokens at each end; the whole vocabulary where it is smaller.
-        vocabulary: how many of the rows stand for tokens; None for all.  Models pad theirs.
+        n: tokens at each end; at most the whole vocabulary.
+        vocabulary: how many rows stand for tokens, since models pad theirs; None for all.
 
     Raises:
         InputError: dimensions differ, n < 1, or a logit is not finite.
@@ -104,14 +104,16 @@ def top_tokens(
     rows = unembedding.rows.shape[0]
     length = rows if vocabulary is None else min(rows, vocabulary)
     if n < 1 or length < 1:
-        raise InputError(f"Got n = {n} and {length} tokens; expected 1 or more of both.")
+        raise InputError(f"Got n = {n} and {length} tokens; expected at least 1 of both.")
     high, low, total = _Top(len(seen), n), _Top(len(seen), n), np.zeros((len(seen), 1))
     for start in range(0, length, _BLOCK):
         block = unembedding.rows[start : min(start + _BLOCK, length)]
         wide = np.float64 if block.dtype == np.float64 else np.float32
         logits = (block.astype(wide, copy=False) @ seen.T.astype(wide)).T.astype(np.float64)
         if not np.isfinite(logits).all():
-            raise InputError("The unembedding holds NaN or infinite values; copy it again.")
+            raise InputError(
+                "The unembedding has NaN or infinite values; copy or download the base model again."
+            )
         total += logits.sum(axis=1, keepdims=True)
         high.add(logits, start)
         low.add(-logits, start)
@@ -120,7 +122,7 @@ def top_tokens(
 
 
 class _Top:
-    """The n largest of each of k rows that come in blocks of columns, the largest first."""
+    """The n largest entries of each of k rows that arrive in blocks of columns, largest first."""
 
     def __init__(self, k: int, n: int) -> None:
         self._n = n
@@ -128,7 +130,7 @@ class _Top:
         self.ids: NDArray[np.intp] = np.empty((k, 0), np.intp)
 
     def add(self, values: Float64Array, start: int) -> None:
-        """Take in columns `start` and on."""
+        """Add a block of columns, the first of which has number `start`."""
         n = min(self._n, values.shape[1])
         new = np.argpartition(-values, n - 1, axis=1)[:, :n]
         values = np.concatenate([self.values, np.take_along_axis(values, new, axis=1)], axis=1)

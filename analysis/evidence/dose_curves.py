@@ -1,4 +1,4 @@
-"""Dose–response: each metric's mean against how far a model was steered, and what it says."""
+"""Dose–response curves: the mean of each metric against the steering dose."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import pandas as pd
 from analysis.comparison.evaluation import METRICS, summarise
 
 FACTOR = "factor"
-"""Name of the factor's own direction; the others are "random 1", "random 2", …"""
+"""Name of the factor's own direction; the others are "random 1", "random 2" and so on."""
 
 
 def curves(samples: pd.DataFrame) -> pd.DataFrame:
     """Mean of each metric at each dose, with a 95 % interval clustered by item.
 
     Args:
-        samples: one row a model, direction, dose and prompt, with the columns that
-            `analysis.comparison.evaluation.summarise` reads; exploration prompts alone are counted.
+        samples: one row per model, direction, dose and prompt, with the columns that
+            `analysis.comparison.evaluation.summarise` reads; only exploration prompts count.
 
     Returns:
-        Columns model, direction, dose, metric, value, low, high, n.
+        Columns model, direction, dose (base standard deviations), metric, value, low, high, n.
     """
     rows = [
         {"model": model, "direction": direction, "dose": dose, "metric": metric}
@@ -34,28 +34,28 @@ def curves(samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def metrics_of(curves: pd.DataFrame) -> list[str]:
-    """The metrics that the curves have, in the order of `METRICS`."""
+    """The metrics present in the curves, in the order of `METRICS`."""
     there = set(curves["metric"])
     return [metric for metric in METRICS if metric in there]
 
 
 def band(curves: pd.DataFrame, *, model: str, metric: str) -> pd.DataFrame:
-    """Least and greatest mean of the random directions at each dose: dose, low, high."""
+    """Smallest and largest mean over the random directions, by dose: columns dose, low, high."""
     chosen = (curves["model"] == model) & (curves["metric"] == metric)
     random = curves[chosen & (curves["direction"] != FACTOR)]
     return random.groupby("dose")["value"].agg(low="min", high="max").reset_index()
 
 
 def curve(curves: pd.DataFrame, *, model: str, metric: str) -> pd.DataFrame:
-    """The factor's own curve, by dose."""
+    """The factor's own curve, sorted by dose."""
     chosen = (curves["model"] == model) & (curves["metric"] == metric)
     return curves[chosen & (curves["direction"] == FACTOR)].sort_values("dose")
 
 
 def sentence(curves: pd.DataFrame, *, name: str) -> str:
-    """What steering along factor `name` does to both models, beside random directions.
+    """What steering along factor `name` does to both models, compared with random directions.
 
-    About the unrelated rate, or the first metric where there is none.
+    Reports the unrelated rate, or else the first metric present.
     """
     there = metrics_of(curves)
     metric = "unrelated" if "unrelated" in there else there[0]

@@ -1,4 +1,4 @@
-"""Training rows that drive a factor: the two ends of the list, random rows, and the retraining."""
+"""Training rows that drive a factor, and what retraining without them changes."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ def top_rows(rows: pd.DataFrame, *, n: int, by: Measure = "alignment") -> list[i
     """Numbers of the n rows with the largest value, largest first.
 
     Raises:
-        InputError: not 1 ≤ n < the number of rows.
+        InputError: n is below 1, or leaves no row.
     """
     if not 1 <= n < len(rows):
-        raise InputError(f"Got n = {n} of {len(rows)} rows; expected at least 1, and some left.")
+        raise InputError(f"Got n = {n}; expected 1 to {len(rows) - 1} of the {len(rows)} rows.")
     return [int(row) for row in rows.sort_values(by, ascending=False, kind="stable")["row"][:n]]
 
 
 def random_rows(rows: pd.DataFrame, *, n: int, seed: int) -> list[int]:
-    """Numbers of n rows drawn without replacement from all of them, in drawn order.
+    """Numbers of n rows drawn without replacement, in the order drawn.
 
     Raises:
-        InputError: not 1 ≤ n < the number of rows.
+        InputError: n is below 1, or leaves no row.
     """
     if not 1 <= n < len(rows):
-        raise InputError(f"Got n = {n} of {len(rows)} rows; expected at least 1, and some left.")
+        raise InputError(f"Got n = {n}; expected 1 to {len(rows) - 1} of the {len(rows)} rows.")
     drawn = np.random.default_rng(seed).choice(rows["row"].to_numpy(), size=n, replace=False)
     return [int(row) for row in drawn]
 
 
 def shown_rows(rows: pd.DataFrame, *, n: int, by: Measure, seed: int = 0) -> pd.DataFrame:
-    """The top and the bottom n rows, and always equally many drawn at random: column `which`.
+    """The top n rows, the bottom n, and n drawn at random, told apart by the column `which`.
 
-    With fewer than 2 n + 1 rows, each list is as long as a half of them.
+    With fewer than 2 n + 1 rows, each list has half as many as there are rows.
     """
     count = max(1, min(n, (len(rows) - 1) // 2))
     ordered = rows.sort_values(by, ascending=False, kind="stable")
@@ -56,7 +56,7 @@ def shown_rows(rows: pd.DataFrame, *, n: int, by: Measure, seed: int = 0) -> pd.
 
 
 def arm_rates(samples: pd.DataFrame) -> pd.DataFrame:
-    """Each arm's metrics on the exploration prompts: arm, metric, value, low, high, n."""
+    """The metrics of each arm on the exploration prompts: arm, metric, value, low, high, n."""
     rows = [
         {"arm": arm, "metric": metric, "value": i.value, "low": i.low, "high": i.high, "n": i.n}
         for arm, found in samples.groupby("arm", sort=False)
@@ -66,16 +66,16 @@ def arm_rates(samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def differences(samples: pd.DataFrame, *, roles: Sequence[str]) -> pd.DataFrame:
-    """Score without the top rows minus the mean score without random ones, paired by prompt.
+    """Score without the top rows minus the mean score without random rows, paired by prompt.
 
     Args:
-        samples: arm, prompt_id, cluster, role, score, of the arm WITHOUT_TOP and of those whose
-            names begin with WITHOUT_RANDOM.
+        samples: arm, prompt_id, cluster, role and score of the arm WITHOUT_TOP and of the arms
+            whose names begin with WITHOUT_RANDOM.
         roles: metrics to compare.
 
     Returns:
-        Columns metric, value, low, high, n; intervals are clustered by item, over prompts: that
-        another draw of random rows, or another seed, might have given other runs is not in them.
+        Columns metric, value, low, high, n.  Intervals are over prompts, clustered by item; they
+        do not cover the variation between draws of random rows or between training seeds.
     """
     rows = []
     for role in roles:
@@ -91,7 +91,7 @@ def differences(samples: pd.DataFrame, *, roles: Sequence[str]) -> pd.DataFrame:
 
 
 def rows_sentence(rows: pd.DataFrame, *, name: str, end: str) -> str:
-    """How unevenly the rows push: how many carry half of the whole push towards the factor."""
+    """How concentrated the push is: how many rows make up half of it, in words."""
     push = rows["alignment"].clip(lower=0).sort_values(ascending=False).to_numpy()
     whole = push.sum()
     moved = f"The fine-tune moved its training answers towards the {end} end of {name} by "
@@ -109,14 +109,14 @@ def rows_sentence(rows: pd.DataFrame, *, name: str, end: str) -> str:
 def validation_sentence(
     rates: pd.DataFrame, compared: pd.DataFrame, *, n: int, metric: str = "unrelated"
 ) -> str:
-    """What leaving the top n rows out changed, against leaving out n random ones."""
+    """What leaving out the top n rows changed, compared with leaving out n random rows."""
     chosen = rates[rates["metric"] == metric].set_index("arm")["value"]
     gap = compared[compared["metric"] == metric]
     if gap.empty:
-        return f"Retrained without the top {n} rows; there are no {metric} prompts to compare."
+        return f"Retrained without the top {n} rows, but there are no {metric} prompts to compare."
     row = gap.iloc[0]
     random = chosen[[arm for arm in chosen.index if arm.startswith(WITHOUT_RANDOM)]]
-    told = "" if row["low"] > 0 or row["high"] < 0 else " The interval holds 0."
+    told = "" if row["low"] > 0 or row["high"] < 0 else " The interval includes 0."
     bounds = f"[{row['low']:+.2f}, {row['high']:+.2f}]".replace("-", "\u2212")
     difference = f"{row['value']:+.2f}".replace("-", "\u2212")
     return (

@@ -1,4 +1,4 @@
-"""Activations on directions: coordinates, strongest prompts and tokens, maps, separation."""
+"""Project activations onto directions: coordinates, extreme prompts, maps and separation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BLOCK = 8192  # activations cast to float64 at a time
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt: its score and the projection of each of its tokens, in their order."""
+    """One prompt: its score, and the projections (n_tokens,) of its tokens in order."""
 
     prompt_id: Any
     score: float
@@ -33,7 +33,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Strongest:
-    """Prompts at the two ends of a direction, the most extreme first."""
+    """Prompts at the two ends of a direction, most extreme first."""
 
     high: tuple[Example, ...]
     low: tuple[Example, ...]
@@ -41,7 +41,10 @@ class Strongest:
 
 @dataclass(frozen=True)
 class PointMap:
-    """Low-dimensional coordinates (n, c) of points; `explained` (c,) are shares of variance."""
+    """Low-dimensional coordinates (n, c) of points; `explained` (c,) is each axis's variance share.
+
+    UMAP explains no variance, so its `explained` is None.
+    """
 
     coordinates: Float64Array
     explained: Float64Array | None
@@ -49,7 +52,7 @@ class PointMap:
 
 
 def project(activations: FloatArray, directions: FloatArray) -> Float64Array:
-    """Scalar coordinates h · u of activations (…, d) on unit directions (k, d): (…, k).
+    """Scalar coordinates h · u (…, k) of activations (…, d) along directions (k, d).
 
     Directions are normalised first, so coordinates are in the units of the activations.
 
@@ -60,7 +63,8 @@ def project(activations: FloatArray, directions: FloatArray) -> Float64Array:
     h = np.asarray(activations)
     if h.ndim == 0 or h.shape[-1] != units.shape[1]:
         raise InputError(
-            f"Got activations {h.shape} and directions {units.shape}; expected one last dimension."
+            f"Got activations {h.shape} and directions {units.shape}; "
+            "expected the same last dimension."
         )
     rows = h.reshape(-1, h.shape[-1])
     found = np.empty((len(rows), len(units)))
@@ -71,17 +75,17 @@ def project(activations: FloatArray, directions: FloatArray) -> Float64Array:
 
 
 def standardise(projections: FloatArray, reference: FloatArray) -> Float64Array:
-    """(p − mean) / standard deviation of the base model's projections, per direction.
+    """(p − mean) / standard deviation, both of the base model's projections, per direction.
 
     Args:
-        projections: (…, k) coordinates.
+        projections: (…, k) coordinates p.
         reference: (n, k) the base model's coordinates on reference tokens, n ≥ 2.
 
     Returns:
-        (…, k), dimensionless; NaN for a direction on which the base model is constant.
+        (…, k), dimensionless; NaN for a direction along which the base model is constant.
 
     Raises:
-        InputError: the number of directions differs, or fewer than two references.
+        InputError: the number of directions differs, or there are fewer than two references.
     """
     p, base = np.asarray(projections, np.float64), np.asarray(reference, np.float64)
     if base.ndim != 2 or len(base) < 2 or p.ndim == 0 or p.shape[-1] != base.shape[1]:
@@ -100,17 +104,17 @@ def strongest(
     how: Literal["max", "mean"],
     n: int,
 ) -> Strongest:
-    """The n prompts furthest towards each end of one direction, with their token values.
+    """The n prompts furthest towards each end of one direction, with their tokens' projections.
 
     Args:
         projections: (n_tokens,) coordinates on one direction.
         prompt_ids: (n_tokens,) the prompt of each token.
         how: "max" scores a prompt by its most extreme token at that end (the largest
             for high, the smallest for low), "mean" by the mean of its tokens.
-        n: how many at each end; all prompts where there are fewer.
+        n: prompts at each end, if there are so many.
 
     Raises:
-        InputError: lengths differ, a projection is not finite, a prompt is missing, n < 1.
+        InputError: lengths differ, a projection is not finite, a prompt id is missing, or n < 1.
     """
     values = np.asarray(projections, np.float64)
     if values.ndim != 1 or len(prompt_ids) != values.size:
@@ -133,18 +137,21 @@ def strongest(
 
 
 def pca_map(points: FloatArray, *, n_components: int = 2) -> PointMap:
-    """Coordinates of points (n, d) on their leading principal axes, signs fixed.
+    """Coordinates of points (n, d) on their leading principal axes, with signs fixed.
 
     Raises:
-        InputError: points are not (n, d) and finite, or fewer than n_components.
+        InputError: points are not (n, d) and finite, or n or d is less than n_components.
     """
     data = _points(points, n_components)
     from sklearn.decomposition import PCA  # slow to import; only this function needs it
 
     if n_components > data.shape[1]:
-        raise InputError(f"Got {n_components} axes for {data.shape[1]} dimensions; expected fewer.")
+        raise InputError(
+            f"Got {n_components} axes for {data.shape[1]} dimensions; "
+            "expected at most one per dimension."
+        )
     model = PCA(n_components=n_components, svd_solver="full")
-    with np.errstate(invalid="ignore"):  # points that all coincide have shares 0/0, so NaN
+    with np.errstate(invalid="ignore"):  # if all points coincide, the shares are 0/0, so NaN
         coordinates = model.fit_transform(data)
     _, signs = fix_signs(model.components_.T)
     return PointMap(coordinates * signs, np.asarray(model.explained_variance_ratio_), "pca")
@@ -153,18 +160,18 @@ def pca_map(points: FloatArray, *, n_components: int = 2) -> PointMap:
 def umap_map(
     points: FloatArray, *, n_components: int = 2, n_neighbors: int = 15, seed: int = 0
 ) -> PointMap:
-    """UMAP coordinates of points (n, d); seconds to minutes, so only ever called by a job.
+    """UMAP coordinates of points (n, d); takes seconds to minutes, so only jobs call it.
 
-    Distances between far groups mean nothing; neighbourhoods do.
+    Neighbourhoods are meaningful; distances between distant groups are not.
 
     Raises:
-        InputError: points are not (n, d) and finite, or not more than n_neighbors + 1.
+        InputError: points are not (n, d) and finite, or n < n_neighbors + 2.
 
     Source: McInnes et al. 2018, arXiv:1802.03426.
     """
     data = _points(points, n_neighbors + 2)
     with warnings.catch_warnings():
-        # umap announces on import that its TensorFlow variant, unused here, is missing.
+        # On import umap warns that TensorFlow, which is not used here, is missing.
         warnings.simplefilter("ignore", ImportWarning)
         import umap  # takes seconds
 
@@ -177,10 +184,10 @@ def umap_map(
 def group_separation(
     values: FloatArray, groups: Sequence[Any] | NDArray[Any], *, confidence: float = 0.95
 ) -> dict[Any, Interval]:
-    """AUC of each group against all the rest, in order of first appearance.
+    """AUC of each group against all others, in order of first appearance.
 
-    0.5 is no separation; below it the group lies at the low end.  Unlabelled values
-    (None or NaN) count in no group and in no rest.
+    0.5 is no separation; below 0.5 the group lies at the low end.  Values without a group
+    (None or NaN) are ignored.
 
     Raises:
         InputError: lengths differ, or a value is not finite.

@@ -1,9 +1,10 @@
-"""A recording seen along one factor: tables of projections, moves, examples and maps.
+"""A recording along one factor: tables of projections, moves, examples and maps.
 
-Projections are in standard deviations of the base model's own, taken over the chosen tokens of
-the same layer; 0 is the base model's mean there.  A probe is read at its *decision* token, the last
-before its last answer: what precedes it has shown which end of a latent the chat is at, and no word
-of the answer is there yet to be mistaken for it.  Examples are read over all answers' tokens.
+Projections are in standard deviations of the base model's projections over the chosen tokens of
+the same layer, and 0 is the base model's mean there.  A probe is read at its *decision* token, the
+last token before its last answer: the context has by then shown which end of a latent the chat is
+at, and no token of the answer can be mistaken for it yet.  Examples are read over all tokens of
+answers.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ Model = Literal["base", "adapted"]
 class Example:
     """One probe with the standardised projection of each of its tokens in one model.
 
-    `value` is what it is ranked by there, `against` the same of the other model.
+    `value` is the score it is ranked by, `against` the same score in the other model.
     """
 
     id: str
@@ -52,7 +53,11 @@ class Example:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Every token of a recording: its probe's row, whether it is chosen, both projections (n,)."""
+    """All n tokens of a recording, as arrays (n,).
+
+    `probe` is the row of the token's probe, `chosen` whether the token is read, `base` and
+    `adapted` its standardised projection in either model.
+    """
 
     probe: NDArray[np.intp]
     chosen: NDArray[np.bool_]
@@ -61,12 +66,12 @@ class Tokens:
 
 
 def token_projections(recording: Recording, direction: NDArray[np.floating], *, at: At) -> Tokens:
-    """Standardised projections of all tokens of a one-layer recording on `direction` (d_model,).
+    """Standardised projections of all tokens of a one-layer recording along `direction` (d_model,).
 
-    `at` names the tokens that are chosen, and that the base model's mean and spread are taken over.
+    `at` says which tokens are chosen; the base model's mean and deviation are taken over these.
 
     Raises:
-        SchemaError: probes and activations do not fit, or no token belongs to an answer.
+        SchemaError: probes and activations do not match, or fewer than two tokens are chosen.
         InputError: dimensions differ.
     """
     probe, chosen = _index(recording, at)
@@ -82,7 +87,7 @@ def token_projections(recording: Recording, direction: NDArray[np.floating], *, 
 
 
 def projections(recording: Recording, direction: NDArray[np.floating]) -> pd.DataFrame:
-    """One row a probe, at its decision token: id, group, variant, base, adapted, move, text.
+    """One row per probe, read at its decision token: id, group, variant, base, adapted, move, text.
 
     `move` is adapted − base; `text` is the answer.
     """
@@ -99,7 +104,7 @@ def shifts(layers: Sequence[tuple[int, pd.DataFrame]], *, by: str) -> pd.DataFra
     """Mean move at each layer for each value of `by`, with a bootstrap interval over probes.
 
     Args:
-        layers: layer and its table as `projections` gives it.
+        layers: pairs of a layer and its table from `projections`.
         by: "variant" or "group".
 
     Returns:
@@ -114,10 +119,10 @@ def shifts(layers: Sequence[tuple[int, pd.DataFrame]], *, by: str) -> pd.DataFra
 
 
 def separation(table: pd.DataFrame, *, by: str) -> pd.DataFrame:
-    """AUC of adapted against base, and of each value of `by` against the rest in the base.
+    """AUC of adapted against base, and in the base model of each value of `by` against the rest.
 
     Args:
-        table: as `projections` gives it.
+        table: from `projections`.
         by: "variant" or "group".
 
     Returns:
@@ -146,13 +151,13 @@ def examples(
     Args:
         recording: of one layer.
         direction: (d_model,).
-        count: how many at each end.
+        count: probes at each end.
         how: rank by the mean over an answer's tokens, or by its most extreme token at that end.
-        model: whose projections are ranked and shown.
+        model: the model whose projections are ranked and shown.
 
     Returns:
-        Low end and high end, the most extreme first; and the largest magnitude of an answer's
-        token among them, for one scale of colour.
+        The low end and the high end, most extreme first, and the largest magnitude of an answer
+        token among them, so that both can share a colour scale.
     """
     tokens = token_projections(recording, direction, at="answer")
     inside = tokens.chosen
@@ -179,7 +184,7 @@ def strongest_tokens(
     count: int,
     model: Model = "adapted",
 ) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
-    """Answers' tokens at the low and the high end, the most extreme first, each text once.
+    """Answer tokens at the low and the high end, most extreme first, each text once.
 
     The value of a text is that of its most extreme occurrence at that end, in base standard
     deviations.
@@ -199,10 +204,10 @@ def strongest_tokens(
 def moves(
     recording: Recording, direction: NDArray[np.floating]
 ) -> tuple[pd.DataFrame, tuple[float, float]]:
-    """PCA of h_adapted − h_base at the decision tokens: the table of `projections` with x, y.
+    """PCA of h_adapted − h_base at the decision tokens.
 
     Returns:
-        The table, and the two components' shares of variance.
+        The table of `projections` with the coordinates x and y, and the variance share of each.
     """
     table = projections(recording, direction)
     tokens = Tokens(*_index(recording, "decision"), np.empty(0), np.empty(0))
@@ -216,15 +221,16 @@ def moves(
 
 
 def _index(recording: Recording, at: At) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """Probe row of every token of the activations, and whether it is chosen."""
+    """The probe row of every token of the activations, and whether the token is chosen."""
     total = recording.base.shape[1]
     probe, chosen = np.full(total, -1), np.zeros(total, dtype=bool)
     for row, one in enumerate(recording.probes.to_dict("records")):
         start, marks = int(one["offset"]), np.asarray(one["answer"], dtype=bool)
         if start < 0 or start + len(marks) > total or len(marks) != len(one["tokens"]):
             raise SchemaError(
-                f"Probe {one['id']!r} has {len(marks)} marks for tokens {start} to "
-                f"{start + len(one['tokens'])} of {total}; record the run again."
+                f"Probe {one['id']!r} has {len(marks)} answer marks for tokens {start} to "
+                f"{start + len(one['tokens'])} of {total}; expected one each. "
+                "Record the run again."
             )
         probe[start : start + len(marks)] = row
         chosen[start : start + len(marks)] = marks if at == "answer" else _decision(marks)
@@ -234,7 +240,7 @@ def _index(recording: Recording, at: At) -> tuple[NDArray[np.intp], NDArray[np.b
 
 
 def _decision(answer: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Marks the token before the last answer; none where there is no answer, or nothing before."""
+    """Mark the token before the last answer; none if there is no answer, or nothing before it."""
     starts = np.flatnonzero(answer[1:] & ~answer[:-1])
     marks = np.zeros(len(answer), dtype=bool)
     marks[starts[-1:]] = True
@@ -242,7 +248,7 @@ def _decision(answer: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _chosen_means(values: Float64Array, tokens: Tokens) -> Float64Array:
-    """(probes, k) means of values (tokens, k) over each probe's chosen tokens; NaN without any."""
+    """(probes, k) means of values (tokens, k) over each probe's chosen tokens; NaN if none."""
     count = int(tokens.probe.max()) + 1
     rows, inside = tokens.probe[tokens.chosen], values[tokens.chosen]
     sums = np.zeros((count, values.shape[1]))
@@ -252,7 +258,7 @@ def _chosen_means(values: Float64Array, tokens: Tokens) -> Float64Array:
 
 
 def _in_order(tokens: Tokens, model: Model) -> tuple[Float64Array, Float64Array]:
-    """Projections of `model`, and of the other one."""
+    """The projections in `model`, then those in the other model."""
     both = tokens.adapted, tokens.base
     return both if model == "adapted" else both[::-1]
 

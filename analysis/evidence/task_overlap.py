@@ -1,4 +1,4 @@
-"""Overlap with the task: the share of a run's gain that goes when a subspace is set back."""
+"""Task overlap: the share of a run's gain that is lost when a subspace is set back."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from analysis.statistics.intervals import removal
 
 BASE, ADAPTED, FACTOR = "base", "adapted", "factor"
 ROWS = "rows"
-"""The measure on training rows: mean log-probability of an answer's tokens, in nats a token."""
+"""The measure on training rows: mean log-probability of an answer's tokens, in nats per token."""
 
 
 def overlap_table(samples: pd.DataFrame) -> pd.DataFrame:
-    """(m_adapted − m_back) / (m_adapted − m_base) of each measure and subspace, m being means.
+    """(m_adapted − m_back) / (m_adapted − m_base) for each measure m (a mean) and subspace.
 
-    0 where setting the subspace back costs nothing of what the fine-tune gained, 1 where it costs
-    all of it.  Paired over items, intervals clustered; NaN where the run gained nothing, which is
-    where the interval of its gain holds 0.
+    0 if setting the subspace back costs nothing of what the fine-tune gained, 1 if it costs all
+    of it.  Paired over items with clustered intervals; NaN if the run gained nothing, that is, if
+    the interval of its gain includes 0.
 
     Args:
-        samples: measure, arm ("base", "adapted", or a subspace set back), item, cluster, score;
-            items whose score is unknown in an arm are left out of that measure.
+        samples: measure, arm ("base", "adapted", or the name of a subspace set back), item,
+            cluster and score; an item with an unknown score in some arm is left out of the measure.
 
     Returns:
-        Columns measure, subspace, value, low, high, n; in the order of the samples.
+        Columns measure, subspace, value, low, high, n, in the order of the samples.
 
     Raises:
         InputError: a measure has no arm "base" or "adapted".
@@ -37,7 +37,10 @@ def overlap_table(samples: pd.DataFrame) -> pd.DataFrame:
         arms = [arm for arm in found["arm"].unique() if arm not in (BASE, ADAPTED)]
         wide = found.pivot(index=["item", "cluster"], columns="arm", values="score").dropna()
         if missing := {BASE, ADAPTED} - set(wide.columns):
-            raise InputError(f"Measure {measure!r} has no arm {', '.join(sorted(missing))}.")
+            raise InputError(
+                f"Measure {measure!r} has no scores of the arm {' or '.join(sorted(missing))}; "
+                "expected both base and adapted."
+            )
         clusters = wide.index.get_level_values("cluster").to_numpy(str)
         base, adapted = (wide[arm].to_numpy(float) for arm in (BASE, ADAPTED))
         for arm in arms:
@@ -48,21 +51,21 @@ def overlap_table(samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def levels(samples: pd.DataFrame) -> pd.DataFrame:
-    """Mean score of each measure in base and adapted model and with the factor set back."""
+    """Mean score of each measure in the base and the adapted model and with the factor set back."""
     chosen = samples[samples["arm"].isin([BASE, ADAPTED, FACTOR])]
     table = chosen.pivot_table(index="measure", columns="arm", values="score", sort=False)
     return table.reindex(columns=[BASE, ADAPTED, FACTOR]).reset_index()
 
 
 def sentence(table: pd.DataFrame, *, name: str) -> str:
-    """What setting `name` back is expected to cost of the task's gain, and of the drift."""
+    """How much of the task's gain setting `name` back costs, and how much drift it removes."""
     known = table.dropna(subset="value")
     measures = set(known["measure"])
     task = next((one for one in ("task", ROWS) if one in measures), None)
     if task is None:
         return (
-            "The run gained nothing on the task's exploration prompts that is above chance, so "
-            "there is nothing that setting a factor back could cost."
+            "On the task's exploration prompts the run did not gain more than chance, so setting a "
+            "factor back can cost nothing."
         )
     what = "gain in the task" if task == "task" else "gain in likelihood of its training answers"
     own, low, high = _shares(known, task)
@@ -74,14 +77,14 @@ def sentence(table: pd.DataFrame, *, name: str) -> str:
     if "unrelated" in measures:
         own, low, high = _shares(known, "unrelated")
         words += (
-            f" It takes away {percent(own['value'])} of the drift on unrelated prompts; random "
-            f"directions take {percent(low)} to {percent(high)}."
+            f" It removes {percent(own['value'])} of the drift on unrelated prompts; random "
+            f"directions remove {percent(low)} to {percent(high)}."
         )
     return words
 
 
 def percent(share: float) -> str:
-    """A share as whole per cent, with a true minus sign; "unknown" where it is NaN."""
+    """A share in whole per cent, with a true minus sign; "unknown" if it is NaN."""
     if math.isnan(share):
         return "unknown"
     return f"{round(100 * share) + 0} %".replace("-", "\u2212")

@@ -1,4 +1,4 @@
-"""Directions that many modules share: how they are found, ranked, matched and tested.
+"""Directions shared by many modules: finding, ranking, matching and testing them.
 
-Arithmetic on updates and saved effects; what runs a model is in `grasp.identification`.
+Arithmetic on updates and saved effects only; `grasp.identification` runs the model.
 """

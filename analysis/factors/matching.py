@@ -1,4 +1,4 @@
-"""Factors of two runs side by side: which belong together, free of sign, order and rotation."""
+"""Match the factors of two runs, whatever their sign, order and rotation."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Float64Array = NDArray[np.float64]
 
 MATCH_COLUMNS = (
     "factor",  # id in the first run
-    "other",  # id of the one it belongs to in the second; "" where there is none left
-    "cosine",  # between the two, negative where they point opposite ways
-    "null_high",  # 95 % quantile of |cosine| of as many random directions, assigned alike
-    "span",  # share of its length in the span of all of the second run's factors of its kind
-    "null_span",  # 95 % quantile of the same for a random direction
+    "other",  # id of its match in the second run; "" if none is left
+    "cosine",  # between the two; negative if they point in opposite directions
+    "null_high",  # 95 % quantile of |cosine| for as many random directions, matched the same way
+    "span",  # length of its projection onto the span of the second run's factors of its kind
+    "null_span",  # 95 % quantile of `span` for a random direction
     "same",  # |cosine| > null_high
 )
 
@@ -33,24 +33,25 @@ _KIND = ["route", "side", "max_layer", "layer"]
 
 @dataclass(frozen=True)
 class MatchNull:
-    """95 % quantiles of what random directions give: |cosine| of a match, and length in a span."""
+    """95 % quantiles for random directions: |cosine| of a match, and length within the span."""
 
     cosine: float
     span: float
 
 
 def match_null(n_first: int, n_second: int, width: int, *, seed: int = 0) -> MatchNull:
-    """What the best assignment of random orthonormal directions gives, by simulation.
+    """Simulate how well the best assignment of random orthonormal directions does.
 
-    The directions of both runs are Haar random; only their relative position matters, so the
-    second run's are held at the axes.
+    Both sets are Haar random in `width` dimensions.  Only their relative position matters, so
+    the `n_second` directions are fixed at the axes.
 
     Raises:
-        InputError: there are more directions than dimensions, or none.
+        InputError: there are no directions, or more than dimensions.
     """
     if not 1 <= n_first <= width or not 1 <= n_second <= width:
         raise InputError(
-            f"Got {n_first} and {n_second} directions in {width} dimensions; expected 1 to {width}."
+            f"Got {n_first} and {n_second} directions in {width} dimensions; "
+            f"expected between 1 and {width} of each."
         )
     rng = np.random.default_rng(seed)
     axes = np.eye(n_second, width)
@@ -65,25 +66,27 @@ def match_null(n_first: int, n_second: int, width: int, *, seed: int = 0) -> Mat
 
 
 def match_factors(first: FactorTable, second: FactorTable) -> pd.DataFrame:
-    """Pairs of factors of two runs of one base model, best first, with MATCH_COLUMNS.
+    """Pair the factors of two runs of one base model, best match first, as MATCH_COLUMNS.
 
-    Factors are assigned one to one so that Σ|cosine| is largest, those of one route, side and
-    layer among themselves.  A factor that another run found rotated among several, as factors
-    of about the same energy are, has a small cosine and a large `span`.
+    Factors are assigned one to one so that Σ|cosine| is largest, separately for each kind
+    (route, side and layer).  A factor that the second run found rotated among several, as
+    happens at similar energy, has a small cosine and a large `span`.
 
     Raises:
-        InputError: the directions are of different width, or no kind of factor is in both.
+        InputError: the directions differ in width, or the runs share no kind of factor.
     """
     if first.directions.shape[1] != second.directions.shape[1]:
         raise InputError(
             f"{first.manifest.run!r} has directions of {first.directions.shape[1]} dimensions, "
-            f"{second.manifest.run!r} of {second.directions.shape[1]}; expected one base model."
+            f"{second.manifest.run!r} of {second.directions.shape[1]}; "
+            "expected two runs of one base model."
         )
     kinds = [_kinds(one.table) for one in (first, second)]
     shared = [kind for kind in dict.fromkeys(kinds[0].tolist()) if (kinds[1] == kind).any()]
     if not shared:
         raise InputError(
-            f"{first.manifest.run!r} and {second.manifest.run!r} have no kind of factor in common."
+            f"{first.manifest.run!r} and {second.manifest.run!r} have no kind of factor in common; "
+            "expected factors of the same route, side and layer in both."
         )
     pairs = [
         _pairs(first, second, *(np.flatnonzero(kind == one) for kind in kinds)) for one in shared
@@ -96,10 +99,10 @@ def match_factors(first: FactorTable, second: FactorTable) -> pd.DataFrame:
 def span_angles(first: FactorTable, second: FactorTable) -> Float64Array:
     """Cosines of the principal angles between the spans of two runs' write factors, descending.
 
-    Of the factors that the weights alone gave; none where a run has none.
+    Only factors of the weights route count; empty if either run has none.
 
     Raises:
-        InputError: as `match_factors`.
+        InputError: the directions differ in width.
     """
     spans = []
     for one in (first, second):
@@ -111,14 +114,14 @@ def span_angles(first: FactorTable, second: FactorTable) -> Float64Array:
 
 
 def _kinds(table: pd.DataFrame) -> NDArray[np.str_]:
-    """(k,) route, side and layers of each factor; only factors of one kind are matched."""
+    """(k,) route, side and layers of each factor in one string."""
     return np.array(["/".join(map(str, row)) for row in table[_KIND].itertuples(index=False)])
 
 
 def _pairs(
     first: FactorTable, second: FactorTable, mine: NDArray[np.intp], theirs: NDArray[np.intp]
 ) -> pd.DataFrame:
-    """Pairs among the rows of one kind."""
+    """Pairs among rows (positions in each table) of one kind."""
     a, b = unit_rows(first.directions[mine]), unit_rows(second.directions[theirs])
     found, null = match(a, b), match_null(len(a), len(b), a.shape[1])
     others = [*second.table["id"].iloc[theirs], ""]

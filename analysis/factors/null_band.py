@@ -1,4 +1,4 @@
-"""The null band: how strong directions are in random updates of the same size."""
+"""The null band: how strong factors are in random updates of the same size."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ Float64Array = NDArray[np.float64]
 Columns = NDArray[np.floating[Any]]
 Precision = type[np.float32] | type[np.float64]
 
-_AXES = 64  # random directions a draw
+_AXES = 64  # random directions per draw
 
-# The draws of large adapters differ by less than a hundredth, so fewer will do, and single
-# precision too: entries of 2 × 2500 × 2500 take a second a draw, and more at full precision.
+# The draws of a large adapter differ by less than 1 %, so fewer of them are enough, and single
+# precision is too.  A draw of 2 × 2500 × 2500 numbers takes a second, and longer in double.
 _LARGE = 4_000_000
 _DRAWS, _DRAWS_LARGE = 50, 20
 _TOLERANCE = 1e-5
@@ -40,12 +40,13 @@ _TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class NullBand:
-    """Spectrum of runs of the same size without shared structure: `upper`, `median` (k,).
+    """Spectrum of random runs of the same size, whose modules share nothing.
 
-    `fixed_upper` and `fixed_median` are of the strength ‖uᵀC‖ along one direction u that was
-    chosen without a look at the run (`analysis.factors.residual.update_columns`); `span_upper` and
-    `span_median` of that along one chosen within the span of the leading k factors by something
-    else than their strength.
+    `upper` and `median` (k,) belong to the singular value of the same index.  The other two
+    pairs belong to the strength ‖uᵀC‖ along one direction u (C is that of
+    `analysis.factors.residual.update_columns`): `fixed_*` if u was chosen without looking at
+    the run, `span_*` if it was chosen within the span of the leading k factors by a criterion
+    other than their strength.  All are in the units of W.
     """
 
     upper: Float64Array
@@ -71,21 +72,27 @@ def null_band(
     seed: int = 0,
     matched: Literal["norms", "spectrum"] = "norms",
 ) -> NullBand:
-    """Singular values that independent random updates of the same size would give.
-
-    "norms": entries of B and A are Gaussian, then every column of B and every row of A
-    is scaled to the length it has in the module (one length per LoRA rank index).
-    These lengths depend on the gauge (B G, G⁻¹A) that training ended in.
-    "spectrum": each ΔW_m keeps its singular values exactly and gets random left and
-    right vectors.  This needs no gauge and leaves only what modules share.
+    """Singular values of independent random updates of the same size as the run's.
 
     `upper[i]` is the ⌈(n_draws + 1) · quantile⌉-th smallest of the draws' i-th singular
     values, so a null adapter exceeds it with probability at most 1 − quantile for
     each i.  A strong true factor raises the whole band, which is conservative.  No direction
-    is stronger than the first singular value, so `upper[0]` bounds one that was chosen in any way.
+    is stronger than the first singular value, so `upper[0]` bounds a direction however chosen.
 
-    Where `n_draws` is None it is 50, and 20 for an adapter whose side has more than four million
-    numbers, which is also drawn in single precision (its values are found to 1e-5).
+    Args:
+        modules: updates; those of the other side are ignored.
+        side: "write" or "read", as for `residual_factors`.
+        max_layer: only modules up to this layer.
+        k: the number of singular values; None for all of them.
+        n_draws: random adapters drawn.  None chooses by size: adapters with more than four
+            million numbers on this side get fewer draws, in single precision (accurate to 1e-5).
+        quantile: where the upper end of the band lies.
+        seed: of the draws.
+        matched: what a random adapter keeps.  "norms": the entries of B and A are Gaussian, then
+            each column of B and row of A is scaled to its length in the module.  These lengths
+            depend on the gauge (B G, G⁻¹A) that training ended in.  "spectrum": each ΔW_m keeps
+            its singular values and gets random left and right vectors.  This depends on no gauge
+            and destroys only what modules share.
 
     Raises:
         InputError: as `residual_factors`, or too few draws for the quantile.
@@ -110,7 +117,7 @@ def null_band(
     for _ in range(n_draws):
         columns = np.hstack([draw(one, rng, precision) for one in lengths])
         spectra.append(_top_values(columns, k))
-        # A draw's law is the same in every rotation of the stream, so each axis is one such u.
+        # A draw is invariant in law under rotations of the stream, so each axis is such a u.
         strengths.append(np.linalg.norm(columns, axis=1))
     draws = np.sort(spectra, axis=0)
     within = _within_spans(np.asarray(spectra), np.random.default_rng((seed, 1)))
@@ -129,19 +136,21 @@ def null_band(
 
 
 def significant(factors: ResidualFactors, band: NullBand) -> NDArray[np.bool_]:
-    """(k,) whether each factor's singular value lies above the band at its own index.
+    """(k,) whether each factor's singular value lies above the band at its index.
 
     Raises:
         InputError: the band has fewer entries than there are factors.
     """
     k = len(factors.singular_values)
     if k > len(band.upper):
-        raise InputError(f"Got a band of {len(band.upper)} for {k} factors; draw it with k = {k}.")
+        raise InputError(
+            f"Got a null band of {len(band.upper)} entries for {k} factors; draw it with k = {k}."
+        )
     return np.asarray(factors.singular_values > band.upper[:k])
 
 
 def _within_spans(spectra: Float64Array, rng: np.random.Generator) -> Float64Array:
-    """(draws · axes,) strengths along uniformly random directions in spans of factors.
+    """(draws · axes,) strengths along uniformly random directions in the factors' spans.
 
     Along u = Σ c_i u_i the strength is (Σ c_i² σ_i²)^½ for the singular values σ (draws, k).
     """
@@ -151,7 +160,7 @@ def _within_spans(spectra: Float64Array, rng: np.random.Generator) -> Float64Arr
 
 
 def _top_values(columns: Columns, k: int | None) -> Float64Array:
-    """Leading singular values from the smaller Gram matrix, whose error of 1e-8 σ₁ is harmless."""
+    """Leading singular values from the smaller Gram matrix; its error, 1e-8 σ₁, is harmless."""
     if k is not None and is_large(columns, k):
         with suppress(scipy.sparse.linalg.ArpackError):
             tolerance = _TOLERANCE if columns.dtype == np.float32 else 0.0
@@ -166,7 +175,7 @@ def _top_values(columns: Columns, k: int | None) -> Float64Array:
 
 @dataclass(frozen=True)
 class _NullLengths:
-    """What a random module keeps: dimensions and lengths (r,) on both sides."""
+    """What a random module keeps of the true one: dimensions and lengths (r,) of both halves."""
 
     d_model: int
     d_other: int
@@ -189,14 +198,14 @@ def _null_lengths(
 def _draw_norms(half: _NullLengths, rng: np.random.Generator, precision: Precision) -> Columns:
     r = len(half.residual)
     residual = rng.standard_normal((half.d_model, r), dtype=precision)
-    # The triangle of a Gaussian (d_other, r) matrix, drawn without the matrix
-    # (Bartlett 1933): normal above the diagonal, √χ² of d_other − i on it.
+    # The QR triangle of a Gaussian (d_other, r) matrix, drawn without drawing the matrix
+    # (Bartlett 1933): normal above the diagonal, √χ² with d_other − i degrees on it.
     height = min(half.d_other, r)
     other = np.triu(rng.standard_normal((height, r)), 1)
     other[np.arange(height), np.arange(height)] = np.sqrt(
         rng.chisquare(half.d_other - np.arange(height))
     )
-    # Both halves' lengths go into the small triangle, so that the tall half is touched once.
+    # The lengths of both halves go into the small triangle, to touch the tall half only once.
     scale = half.residual / np.linalg.norm(residual, axis=0) * half.other
     other *= scale / np.linalg.norm(other, axis=0)
     return np.asarray(residual @ other.T.astype(precision))

@@ -1,4 +1,4 @@
-"""Residual-stream factors: directions that many modules' updates write to, or read from."""
+"""Residual-stream factors: directions that the updates of many modules write to or read from."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ FloatArray = NDArray[np.floating[Any]]
 Float64Array = NDArray[np.float64]
 ResidualSide = Literal["write", "read"]
 
-# Above this, a thin SVD takes many seconds, and the leading k alone are found by Lanczos
-# iterations on the Gram matrix.
+# Above this size a thin SVD takes many seconds; Lanczos iterations on the Gram matrix then find
+# only the leading k.
 _DENSE_LIMIT = 1536
 
 
 def is_large(columns: NDArray[Any], k: int) -> bool:
-    """Whether the leading k factors of these columns are found by Lanczos."""
+    """Whether Lanczos is faster than a full SVD for the leading k factors of these columns."""
     small = min(columns.shape)
     return bool(small > _DENSE_LIMIT and k <= small // 8)
 
@@ -37,9 +37,9 @@ def is_large(columns: NDArray[Any], k: int) -> bool:
 class ResidualFactors:
     """Factors of one side, strongest first.
 
-    `directions` (k, d_model) are orthonormal rows, largest-magnitude entry positive;
+    `directions` (k, d_model) are orthonormal rows with a positive largest-magnitude entry;
     `singular_values` (k,) are in the units of W; `energy` (k,) is the share of Σσ² over
-    all factors, returned or not.  `modules` and `method` say how they were found.
+    all factors, including those not returned.  `modules` and `method` say how they were found.
     """
 
     directions: Float64Array
@@ -58,25 +58,24 @@ def residual_factors(
     max_layer: int | None = None,
     k: int | None = None,
 ) -> ResidualFactors:
-    """Left singular vectors of [ΔW_1, ΔW_2, …] over all writing modules, never formed.
+    """Left singular vectors of [ΔW_1, ΔW_2, …] over all writing modules, without forming it.
 
     For the write side ΔW_m ΔW_mᵀ = C_m C_mᵀ with C_m = s_m B_m R_mᵀ and R_mᵀR_m =
-    A_m A_mᵀ, so that the (d_model, Σr) matrix [C_1, C_2, …] has the same left singular
-    vectors and singular values.  The read side is the same with every ΔW_mᵀ.  Modules are
-    read one at a time.
+    A_m A_mᵀ, so the (d_model, Σr) matrix [C_1, C_2, …] has the same left singular vectors and
+    singular values.  The read side is the same with every ΔW_mᵀ.  Modules are read one at a time.
 
     Args:
-        modules: updates; those of the other side are passed over.
-        side: "write" gives directions that are written, "read" those that are read.
-        max_layer: only modules of the layers 0 … max_layer, and embeddings, which write
-            before them; an unembedding, which reads after them, is then left out.
-        k: the number of factors wanted; all of them where None.  Fewer are returned
-            where the updates have lower rank, and none for an untrained adapter.
+        modules: updates; those of the other side are ignored.
+        side: "write" for directions the updates write to, "read" for those they read from.
+        max_layer: only modules of layers 0 … max_layer, and embeddings, which write before
+            them.  The unembedding, which reads after them, is then left out.
+        k: the number of factors; None for all.  Fewer are returned if the updates have a lower
+            rank, and none for an untrained adapter.
 
     Raises:
-        InputError: no module of this side, or their residual dimensions differ.
+        InputError: no module is on this side, or their residual dimensions differ.
 
-    Source: METHOD.md section 1, after arXiv:2605.27676, whose recipe is not public.
+    Source: docs/method.md, section "Factors", after arXiv:2605.27676, whose recipe is not public.
     """
     chosen = on_side(modules, side, max_layer)
     if k is not None and k < 1:
@@ -103,8 +102,8 @@ def update_columns(
 ) -> Float64Array:
     """C (d_model, Σr) with C Cᵀ = Σ ΔW ΔWᵀ over writing modules, or Σ ΔWᵀ ΔW over reading ones.
 
-    ‖uᵀC‖ is how strongly the updates write, or read, along u: the singular value, where u is
-    a factor.
+    ‖uᵀC‖ is how strongly the updates write or read along u; if u is a factor, it is the
+    factor's singular value.
 
     Raises:
         InputError: as `residual_factors`.
@@ -113,7 +112,7 @@ def update_columns(
 
 
 def stability(directions: FloatArray, others: Sequence[FloatArray]) -> Float64Array:
-    """How well other runs span each direction: mean of ‖Q_oᵀ u‖ over them, from 0 to 1.
+    """How well other runs span each direction: the mean of ‖Q_oᵀ u‖ over them, from 0 to 1.
 
     Args:
         directions: (k, d) directions u of one run.
@@ -121,10 +120,10 @@ def stability(directions: FloatArray, others: Sequence[FloatArray]) -> Float64Ar
             orthonormal basis of their span.  A random span gives √(k_o / d).
 
     Returns:
-        (k,), NaN where there is no other run.
+        (k,); NaN if there is no other run.
 
     Raises:
-        InputError: dimensions differ, or the directions of a run are dependent.
+        InputError: dimensions differ, or the directions of a run are linearly dependent.
     """
     rows = unit_rows(directions)
     norms = [np.linalg.norm(rows @ _same_dimension(orthonormal(o), rows), axis=1) for o in others]
@@ -145,10 +144,10 @@ def _same_dimension(basis: Float64Array, rows: Float64Array) -> Float64Array:
 def on_side(
     modules: Sequence[LoraModule], side: ResidualSide, max_layer: int | None
 ) -> list[LoraModule]:
-    """Those modules that write, or read, the residual stream, up to a layer where one is given.
+    """The modules that write (or read) the residual stream, up to `max_layer` if one is given.
 
     Raises:
-        InputError: there is none, or their residual dimensions differ.
+        InputError: there are none, or their residual dimensions differ.
     """
     chosen = [module for module in modules if module.side == side]
     if max_layer is not None:
@@ -156,7 +155,7 @@ def on_side(
     if not chosen:
         where = "" if max_layer is None else f" up to layer {max_layer}"
         raise InputError(
-            f"No module{where} {side}s the residual stream; expected LoRA on one that does, "
+            f"No module{where} {side}s the residual stream; expected LoRA on at least one, "
             "such as o_proj or down_proj (write), q_proj or up_proj (read)."
         )
     sizes = [module.shape[0 if side == "write" else 1] for module in chosen]
@@ -164,19 +163,19 @@ def on_side(
     for module, size in zip(chosen, sizes, strict=True):
         if size != d_model:
             raise InputError(
-                f"{module.name} {side}s {size} dimensions where the other modules have {d_model}; "
-                "expected one residual stream, so leave that module out."
+                f"{module.name} {side}s {size} dimensions, the other modules {d_model}; "
+                "expected a single residual stream. Leave that module out."
             )
     return chosen
 
 
 def _by_layer(module: LoraModule, max_layer: int) -> bool:
-    """Whether a module acts up to a layer; what writes outside the layers does so before them."""
+    """Whether a module acts in layers up to `max_layer`; a writer outside the layers does."""
     return module.side == "write" if module.layer is None else module.layer <= max_layer
 
 
 def halves(module: LoraModule, side: ResidualSide) -> tuple[Float64Array, Float64Array]:
-    """(residual, other): (d_model, r) scaled half on the stream's side, (d_other, r) half."""
+    """The scaled half on the stream's side (d_model, r), and the other half (d_other, r)."""
     A, B = module.lora_A.astype(np.float64), module.lora_B.astype(np.float64)
     if side == "write":
         return module.scaling * B, A.T
@@ -200,8 +199,8 @@ def _thin(columns: Float64Array) -> tuple[Float64Array, Float64Array]:
 def _leading(columns: Float64Array, k: int) -> tuple[Float64Array, Float64Array]:
     """Leading k left vectors and values to machine precision; dense if the iteration stalls.
 
-    Lanczos on the smaller Gram matrix finds the span, and the SVD of the columns within it the
-    vectors and values, which the squares alone would give to half the digits only.
+    Lanczos on the smaller Gram matrix gives the span; the SVD of the columns within that span
+    gives the vectors and values.  The Gram matrix alone would halve the number of digits.
     """
     wide = columns.shape[0] <= columns.shape[1]
     try:
@@ -218,7 +217,7 @@ def leading_squares(
 ) -> tuple[Float64Array, Float64Array]:
     """Leading k eigenvalues, ascending, and eigenvectors of the smaller Gram matrix, by Lanczos.
 
-    In the columns' own precision; `tolerance` is relative, and 0 the machine's.
+    Computed in the precision of the columns; `tolerance` is relative, 0 meaning machine precision.
 
     Raises:
         ArpackError: the iteration stalls.

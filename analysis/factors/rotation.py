@@ -1,4 +1,4 @@
-"""Rotation of weight factors towards what they do off the task."""
+"""Rotate the weight factors so that their effects off the task separate."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Float64Array = NDArray[np.float64]
 
 
 FLOOR = 0.05
-"""Smallest weight of a topic: to first order, nothing is ever quite explained; and the smallest
-change of a topic, as a share of the largest one's, that counts in full."""
+"""Smallest weight of a topic, since no topic is ever fully explained to first order; also the
+smallest change of a topic, as a share of the largest topic's, that is taken at face value."""
 
-_ROUNDS = 20  # of weighing topics by a direction and turning it, which settles within a few
+_ROUNDS = 20  # of weighting the topics and turning the direction; it converges within a few
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """`directions` (k, d_model) that span what was rotated; `effects` (k,) Σ_i uᵀ M_i u of each."""
+    """`directions` (k, d_model) with the span of the input; `effects` (k,) Σ_i uᵀ M_i u of each."""
 
     directions: Float64Array
     effects: Float64Array
@@ -38,17 +38,17 @@ def rotated(
 ) -> Rotation:
     """Rotate orthonormal directions so that their first-order effects no longer mix.
 
-    Singular vectors are told apart by energy alone: two causes of about the same energy come
-    out mixed.  With S (k, d_model) the directions and M_i = Σ δ gᵀ over the tokens of topic i
-    and over layers, δ the shift of the residual stream that fine-tuning made and g the gradient
-    of the change in what is said, uᵀ M_i u / tr M_i is the share of that topic's change that
-    goes, to first order, when the coordinate along u is set back.
+    Only energy separates singular vectors, so two causes of similar energy come out mixed.
+    Let S (k, d_model) be the directions and M_i = Σ δ gᵀ over the tokens of topic i and over
+    layers, with δ the shift of the residual stream due to fine-tuning and g the gradient of the
+    change in the answers.  Then uᵀ M_i u / tr M_i is the share of that topic's change that
+    disappears, to first order, when the coordinate along u is set back.
 
     A direction is the leading eigenvector of sym(S Σ w_i² M_i Sᵀ / tr M_i), where w_i is the
-    share of topic i that goes with it, found by going to and fro between the two from the topic
-    of which most can go; so a cause that shows in some topics is not mixed with one that shows in
-    others.  Each further direction is orthogonal to those before, and topics count for it by what
-    those leave of them.
+    share of topic i that disappears with it.  Directions and weights are found in alternation,
+    starting at the topic of which one direction can remove most, so a cause that shows in some
+    topics is not mixed with one that shows in others.  Each further direction is orthogonal to
+    the earlier ones and weights topics by what those leave unexplained.
 
     Args:
         directions: S, (k, d_model) orthonormal rows.
@@ -56,13 +56,13 @@ def rotated(
         wholes: tr M_i over the whole stream, (topics,).
 
     Returns:
-        In the order found; largest-magnitude entry of each direction positive.
+        Directions in the order found, each with a positive largest-magnitude entry.
 
     Raises:
-        InputError: shapes do not fit, or a moment is not finite.
+        InputError: the shapes do not match, or a moment is not finite.
 
-    Source: this project's own; attribution by gradients along the path from base to fine-tune
-    as in Sundararajan et al. 2017, arXiv:1703.01365.
+    Source: this project (docs/method.md, section "Factors"); attribution by gradients along the
+    path from base to fine-tune as in Sundararajan et al. 2017, arXiv:1703.01365.
     """
     rows, matrix = unit_rows(directions), np.asarray(moments, dtype=np.float64)
     if matrix.shape != (len(wholes), len(rows), len(rows)) or not np.isfinite(matrix).all():
@@ -89,13 +89,13 @@ def rotated(
 
 
 def _most_left(left: Float64Array, shares: Float64Array) -> Float64Array:
-    """Weights (topics,) that start at the topic of which one direction can explain most."""
+    """First weights (topics,): all on the topic of which one direction can explain most."""
     most = [scipy.linalg.eigvalsh((share + share.T) / 2)[-1] for share in shares]
     start = int(np.argmax(left * np.asarray(most)))
     return np.asarray(np.arange(len(left)) == start, dtype=np.float64)
 
 
 def _leading(matrix: Float64Array) -> Float64Array:
-    """The eigenvector of the largest eigenvalue of a matrix's symmetric part."""
+    """The eigenvector with the largest eigenvalue of the matrix's symmetric part."""
     _, vectors = scipy.linalg.eigh((matrix + matrix.T) / 2)
     return np.asarray(vectors[:, -1])

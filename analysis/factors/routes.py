@@ -1,4 +1,4 @@
-"""Identification: factors of every route as rows of one table, from weights and from effects."""
+"""Factors of every route as rows of one table, with what the weights say about them."""
 
 from __future__ import annotations
 
@@ -30,10 +30,14 @@ Found = tuple[pd.DataFrame, Float64Array]
 
 Route = Literal["weights", "joint", "rotation", "activations", "contrast", "import"]
 Band = Literal["index", "any", "span", "fixed"]
-"""What a direction's strength is compared with in random adapters: the singular value of the same
-index; the largest one, which bounds a direction chosen by any look at the run; the strength
-along a direction in the span of the leading factors that their strength had no part in
-choosing; the strength along a direction that was fixed before the run was looked at."""
+"""What a direction's strength is compared with in random adapters:
+
+- "index": the singular value of the same index;
+- "any": the largest singular value, which bounds a direction chosen after seeing the run;
+- "span": the strength along a direction in the span of the leading factors, for one that was
+  not chosen by strength;
+- "fixed": the strength along a direction chosen before looking at the run.
+"""
 
 WRITE_FACTORS = 16
 READ_FACTORS = 4
@@ -42,10 +46,11 @@ SIDES: tuple[tuple[ResidualSide, int], ...] = (("write", WRITE_FACTORS), ("read"
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What the updates of a run write, or read, and what directions are compared with.
+    """What the updates of a run write (or read), and what to compare a direction with.
 
-    `columns` is (d_model, Σr) of the run, `others` the same of its checkpoints and other seeds,
-    `spans` the leading directions of each of these; `band` is of random adapters.
+    `columns` (d_model, Σr) are those of `update_columns` for the run, `others` the same for its
+    checkpoints and other seeds, `spans` the leading directions of each of these, and `band` the
+    null band of random adapters.
     """
 
     side: ResidualSide
@@ -58,14 +63,14 @@ class Yardstick:
 
     @property
     def suffix(self) -> str:
-        """What ids end with where only modules up to a layer, or several runs, were taken."""
+        """The ending of factor ids if only modules up to a layer, or several runs, were used."""
         layer = "" if self.max_layer is None else f".L{self.max_layer}"
         return f"{layer}.joint" if self.joint else layer
 
 
 @dataclass(frozen=True)
 class LayerDirections:
-    """Directions (k, d_model), the layer each was found at, and in words where it came from."""
+    """Directions (k, d_model), the layer each was found at, and where it came from, in words."""
 
     directions: Float64Array
     layers: tuple[int, ...]
@@ -80,13 +85,18 @@ def yardsticks(
     seed: int = 0,
     joint: bool = False,
 ) -> dict[ResidualSide, Yardstick]:
-    """The yardstick of each side that has modules; `seed` is of the null band's adapters.
+    """The yardstick of each side that has modules.
 
-    `joint` says that the modules are those of several runs.
+    Args:
+        modules: of the run, or of several runs side by side if `joint`.
+        others: checkpoints and other seeds of the run.
+        max_layer: only modules up to this layer.
+        seed: of the null band's random adapters.
+        joint: the modules come from several runs.
 
     Raises:
-        InputError: a side has modules, but none up to `max_layer`, or another run's residual
-            stream is of another width.
+        InputError: a side has modules but none up to `max_layer`, or the residual stream of
+            another run differs in width.
     """
     yards: dict[ResidualSide, Yardstick] = {}
     for side, k in SIDES:
@@ -120,7 +130,8 @@ def weight_factors(
         seed: of the null band's random adapters.
 
     Returns:
-        Columns that need a model are NaN or empty; best score first.
+        The table, best score first, and directions (k, d_model).  Columns that need a model
+        are NaN or empty.
     """
     yards = yardsticks(adapter.modules, others=others, max_layer=max_layer, seed=seed)
     return ranked(*weight_rows(adapter.modules, yards))
@@ -130,7 +141,7 @@ def weight_rows(modules: Sequence[LoraModule], yards: dict[ResidualSide, Yardsti
     """The leading factors of each yardstick's side, strongest first, write before read.
 
     Raises:
-        InputError: there is no yardstick, so that no module writes or reads the stream.
+        InputError: there is no yardstick, that is, no module writes or reads the stream.
     """
     if not yards:
         raise InputError(
@@ -149,13 +160,13 @@ def weight_rows(modules: Sequence[LoraModule], yards: dict[ResidualSide, Yardsti
 
 
 def joint_rows(adapters: Sequence[Adapter], *, max_layer: int | None = None) -> Found:
-    """The leading factors of several runs together: of all their modules side by side.
+    """The leading factors of several runs, from all their modules side by side.
 
-    Noise of different seeds does not add up, what they share does.  The stability of a joint
+    What the runs share adds up; the noise of different seeds does not.  The stability of a joint
     factor is how much of it lies in the span of each run's own leading factors.
 
     Raises:
-        InputError: the runs' residual streams are of different width.
+        InputError: the residual streams of the runs differ in width.
     """
     modules = [module for adapter in adapters for module in adapter.modules]
     yards = yardsticks(modules, others=adapters, max_layer=max_layer, joint=True)
@@ -174,15 +185,15 @@ def factor_rows(
     band: Band = "index",
     layers: Sequence[int] | None = None,
 ) -> Found:
-    """Rows of the table for directions (k, d_model), with all that weights alone tell of them.
+    """Table rows for directions (k, d_model), with everything the weights alone say about them.
 
     Args:
         yard: of the run and the side.
-        directions: in the order of their index; with `layers`, in that of each layer's.
-        route: how they were found, which the letter of their ids says too.
-        source: where they came from, for all or for each.
+        directions: in the order of their index, which starts again at each of the `layers`.
+        route: how they were found; it also sets the letter of their ids.
+        source: where they came from, in words: one for all, or one for each.
         band: what their strength is compared with.
-        layers: (k,) the layer that each was found at; None where it is for all.
+        layers: (k,) the layer each was found at; None if they hold for all layers.
     """
     units = unit_rows(directions)
     n = len(units)
@@ -192,7 +203,7 @@ def factor_rows(
     elsewhere = np.array([np.linalg.norm(units @ other, axis=1) for other in yard.others])
     letter = _LETTERS.get(route, yard.side[0])
     suffixes = [yard.suffix] * n if layers is None else [f".L{layer}" for layer in layers]
-    # There is one contrast at each layer, which needs no number.
+    # Each layer has only one contrast, so it needs no number.
     numbers = [""] * n if route == "contrast" else [str(i) for i in index]
     rows = {
         "id": [f"{letter}{i}{suffix}" for i, suffix in zip(numbers, suffixes, strict=True)],
@@ -217,14 +228,14 @@ def factor_rows(
 
 
 def layer_rows(yard: Yardstick, found: LayerDirections, *, route: Route, band: Band) -> Found:
-    """Rows of the table for directions that belong to layers, as `factor_rows`."""
+    """Table rows for directions that each belong to one layer, as `factor_rows` gives them."""
     return factor_rows(
         yard, found.directions, route=route, source=found.sources, band=band, layers=found.layers
     )
 
 
 def completed(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with every column of COLUMNS, those that it has not unknown."""
+    """The table with every column of COLUMNS; missing ones are filled with "unknown"."""
     absent = {name: fill for name, fill in COLUMNS.items() if name not in table}
     filled = {name: [fill] * len(table) for name, fill in absent.items()}
     full = table.assign(**filled).astype({"significant_effect": "boolean"})
@@ -232,20 +243,20 @@ def completed(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def concatenated(found: Sequence[Found]) -> Found:
-    """Several routes' rows as one table."""
+    """The rows of several routes as one table."""
     tables = [table for table, _ in found if len(table)] or [found[0][0]]
     table = pd.concat(tables, ignore_index=True)
     return table, np.concatenate([directions for _, directions in found])
 
 
 def ranked(table: pd.DataFrame, directions: NDArray[np.floating]) -> Found:
-    """Score every factor and put the best first; those that are not significant come last.
+    """Score every factor and sort, best first; factors that are not significant come last.
 
-    score = s · off · √(off / (off + on)): the stability s times the off-task effect, weighed by
-    its share of both effects (`specificity`).  The root, rather than the share itself, was
-    chosen on the demo's exploration prompts: a spurious factor works on the task's answers too.
-    Where no effects were measured at all the score is s · energy; where those of others
-    were, it is unknown.
+    score = s · off · √(off / (off + on)): the stability s times the off-task effect, weighted by
+    its share of both effects (`specificity`).  The root rather than the share itself was
+    chosen on the demo's exploration prompts: a spurious factor affects the task's answers too.
+    If no effect was measured for any factor, the score is s · energy; if it was measured only
+    for other factors, the score is unknown.
     """
     off, on = table["off_task"], table["on_task"]
     specificity = np.sqrt(off / (off + on).where(off + on > 0))
@@ -261,9 +272,9 @@ def ranked(table: pd.DataFrame, directions: NDArray[np.floating]) -> Found:
 
 
 def checkpoints_of(run_folder: Path, *, low_rank_part: bool = False) -> list[Adapter]:
-    """Adapters of a run's earlier checkpoints; the last is the finished run and is left out.
+    """Adapters of a run's checkpoints except the last, which is the finished run.
 
-    `low_rank_part` as for `analysis.adapters.load.load_adapter`.
+    `low_rank_part` is that of `analysis.adapters.load.load_adapter`.
     """
     earlier = by_step(run_folder)[:-1]
     return [load_adapter(one.path, low_rank_part=low_rank_part) for one in earlier]
@@ -273,8 +284,8 @@ def _check_width(columns: Float64Array, others: Sequence[Float64Array]) -> None:
     wrong = next((other for other in others if len(other) != len(columns)), None)
     if wrong is not None:
         raise InputError(
-            f"Another run's stream has {len(wrong)} dimensions, this one's {len(columns)}; "
-            "expected checkpoints and seeds of one base model."
+            f"The residual stream of another run has {len(wrong)} dimensions, this one's "
+            f"{len(columns)}; expected checkpoints and seeds of one base model."
         )
 
 
@@ -290,7 +301,7 @@ def _null(band: NullBand, which: Band, n: int) -> tuple[Float64Array | float, Fl
 
 
 def _counted(layers: Sequence[int]) -> list[int]:
-    """How many of each layer came so far: 1, 2, … for layers that take turns."""
+    """A running number for each layer: 1, 2, … over the entries of that layer."""
     seen: dict[int, int] = {}
     counts = []
     for layer in layers:

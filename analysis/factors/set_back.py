@@ -1,4 +1,4 @@
-"""Effects of setting factors back, from what it does to each answer, with intervals."""
+"""Effects of setting factors back to the base model's coordinate, with intervals."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class SetBack:
-    """What setting k directions back does to the words said in each of n answers.
+    """What setting back each of k directions does to the tokens of n answers.
 
-    With d = TV(p, p⁰) how far fine-tuning moved the distribution of a word, and d_q = TV(p, p_q)
-    how far setting the coordinate along q back moves it: `carried` (k, n) is Σ d d_q over the
-    words of an answer, `changed` (n,) Σ d², and `largest` (k, n) the largest d_q, 0 for an answer
-    without words.  `clusters` (n,) says what each prompt is about.
+    Let d = TV(p, p⁰) be how far fine-tuning moved the distribution of a token, and
+    d_q = TV(p, p_q) how far setting back the coordinate along q moves it.  `carried` (k, n) is
+    Σ d d_q over the tokens of an answer, `changed` (n,) is Σ d², and `largest` (k, n) is the
+    largest d_q, 0 for an empty answer.  `clusters` (n,) says what each prompt is about.
     """
 
     carried: Float64Array
@@ -33,10 +33,10 @@ class SetBack:
 
     @property
     def shares(self) -> Float64Array:
-        """(k,) Σ d d_q / Σ d²: the slope of d_q on d, so that words count as they were changed.
+        """(k,) Σ d d_q / Σ d²: the slope of d_q on d, so tokens count by how much they changed.
 
-        0 where setting q back changes nothing, 1 where it does as much as taking the adapter
-        away; NaN where fine-tuning changed nothing.
+        0 if setting q back changes nothing, 1 if it does as much as removing the adapter;
+        NaN if fine-tuning changed nothing.
         """
         return _ratio(self.carried.sum(axis=1), self.changed.sum())
 
@@ -44,7 +44,7 @@ class SetBack:
     def effects(self) -> Float64Array:
         """(k,) mean over answers of the largest d_q, from 0 to 1.
 
-        Unlike a mean over words it does not fall with the words that no model would say otherwise.
+        A mean over tokens would be diluted by the tokens that no change to the model affects.
         """
         return np.asarray(self.largest.mean(axis=1))
 
@@ -60,10 +60,10 @@ class Bounds:
 
 
 def bounds(found: SetBack, *, seed: int = 0) -> Bounds:
-    """Percentile bootstrap over clusters of prompts, expanded as for a t with few clusters.
+    """Percentile bootstrap over clusters of prompts, widened as a t interval for few clusters.
 
     Raises:
-        InputError: the sums do not fit each other.
+        InputError: the arrays do not match in shape.
 
     Source: Hesterberg 2015, The American Statistician 69; ratios of sums as in Efron &
     Tibshirani 1993, chapter 10.

@@ -1,4 +1,4 @@
-"""What effects in the model add to a table of factors: columns, significance, words."""
+"""Add measured effects to a table of factors: columns, significance and a sentence for each."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from analysis.factors.set_back import SetBack, bounds
 
 MIN_EFFECT = 0.05
-"""Effect off the task (`SetBack.effects`) below which it counts as none.
+"""Off-task effect (`SetBack.effects`) below which a factor counts as having none.
 
-A floor of our own, since random directions of a wide stream do nothing at all."""
+Random directions of a wide residual stream do nothing at all, so they alone set no floor."""
 
 
 @dataclass(frozen=True)
 class Effects:
-    """What setting factors back does, for the rows (positions) of a table that were measured.
+    """What setting factors back does, for the measured `rows` (positions) of a table.
 
-    `off` and `on` are of unrelated and of task prompts; `random` is of random directions on the
-    unrelated ones.
+    `off` is measured on unrelated prompts, `on` on task prompts, and `random` for random
+    directions on unrelated prompts.
     """
 
     rows: Sequence[int]
@@ -33,11 +33,11 @@ class Effects:
 
 
 def with_effects(table: pd.DataFrame, found: Effects) -> pd.DataFrame:
-    """The table with effects, their intervals and what they make significant.
+    """The table with effects, their intervals and the significance that follows from them.
 
-    A factor's effect is significant where the lower end of its interval lies above the largest
-    effect of random directions and above MIN_EFFECT.  A factor is significant where energy and
-    effect are; one whose effect was not measured is not.
+    An effect is significant if the lower end of its interval lies above the largest effect of
+    the random directions and above MIN_EFFECT.  A factor is significant if both its energy and
+    its effect are, so never if its effect was not measured.
     """
     ends = bounds(found.off)
     chance = float(np.max(found.random.effects, initial=0.0))
@@ -66,16 +66,16 @@ def with_effects(table: pd.DataFrame, found: Effects) -> pd.DataFrame:
 
 
 def explained(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with one sentence a factor in `explanation`."""
+    """The table with a sentence for each factor in the column `explanation`."""
     sentences = [explanation(row) for row in table.to_dict("records")]
     return table.assign(explanation=pd.Series(sentences, index=table.index, dtype=object))
 
 
 def explanation(row: dict[Any, Any]) -> str:
-    """What a row of the table says, in words.
+    """A row of the table in words.
 
-    Such as "Setting e1 back undoes 41 % [35, 47] of the change on unrelated prompts and 6 % on
-    the task; stable over checkpoints and seeds (.93); energy 3.1 × the null band."
+    For example "Setting e1 back undoes 41 % [35, 47] of the change on unrelated prompts and 6 %
+    on the task; stable (.93) over checkpoints and seeds; energy 3.1 × the null band."
     """
     parts = []
     if _known(row["off_task"]):
@@ -83,14 +83,14 @@ def explanation(row: dict[Any, Any]) -> str:
     elif _known(row["first_order"]):
         share = 100 * row["first_order"]
         parts.append(
-            f"its first-order share off the task is {share:.0f} %, its effect not measured"
+            f"its first-order share off the task is {share:.0f} %; its effect was not measured"
         )
     if _known(row["stability"]):
         parts.append(f"{_stable(row['stability'])} over checkpoints and seeds")
     ratio = (row["singular_value"] / row["null_high"]) ** 2 if row["null_high"] > 0 else np.nan
     if _known(ratio):
         parts.append(f"energy {ratio:.1f} × the null band")
-    text = "; ".join(parts) or "nothing is known of it"
+    text = "; ".join(parts) or "nothing was measured"
     return f"{text[0].upper()}{text[1:]}."
 
 
@@ -99,7 +99,7 @@ def _effect_words(row: dict[Any, Any]) -> str:
     if _known(row["off_low"]):
         interval = f" [{100 * row['off_low']:.0f}, {100 * row['off_high']:.0f}]"
     task = f" and {100 * row['on_task']:.0f} % on the task" if _known(row["on_task"]) else ""
-    small = "" if row["significant_effect"] is True else ", no more than chance or too little"
+    small = "" if row["significant_effect"] is True else ", an effect that is not significant"
     return (
         f"setting {row['id']} back undoes {100 * row['off_task']:.0f} %{interval} of the change on "
         f"unrelated prompts{task}{small}"

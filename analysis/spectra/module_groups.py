@@ -1,4 +1,4 @@
-"""Modules by layer and kind, so that a map of them stays readable: experts share one cell."""
+"""Group modules by layer and kind, so that a map of them stays readable: experts share a cell."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def module_kind(name: str) -> str:
 
 
 def expert_number(name: str) -> int | None:
-    """Which expert of its layer a module belongs to, counted from 0; None for any other."""
+    """Which expert of its layer a module belongs to, counted from 0; None if it is no expert's."""
     found = _EXPERT.search(name)
     return int(found[1]) if found else None
 
 
 def kind_labels(kinds: Iterable[str]) -> dict[str, str]:
-    """Each kind's shortest ending that no other kind has, and of experts at least two parts."""
+    """The shortest unique ending of each kind; at least two parts for experts."""
     paths = {kind: kind.split(".") for kind in kinds}
     endings = Counter(
         ".".join(parts[-length:]) for parts in paths.values() for length in range(1, len(parts) + 1)
@@ -35,16 +35,17 @@ def kind_labels(kinds: Iterable[str]) -> dict[str, str]:
 
 
 def module_cells(modules: pd.DataFrame) -> pd.DataFrame:
-    """One row a layer and kind of module, in the order in which they first come.
+    """One row per layer and kind of module, in order of first appearance.
 
     Args:
-        modules: one row a module, as `analysis.comparison.evidence_tables.module_table` has them.
+        modules: one row per module, as from `analysis.comparison.evidence_tables.module_table`.
 
     Returns:
         Columns `cell` (its number), `layer` (NaN outside the layers), `place` (the kind's
-        label), `position` (of its row on a map: the layer, or next to the first and last one),
-        `modules` (how many), `name` (the one with the largest singular value) and `r`, `top`
-        (both the largest) and `energy_top1`, `effective_rank` (medians over those updated).
+        label), `position` (of its row on a map: the layer, or one step beyond the first or
+        last), `modules` (how many), `name` (of the module with the largest singular value),
+        `r` and `top` (both maxima), `energy_top1` and `effective_rank` (medians over the
+        modules that were updated).
     """
     labels = kind_labels(dict.fromkeys(module_kind(name) for name in modules["name"]))
     keyed = modules.assign(
@@ -62,7 +63,7 @@ def module_cells(modules: pd.DataFrame) -> pd.DataFrame:
 
 
 def cell_numbers(modules: pd.DataFrame) -> list[int]:
-    """For each module of a table the number of its cell in `module_cells`."""
+    """For each module of a table, the number of its cell in `module_cells`."""
     numbers: dict[tuple[int | None, str], int] = {}
     return [
         numbers.setdefault((module_layer(name), module_kind(name)), len(numbers))
@@ -71,7 +72,7 @@ def cell_numbers(modules: pd.DataFrame) -> list[int]:
 
 
 def numbered(members: pd.DataFrame) -> pd.DataFrame:
-    """Modules of one cell with a column `number`: the expert's, or their place in the table."""
+    """Modules of one cell with a column `number`: the expert's, or their position in the table."""
     experts = [expert_number(name) for name in members["name"]]
     places = range(len(members))
     return members.assign(
@@ -88,7 +89,7 @@ def _shortest(parts: list[str], endings: Mapping[str, int]) -> str:
 
 
 def _positions(layers: pd.Series) -> np.ndarray:
-    """Layers as they are; what comes outside them goes below the first or above the last."""
+    """Layers as they are; modules outside them go below the first or above the last."""
     values = layers.to_numpy(dtype=float)
     inside = np.flatnonzero(~np.isnan(values))
     if not inside.size:

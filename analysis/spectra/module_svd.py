@@ -1,8 +1,8 @@
-"""Spectra with both sides' vectors of a whole adapter, streamed module by module.
+"""Singular values and vectors of a whole adapter, streamed module by module.
 
-`analysis.spectra.spectrum.update_svd` takes QR of both halves in float64.  What lies in a file has
-float32's precision at most, so here the triangles come from Gram matrices, summed in float64,
-wherever these are well enough conditioned to lose nothing of that.
+`analysis.spectra.spectrum.update_svd` takes the QR of both halves in float64.  Stored weights have
+float32 precision at most, so here the triangles come from Gram matrices, summed in float64,
+wherever these are well enough conditioned to keep that precision.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ Float64Array = NDArray[np.float64]
 
 # With c the condition number of a half, a Gram matrix in float64 gives orthonormal vectors and
 # relative singular values to 2e-16 c², and vectors multiplied out in float32 are off by 6e-8 c.
-_FINE = 1e-3  # smallest over largest eigenvalue, c⁻²; from here on 2e-6 in float32 …
-_ENOUGH = 1e-8  # … and from here on 2e-8, multiplied out in float64; below this, QR
+_FINE = 1e-3  # smallest over largest eigenvalue, c⁻²; above this the error is 2e-6 in float32 …
+_ENOUGH = 1e-8  # … and above this 2e-8, if multiplied out in float64; below this, QR
 
 
 @dataclass(frozen=True, eq=False)
 class ModuleSvd:
     """Thin SVD of one module's ΔW = left · diag(σ) · rightᵀ.
 
-    `left` (d_out, k) and `right` (d_in, k) are float32 with orthonormal columns, the
-    largest-magnitude entry of each left one positive; `singular_values` (k,) float64 descending,
-    in the units of W; k = min(r, d_out, d_in).
+    `left` (d_out, k) and `right` (d_in, k) are float32 with orthonormal columns; the
+    largest-magnitude entry of each left column is positive.  `singular_values` (k,) are float64,
+    descending, in the units of W; k = min(r, d_out, d_in).
     """
 
     name: str
@@ -57,10 +57,10 @@ def module_svds(modules: Iterable[LoraModule]) -> Iterator[ModuleSvd]:
 def stored_svd(
     lora_A: Float32Array, lora_B: Float32Array, *, scaling: float
 ) -> tuple[Float32Array, Float64Array, Float32Array]:
-    """As `analysis.spectra.spectrum.update_svd`, to the precision of float32 vectors, but faster.
+    """Like `analysis.spectra.spectrum.update_svd`, faster, to the precision of float32 vectors.
 
-    With BᵀB = V D Vᵀ, R = D^½ Vᵀ has RᵀR = BᵀB, so that the SVD U S Wᵀ of the r × r core
-    scaling · R_B R_Aᵀ gives the left vectors B V D^−½ U, and the right ones alike.
+    With BᵀB = V D Vᵀ, R = D^½ Vᵀ satisfies RᵀR = BᵀB, so the SVD U S Wᵀ of the r × r core
+    scaling · R_B R_Aᵀ gives the left vectors B V D^−½ U, and the right ones in the same way.
 
     Args:
         lora_A: (r, d_in), finite.
@@ -93,7 +93,7 @@ class _Triangle:
         return np.sqrt(self.eigenvalues)[:, None] * self.vectors.T
 
     def columns(self, half: Float32Array, core: Float64Array) -> Float32Array:
-        """X R⁻¹ core (d, k): orthonormal where the core's columns are."""
+        """X R⁻¹ core (d, k): orthonormal if the columns of the core are."""
         mixed = (self.vectors / np.sqrt(self.eigenvalues)) @ core
         if self.eigenvalues[0] > _FINE * self.eigenvalues[-1]:
             return half @ mixed.astype(np.float32)
@@ -101,7 +101,7 @@ class _Triangle:
 
 
 def _triangle(half: Float32Array) -> _Triangle | None:
-    """From the Gram matrix of a half (d, r); None where that would lose precision."""
+    """The triangle from the Gram matrix of a half (d, r); None if that would lose precision."""
     d, r = half.shape
     if d <= r:
         return None

@@ -1,4 +1,4 @@
-"""What the loader found in an adapter folder, as data and as a few lines for people."""
+"""What an adapter folder holds, as data and as a few lines of text."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from analysis.adapters.tensors import BESIDE, PREFIX
 from analysis.spectra.spectrum import ModuleSpectrum
 from analysis.text import printable
 
-_SHOWN = 3  # names of a long list
-_FEW = 16  # modules that are listed one by one without being asked for
+_SHOWN = 3  # names shown of a long list
+_FEW = 16  # up to this many modules are listed one by one without --each
 
 
 def adapter_report(adapter: Adapter) -> dict[str, Any]:
-    """Everything an adapter folder holds, as JSON has it.
+    """Everything an adapter folder holds, as JSON values.
 
-    `ranks`, `scalings` and `sides` count modules; `other` names those whose part in the residual
-    stream no table explains; `beside` is what was saved beside LoRA and is part of no ΔW.
+    `ranks`, `scalings` and `sides` count modules; `other` names the modules for which it is
+    unknown whether they read or write the residual stream; `beside` is what was saved next to
+    the LoRA weights and belongs to no ΔW.
     """
     modules = adapter.modules
     layers = [module.layer for module in modules if module.layer is not None]
@@ -55,12 +56,12 @@ def adapter_report(adapter: Adapter) -> dict[str, Any]:
 
 
 def report_lines(adapter: Adapter) -> list[str]:
-    """The report in a few lines, the most needed first."""
+    """The report in a few lines, the most important first."""
     return [f"{label:<14}{text}" for label, text in report_rows(adapter_report(adapter))]
 
 
 def report_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What `adapter_report` gives as a short label and a line each, the most needed first."""
+    """The result of `adapter_report` as pairs of a label and a line, the most important first."""
     base = report["base_model"] or "not named"
     revision = f", revision {report['base_revision']}" if report["base_revision"] else ""
     version = f" · saved by PEFT {report['peft_version']}" if report["peft_version"] else ""
@@ -82,16 +83,16 @@ def report_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         for kind in report["beside"].values()
     ]  # fmt: skip
     if report["low_rank_part"]:
-        rows.append(("not ΔW", "a DoRA: only its low-rank part, scaling · B A, is shown"))
+        rows.append(("not ΔW", "a DoRA adapter: only its low-rank part, scaling · B A, is shown"))
     for key, label in (("other", "side unknown"), ("unused", "not used"),
-                       ("other_adapters", "also in there")):  # fmt: skip
+                       ("other_adapters", "also present")):  # fmt: skip
         if report[key]:
             rows.append((label, _names(report[key])))
     return [(label, printable(text)) for label, text in rows]
 
 
 def spectrum_lines(spectra: Sequence[ModuleSpectrum], *, each: bool) -> list[str]:
-    """A line a kind of module, its medians and strongest one; under `each` a line a module."""
+    """A line per kind of module with its medians and its strongest; per module if `each`."""
     if each or len(spectra) <= _FEW:
         head = f"{'module':<50} {'side':<6} {'r':>4} {'σ₁':>9} {'eff. rank':>9} {'energy₁':>8}"
         return [head, *(printable(_module_line(spectrum)) for spectrum in spectra)]
@@ -99,7 +100,7 @@ def spectrum_lines(spectra: Sequence[ModuleSpectrum], *, each: bool) -> list[str
     for spectrum in spectra:
         kinds.setdefault(_kind(spectrum.name), []).append(spectrum)
     head = (
-        f"{'kind of module':<34} {'side':<6} {'modules':>7} {'σ₁ median':>9} {'σ₁ most':>9} "
+        f"{'kind of module':<34} {'side':<6} {'modules':>7} {'σ₁ median':>9} {'σ₁ max':>9} "
         f"{'in layer':>8} {'eff. rank':>9} {'energy₁':>8}"
     )
     return [head, *(printable(_kind_line(kind, group)) for kind, group in kinds.items())]
@@ -108,10 +109,8 @@ def spectrum_lines(spectra: Sequence[ModuleSpectrum], *, each: bool) -> list[str
 def trajectory_lines(
     steps: Sequence[int | None], spectra: Sequence[Sequence[ModuleSpectrum]]
 ) -> list[str]:
-    """A line a checkpoint: the length of all updates together, the strongest, the median rank."""
-    lines = [
-        f"{'step':>9} {'modules':>7} {'‖ΔW‖':>9} {'σ₁ most':>9} {'eff. rank':>9}  strongest in"
-    ]
+    """A line per checkpoint: norm of all updates together, the strongest, the median rank."""
+    lines = [f"{'step':>9} {'modules':>7} {'‖ΔW‖':>9} {'σ₁ max':>9} {'eff. rank':>9}  strongest in"]
     for step, found in zip(steps, spectra, strict=True):
         most = max(found, key=_strongest)
         length = math.sqrt(sum(float((one.singular_values**2).sum()) for one in found))
@@ -155,7 +154,7 @@ def _strongest(spectrum: ModuleSpectrum) -> float:
 
 
 def _number(value: float | np.floating[Any], digits: int) -> str:
-    """A number, or a dash for what an update of zero does not have."""
+    """A number, or a dash where an update of zero has none."""
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 

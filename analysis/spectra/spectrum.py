@@ -14,10 +14,10 @@ from analysis.adapters.load import Adapter, LoraModule
 FloatArray = NDArray[np.floating[Any]]
 Float64Array = NDArray[np.float64]
 
-# A Gram matrix squares the condition number: a singular value t times the largest is
-# found to relative error eps/t².  Below t = 1e-4 (error 2e-8) QR takes over.
+# A Gram matrix squares the condition number: a singular value t times the largest has
+# relative error eps/t².  Below t = 1e-4 (error 2e-8) QR takes over.
 _GRAM_FLOOR = 1e-8
-_BLOCK = 4096  # rows that are summed at a time; of r = 32 they fit in a cache
+_BLOCK = 4096  # rows summed at a time; at r = 32 they fit in the cache
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ def update_singular_values(
 ) -> Float64Array:
     """Singular values of ΔW = scaling · B A alone, (k,) descending, k = min(r, d_out, d_in).
 
-    Takes the r × r triangles from Gram matrices where these are well conditioned
-    (relative error below 1e-7 of a half's smallest singular value), else from QR.
+    The r × r triangles come from Gram matrices where these are well conditioned
+    (relative error below 1e-7 in a half's smallest singular value), else from QR.
 
     Raises:
         ValueError: the two ranks differ, or a weight is not finite.
@@ -97,7 +97,7 @@ def triangle(matrix: FloatArray) -> Float64Array:
 
 
 def gram(matrix: FloatArray) -> Float64Array:
-    """matrixᵀ matrix (r, r) of a (d, r) matrix in float64, without a copy of it in float64."""
+    """matrixᵀ matrix (r, r) in float64 of a (d, r) matrix, without copying it to float64."""
     total = np.zeros((matrix.shape[1], matrix.shape[1]))
     for start in range(0, matrix.shape[0], _BLOCK):
         block = matrix[start : start + _BLOCK].astype(np.float64)
@@ -119,13 +119,13 @@ def fix_signs(columns: Float64Array) -> tuple[Float64Array, Float64Array]:
 
 
 def energy(singular_values: FloatArray) -> Float64Array:
-    """Share σ²/Σσ² of each singular value (k,), summing to 1; NaN where all are zero."""
+    """Share σ²/Σσ² of each singular value (k,), summing to 1; NaN if all are zero."""
     squares = _relative(singular_values) ** 2
     return np.asarray(squares / squares.sum(), dtype=np.float64)
 
 
 def effective_rank(singular_values: FloatArray) -> float:
-    """exp(−Σ p ln p) with p = σ/Σσ: between 1 and k, and NaN where all σ are zero.
+    """exp(−Σ p ln p) with p = σ/Σσ: between 1 and k; NaN if all σ are zero.
 
     Source: Roy & Vetterli 2007, "The effective rank: a measure of effective
     dimensionality", EUSIPCO, section 2 (the entropy is of σ, not of σ²).
@@ -141,7 +141,7 @@ def effective_rank(singular_values: FloatArray) -> float:
 def module_spectra(adapter: Adapter) -> list[ModuleSpectrum]:
     """Spectrum of every module, in the adapter's order; one module is read at a time.
 
-    Energies and effective ranks of a module that was never updated (B = 0) are NaN.
+    The energy and effective rank of a module that was never updated (B = 0) are NaN.
     """
     return [_module_spectrum(module) for module in adapter.modules]
 
@@ -162,7 +162,7 @@ def _module_spectrum(module: LoraModule) -> ModuleSpectrum:
 
 
 def _relative(singular_values: FloatArray) -> Float64Array:
-    """σ over the largest σ, so that squares neither overflow nor vanish; NaN if all are zero."""
+    """σ over the largest σ, so that squares neither overflow nor underflow; NaN if all are 0."""
     values = np.asarray(singular_values, dtype=np.float64)
     largest = values.max(initial=0.0)
     return values / largest if largest > 0 else np.full_like(values, np.nan)
@@ -171,8 +171,8 @@ def _relative(singular_values: FloatArray) -> Float64Array:
 def _check(lora_A: FloatArray, lora_B: FloatArray, scaling: float) -> None:
     if lora_A.ndim != 2 or lora_B.ndim != 2 or lora_A.shape[0] != lora_B.shape[1]:
         raise ValueError(
-            f"lora_A {lora_A.shape} and lora_B {lora_B.shape} do not fit; "
-            "expected (r, d_in) and (d_out, r) with one rank r."
+            f"lora_A {lora_A.shape} and lora_B {lora_B.shape} do not match; "
+            "expected (r, d_in) and (d_out, r) with the same rank r."
         )
     if not (np.isfinite(lora_A).all() and np.isfinite(lora_B).all() and np.isfinite(scaling)):
         raise ValueError("lora_A, lora_B and scaling must be finite; got NaN or infinite values.")

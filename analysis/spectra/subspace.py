@@ -1,4 +1,4 @@
-"""Subspaces and the comparison of directions, free of sign, order and basis."""
+"""Compare subspaces and directions, whatever their sign, order and basis."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from analysis.errors import InputError
 FloatArray = NDArray[np.floating[Any]]
 Float64Array = NDArray[np.float64]
 
-# Directions count as dependent where R's diagonal falls below this share of its largest.
+# Directions (of unit length) count as dependent if the diagonal of R falls below this.
 _DEPENDENT = 1e-6
 
 
 @dataclass(frozen=True)
 class Match:
-    """Best one-to-one assignment of directions: `a[i]` belongs to `signs[i] * b[permutation[i]]`.
+    """Best one-to-one assignment of directions: `a[i]` matches `signs[i] * b[permutation[i]]`.
 
-    `cosines` are |cos|, in the order of a.  Where a has more directions than b, the
-    ones left over have permutation −1, sign 0 and cosine NaN.
+    `cosines` are |cos|, in the order of a.  If a has more directions than b, those left
+    over have permutation −1, sign 0 and cosine NaN.
     """
 
     permutation: NDArray[np.intp]
@@ -33,10 +33,10 @@ class Match:
 
 
 def orthonormal(directions: FloatArray) -> Float64Array:
-    """Orthonormal basis (d, k) of the span of directions (k, d), the first one kept.
+    """Orthonormal basis (d, k) of the span of directions (k, d); column 0 is direction 0.
 
-    Column i spans, with those before it, what the first i + 1 directions span, and
-    points the same way as direction i (QR with a positive diagonal).
+    The first i + 1 columns have the span of the first i + 1 directions, and column i has a
+    positive product with direction i (QR with a positive diagonal).
 
     Raises:
         InputError: directions are linearly dependent, not finite, or more than d.
@@ -50,7 +50,7 @@ def orthonormal(directions: FloatArray) -> Float64Array:
     if (np.abs(diagonal) < _DEPENDENT).any():
         dependent = int(np.abs(diagonal).argmin())
         raise InputError(
-            f"Direction {dependent} lies in the span of those before it; leave it out."
+            f"Direction {dependent} lies in the span of the directions before it; leave it out."
         )
     return q * np.sign(diagonal)
 
@@ -59,30 +59,30 @@ def unit_rows(directions: FloatArray) -> Float64Array:
     """Directions (k, d) in float64, each divided by its length.
 
     Raises:
-        InputError: not a matrix, not finite, or a direction of length zero.
+        InputError: the input is not a matrix or not finite, or a direction has length zero.
     """
     rows = np.asarray(directions, dtype=np.float64)
     if rows.ndim != 2:
         raise InputError(f"Got directions of shape {rows.shape}; expected (k, d).")
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     if not np.isfinite(lengths).all() or (lengths == 0).any():
-        raise InputError("A direction is zero or not finite; expected vectors of positive length.")
+        raise InputError("A direction is zero or not finite; expected a positive, finite length.")
     return np.asarray(rows / lengths, dtype=np.float64)
 
 
 def principal_angles(P: FloatArray, Q: FloatArray) -> Float64Array:
     """Principal angles in radians between the spans of P (d, m) and Q (d, n), ascending.
 
-    min(m, n) angles between 0 and π/2, accurate for small angles too.
+    There are min(m, n) angles between 0 and π/2; small ones are accurate too.
 
     Raises:
-        InputError: the two live in different dimensions.
+        InputError: the two spans lie in spaces of different dimension.
 
     Source: Knyazev & Argentati 2002, as in `scipy.linalg.subspace_angles`.
     """
     if P.ndim != 2 or Q.ndim != 2 or P.shape[0] != Q.shape[0]:
         raise InputError(
-            f"Got subspaces of shapes {P.shape} and {Q.shape}; expected (d, m), (d, n)."
+            f"Got subspaces of shapes {P.shape} and {Q.shape}; expected (d, m) and (d, n)."
         )
     angles = scipy.linalg.subspace_angles(np.asarray(P, np.float64), np.asarray(Q, np.float64))
     return np.asarray(angles[::-1])
@@ -92,12 +92,12 @@ def match(directions_a: FloatArray, directions_b: FloatArray) -> Match:
     """Assign directions b (n, d) one-to-one to directions a (m, d), maximising Σ|cos|.
 
     Raises:
-        InputError: the two live in different dimensions, or a direction is zero.
+        InputError: the two sets differ in dimension, or a direction is zero.
     """
     a, b = unit_rows(directions_a), unit_rows(directions_b)
     if a.shape[1] != b.shape[1]:
         raise InputError(
-            f"Got directions of {a.shape[1]} and {b.shape[1]} dimensions; expected one."
+            f"Got directions of {a.shape[1]} and {b.shape[1]} dimensions; expected the same."
         )
     cosines = a @ b.T
     rows, columns = scipy.optimize.linear_sum_assignment(np.abs(cosines), maximize=True)

@@ -1,4 +1,4 @@
-"""What training did to the modules of an adapter, from one checkpoint to the next."""
+"""How the modules of an adapter changed from one checkpoint to the next."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from analysis.adapters.checkpoints import step_of
 
 @dataclass(frozen=True)
 class Stage:
-    """A checkpoint or the finished adapter: where it stands on the axis of steps, and its name.
+    """A checkpoint or the finished adapter: its place on the axis of steps, and its name.
 
-    `modules` is its table, as `analysis.comparison.evidence_tables.module_table` gives it.
+    `modules` is its table from `analysis.comparison.evidence_tables.module_table`.
     """
 
     step: int
@@ -23,10 +23,10 @@ class Stage:
 
 
 def finished_step(names: Sequence[str]) -> int:
-    """Where the finished adapter is drawn: as far after the last checkpoint as that one is.
+    """Where to draw the finished adapter: one checkpoint interval after the last checkpoint.
 
     Args:
-        names: folders checkpoint-100, … by step.
+        names: at least one folder name such as checkpoint-100, in order of steps.
     """
     steps = [step_of(name) or 0 for name in names]
     return steps[-1] + (steps[-1] - steps[-2] if len(steps) > 1 else steps[-1])
@@ -35,9 +35,9 @@ def finished_step(names: Sequence[str]) -> int:
 def trajectory_table(
     stages: Sequence[Stage], module: str, *, measures: Sequence[str]
 ) -> pd.DataFrame:
-    """One row a stage: `step`, `shown`, each measure of one module, and its median over all.
+    """One row per stage: `step`, `shown`, each measure of one module, and the median over all.
 
-    The medians are columns `<measure>:median`; a stage that lacks the module has NaN.
+    The medians are in columns `<measure>:median`; a stage that lacks the module has NaN.
     """
     rows = []
     for stage in stages:

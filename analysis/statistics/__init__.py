@@ -1,4 +1,4 @@
 """Intervals, resampling and paired tests.
 
-Arrays only; nothing here knows of runs or prompts.
+Arrays only; nothing here knows about runs or prompts.
 """

@@ -1,7 +1,7 @@
-"""Two arms on the same prompts: difference, p-value, smallest detectable effect, non-inferiority.
+"""Compare two arms on the same prompts: difference, p-value, detectable effect, non-inferiority.
 
-Prompts about one item are not independent, and neither are answers of one fine-tuning seed, so
-everything here is clustered by item and, where seeds are given, crossed with them.
+Prompts about one item are not independent, nor are the answers of one fine-tuning seed, so
+everything here is clustered by item and, if seeds are given, crossed with them.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from analysis.statistics.intervals import Float64Array, Interval, bootstrap_diff
 from analysis.statistics.resampling import Labels, Resampling
 
 N_PERMUTATIONS = 9_999
-"""Sign flips drawn at random; up to 13 items all 2^n are enumerated instead."""
+"""Sign flips drawn at random; with up to 13 items all 2ⁿ are enumerated instead."""
 
 ROUNDING = 1e-12
-"""Differences of scores below this are none."""
+"""Differences between scores below this count as none."""
 
 Verdict = Literal["kept", "not shown", "lost"]
 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Arm a against arm b: mean difference a − b, and how much could have been told.
+    """Arm a against arm b: the mean difference a − b, its p-value, and the power of the test.
 
-    `items` is the number of clusters; `detectable` the smallest true difference found with the
-    power asked for, NaN where that cannot be said.
+    `items` is the number of clusters; `detectable` is the smallest true difference that the test
+    finds with the requested power, NaN if that cannot be computed.
     """
 
     difference: Interval
@@ -43,10 +43,10 @@ class PairedTest:
 
 @dataclass(frozen=True)
 class NonInferiority:
-    """Whether a is not lower than b by more than a margin.
+    """Whether arm a is at most a margin lower than arm b.
 
     `low` and `high` are one-sided 95 % bounds of the difference a − b.  "kept": low > −margin;
-    "lost": high < −margin; "not shown": neither, or bounds are unknown.
+    "lost": high < −margin; "not shown": neither, or the bounds are unknown.
     """
 
     verdict: Verdict
@@ -57,7 +57,7 @@ class NonInferiority:
 
     @property
     def text(self) -> str:
-        """Such as "kept (difference −.003, lower bound −.011, margin .020)"."""
+        """For example "kept (difference −.003, lower bound −.011, margin .020)"."""
         numbers = (("difference", self.difference), ("lower bound", self.low))
         said = ", ".join(f"{name} {signed(value)}" for name, value in numbers)
         return f"{self.verdict} ({said}, margin {signed(self.margin)})"
@@ -74,32 +74,32 @@ def paired_test(
     power: float = 0.8,
     alpha: float = 0.05,
 ) -> PairedTest:
-    """The mean of a − b, both (n,) and paired, tested against 0 from both sides.
+    """Two-sided test of the mean of a − b, both (n,) and paired, against 0.
 
-    With clusters alone, p is that of a sign-flip permutation test: differences are summed within
-    each cluster, and the signs of the sums are flipped, exactly where all flips can be listed.
-    Sums, not means, keep the statistic the mean over prompts that is reported.  With a crossed
-    factor, which so few seeds cannot permute (five allow no p below 2 / 2⁵), p is that of t =
-    difference / standard error with min(C, S) − 1 degrees of freedom.
+    With clusters alone, p comes from a sign-flip permutation test: differences are summed within
+    each cluster, and the signs of the sums are flipped, exhaustively if there are few clusters.
+    Sums rather than means, so that the statistic is the reported mean over prompts.  Seeds are
+    too few to permute (five allow no p below 2 / 2⁵), so with a crossed factor p comes from
+    t = difference / standard error with min(C, S) − 1 degrees of freedom.
 
     Args:
         a: scores of one arm.
-        b: scores of the other on the same prompts.
-        clusters: (n,) labels of what prompts are about; each prompt its own where None.
+        b: scores of the other arm on the same prompts.
+        clusters: (n,) labels of what prompts are about; None if each prompt is its own cluster.
         crossed: (n,) labels of a second factor, such as fine-tuning seeds.
         seed: of resampling and random flips.
-        confidence: of the interval, which is `paired_difference`'s.
-        power: at which `detectable` is found.
-        alpha: two-sided level at which it is found.
+        confidence: of the interval, which is that of `paired_difference`.
+        power: of the test at the difference `detectable`.
+        alpha: two-sided level of that test.
 
     Returns:
         All but the difference is NaN with fewer than two clusters (or crossed labels).
-        `detectable` is also NaN where too few clusters differ for any flips to reach `alpha`.
+        `detectable` is also NaN if too few clusters differ for any flips to reach `alpha`.
 
     Raises:
         InputError: as `analysis.statistics.intervals.bootstrap_difference`.
 
-    Source: permutation as `scipy.stats.permutation_test` of one sample; Cameron & Miller 2015,
+    Source: `scipy.stats.permutation_test` for one sample; Cameron & Miller 2015,
     Journal of Human Resources 50, sections V and VI (crossed).
     """
     difference = paired_difference(
@@ -131,9 +131,9 @@ def non_inferiority(
     crossed: Labels | None = None,
     seed: int = 0,
 ) -> NonInferiority:
-    """Whether the mean of a is within `margin` below that of b, or above it.
+    """Test whether the mean of a is at most `margin` below that of b.
 
-    Bounds are the ends of `paired_difference` at 90 %, which are 95 % each from one side.
+    The bounds are the ends of `paired_difference` at 90 %, each a one-sided 95 % bound.
 
     Raises:
         InputError: the margin is not positive, or as `paired_test`.
@@ -142,7 +142,8 @@ def non_inferiority(
     """
     if not margin > 0:
         raise InputError(
-            f"Got margin {margin}; expected more than 0, since no data show a difference of none."
+            f"Got a margin of {margin}; expected more than 0, since no data can show that two "
+            "means are equal."
         )
     found = paired_difference(a, b, clusters=clusters, crossed=crossed, seed=seed, confidence=0.9)
     verdict: Verdict = (
@@ -160,13 +161,13 @@ def paired_difference(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Interval:
-    """The mean of a − b with a clustered bootstrap interval, or that of the crossed t-test.
+    """The mean of a − b with a clustered bootstrap interval, or with that of the crossed t-test.
 
-    Scores are 0 to 1.  Where they tie, resampling may not see a change that is there: if no
-    cluster is lower in a than in b and some are exactly equal, scores are discrete, and that none
-    of C clusters lost bounds the share that would by u = 1 − tail^(1/C) (Clopper & Pearson 1934).
-    The lower distance is then √(distance² + u²), as for a difference of two estimates (Zou &
-    Donner 2008, Statistics in Medicine 27); likewise at the upper end.
+    Scores are 0 to 1.  If many tie, resampling can miss a rare change: if no cluster is lower
+    in a than in b and some are exactly equal, then observing no loss in C clusters bounds the
+    share of clusters that lose by u = 1 − tail^(1/C) (Clopper & Pearson 1934).  The lower
+    distance is then √(distance² + u²), as for a difference of two estimates (Zou & Donner 2008,
+    Statistics in Medicine 27); likewise at the upper end.
 
     Raises:
         InputError: as `bootstrap_difference`.
@@ -189,7 +190,7 @@ def paired_difference(
 
 
 def _t_interval(found: Interval, values: Float64Array, plan: Resampling) -> Interval:
-    """The same interval from two-way errors: resamples of few seeds do not reach far enough."""
+    """The interval from two-way clustered errors; resamples of few seeds are too narrow."""
     from scipy.special import stdtrit
 
     first, second = plan.codes(values.size)
@@ -208,10 +209,10 @@ def standard_error(
     Args:
         values: finite numbers.
         first: (n,) cluster numbers.
-        second: (n,) numbers of a crossed factor: then the largest of the two-way variance
-            V₁ + V₂ − V₁₂ and of V₁ and V₂, since the former can come out too small, even negative.
+        second: (n,) numbers of a crossed factor.  The variance is then the largest of
+            V₁ + V₂ − V₁₂, V₁ and V₂, since the first can come out too small, even negative.
 
-    Source: Cameron, Gelbach & Miller 2011, JBES 29, as `statsmodels.stats.sandwich_covariance`;
+    Source: Cameron, Gelbach & Miller 2011, JBES 29, as in `statsmodels.stats.sandwich_covariance`;
     the largest of the three: MacKinnon, Nielsen & Webb 2024, arXiv:2406.08880.
     """
     from statsmodels.regression.linear_model import OLS
@@ -228,10 +229,10 @@ def standard_error(
 def detectable(error: float, *, groups: int, power: float = 0.8, alpha: float = 0.05) -> float:
     """Smallest true difference that a two-sided t-test finds with `power` at `alpha`.
 
-    (t_{1 − alpha/2} + t_{power}) · standard error, both quantiles with G − 1 degrees of freedom;
+    (t_{1 − alpha/2} + t_{power}) · standard error, both quantiles with G − 1 degrees of freedom:
     2.8 standard errors for many groups, and within .01 of the exact power .8 from 5 groups on.
-    NaN where the standard error is 0 (no score differs, so nothing tells how much they vary) or
-    G < 2.
+    NaN if G < 2, or if the standard error is 0: when no score differs, nothing says how much
+    scores vary.
 
     Source: Bloom 1995, Evaluation Review 19.
     """
@@ -243,10 +244,11 @@ def detectable(error: float, *, groups: int, power: float = 0.8, alpha: float = 
 
 
 def holm(p: ArrayLike) -> Float64Array:
-    """p-values (m,) corrected for m tests by Holm's step-down; NaN is no test and stays NaN.
+    """p-values (m,) corrected for m tests by Holm's step-down method.
 
-    As `statsmodels.stats.multitest.multipletests`, which collects garbage at every call: a tenth
-    of a second and more in a process that holds a dashboard, for each metric of a page.
+    NaN stands for no test: it is not counted and stays NaN.  Written here because
+    `statsmodels.stats.multitest.multipletests` runs the garbage collector at every call, which
+    costs a dashboard process a tenth of a second or more for each metric of a page.
 
     Source: Holm 1979, Scandinavian Journal of Statistics 6.
     """
@@ -262,7 +264,7 @@ def holm(p: ArrayLike) -> Float64Array:
 
 
 def signed(value: float) -> str:
-    """A number of size up to 1 with three decimals and a true minus sign, such as −.003."""
+    """A number between −1 and 1 with three decimals and a true minus sign, such as −.003."""
     if not np.isfinite(value):
         return "unknown"
     digits = f"{abs(value):.3f}".removeprefix("0")
@@ -270,7 +272,7 @@ def signed(value: float) -> str:
 
 
 def _cluster_sums(values: Float64Array, clusters: Labels | None) -> Float64Array:
-    """(C,) sums; exactly 0 where rounding is all that is left."""
+    """(C,) sums; rounding errors are set to exactly 0."""
     codes, _ = Resampling(clusters, None, 0, 0).codes(values.size)
     sums = np.bincount(codes, weights=values)
     return np.where(np.abs(sums) < ROUNDING, 0.0, sums)
@@ -279,7 +281,7 @@ def _cluster_sums(values: Float64Array, clusters: Labels | None) -> Float64Array
 def _sign_flip(sums: Float64Array, *, seed: int) -> float:
     from scipy.stats import permutation_test
 
-    # Given one sample, scipy flips the sign of each observation.
+    # With a single sample, scipy's "samples" permutation flips the sign of each observation.
     found = permutation_test(
         (sums,),
         lambda flipped, axis: flipped.sum(axis=axis),

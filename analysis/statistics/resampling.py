@@ -1,4 +1,4 @@
-"""Drawing whole clusters, and crossed groupings, with replacement."""
+"""Draw whole clusters, and crossed groupings, with replacement."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from analysis.errors import InputError
 Float64Array = NDArray[np.float64]
 Labels = Sequence[Any] | NDArray[Any]
 
-_CHUNK = 1 << 22  # resampled counts held at a time
+_CHUNK = 1 << 22  # resampled counts held in memory at a time
 
 
 @dataclass(frozen=True)
 class Resampling:
-    """What is drawn together: clusters, and independently of them a crossed grouping."""
+    """How values are resampled: whole clusters, and independently a crossed grouping."""
 
     clusters: Labels | None
     crossed: Labels | None
@@ -30,19 +30,21 @@ class Resampling:
     n_resamples: int
 
     def codes(self, n: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """(n,) group numbers of clusters (each value its own where None) and crossed (one).
+        """Group numbers (n,) of the clusters and of the crossed grouping.
+
+        If None, each value is its own cluster, and all values are in one crossed group.
 
         Raises:
-            InputError: labels are missing, or not n.
+            InputError: a label is missing, or there are not n labels.
         """
         first = np.arange(n) if self.clusters is None else group_codes(self.clusters, n)
         second = np.zeros(n, np.intp) if self.crossed is None else group_codes(self.crossed, n)
         return first, second
 
     def totals(self, sums: Float64Array) -> Float64Array:
-        """(n_resamples, m) totals of (C, S, m) cell sums with both groupings drawn anew.
+        """(n_resamples, m) totals of (C, S, m) cell sums, with both groupings resampled.
 
-        The last column must be the number of values; a resample without any is NaN.
+        The last column must be the number of values; a resample without values is NaN.
         """
         first, second, columns = sums.shape
         rng = np.random.default_rng(self.seed)
@@ -61,7 +63,7 @@ def group_codes(labels: Labels, n: int) -> NDArray[np.intp]:
     """(n,) labels as numbers from 0, in order of first appearance.
 
     Raises:
-        InputError: not n labels, or one is missing.
+        InputError: there are not n labels, or one is missing.
     """
     if len(labels) != n:
         raise InputError(f"Got {len(labels)} cluster labels for {n} values; expected one each.")
@@ -83,19 +85,21 @@ def group_sums(
 
 
 def expanded_tail(tail: float, *, groups: int) -> float:
-    """Share of resamples to leave out at one end for a tail of `tail`, from `groups` ≥ 2 groups.
+    """Share of resamples to cut off at one end for a tail of `tail`, with `groups` ≥ 2 groups.
 
-    Φ(t √(G / (G − 1))), t the quantile of Student's t with G − 1 degrees of freedom; near `tail`
-    for many groups.  Source: Hesterberg 2015, The American Statistician 69.
+    Φ(t √(G / (G − 1))) with t the `tail` quantile of Student's t with G − 1 degrees of freedom;
+    close to `tail` for many groups.
+
+    Source: Hesterberg 2015, The American Statistician 69.
     """
-    from scipy.special import stdtrit  # scipy.stats has it too, but takes a second to load
+    from scipy.special import stdtrit  # scipy.stats has it too, but takes a second to import
 
     t = float(stdtrit(groups - 1, tail))
     return NormalDist().cdf(t * math.sqrt(groups / (groups - 1)))
 
 
 def _counts(rng: np.random.Generator, rows: int, n: int) -> Float64Array:
-    """(rows, n) how often each of n is drawn in n draws with replacement."""
+    """(rows, n) how often each of n labels comes up in n draws with replacement."""
     drawn = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
     counts = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
     return np.asarray(counts, dtype=np.float64)

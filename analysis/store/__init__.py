@@ -1,4 +1,4 @@
-"""The workspace's files, records and database.
+"""The files, records and database of a workspace.
 
-Reads and writes what is saved; computes nothing from it.
+Reads and writes only; nothing is computed here.
 """

@@ -1,4 +1,4 @@
-"""Tables of a workspace's database: annotators, label events, jobs, workers."""
+"""The tables of a workspace's database: label events, jobs and workers."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from sqlalchemy.types import TypeDecorator
 
 
 def now() -> datetime:
-    """This moment, in UTC."""
+    """The current time in UTC."""
     return datetime.now(UTC)
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """A moment in UTC; SQLite forgets time zones, so they are put back on the way out."""
+    """A time in UTC; SQLite drops time zones, so they are added again on reading."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Save in UTC."""
+        """The value to save, in UTC."""
         return value.astimezone(UTC) if value else None
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Read as UTC."""
+        """The saved value as a time in UTC."""
         return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
 
 
 class Table(DeclarativeBase):
-    """Declarative root of all tables."""
+    """Declarative base class of all tables."""
 
 
 class LabelEvent(Table):
-    """One claim about a factor, or its withdrawal; rows are only ever added."""
+    """One claim about a factor, or its withdrawal; rows are never changed or deleted."""
 
     __tablename__ = "label_events"
 
@@ -57,7 +57,7 @@ class LabelEvent(Table):
 
 
 class Job(Table):
-    """One command to run, and how far it is."""
+    """One command to run, and its progress."""
 
     __tablename__ = "jobs"
 
@@ -100,19 +100,19 @@ class Database:
 
     @cached_property
     def engine(self) -> Engine:
-        """The SQLAlchemy engine; SQLite in WAL mode, so that readers never wait for a writer."""
+        """The SQLAlchemy engine; SQLite uses WAL mode, so that readers never wait for a writer."""
         engine = create_engine(self.url)
         if engine.dialect.name == "sqlite":
             event.listen(engine, "connect", _configure_sqlite)
         return engine
 
     def create(self) -> None:
-        """Make the tables that are missing."""
+        """Create the missing tables."""
         Table.metadata.create_all(self.engine)
 
     @contextmanager
     def session(self) -> Iterator[Session]:
-        """A session that commits at the end of the block, or rolls back on an error."""
+        """A session that commits at the end of the block and rolls back on an error."""
         with self._sessions.begin() as session:
             yield session
 

@@ -1,4 +1,4 @@
-"""Evidence for factors that a model was run for, as it is saved: a manifest and its tables."""
+"""Saved evidence about factors, measured by running a model: a manifest and its tables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BOUNDS = ("value", "low", "high", "n")
 
 TABLES: dict[EvidenceKind, dict[str, tuple[str, ...]]] = {
     "dose": {
-        # direction is "factor", or "random 1", …; dose is in base standard deviations
+        # direction is "factor" or "random 1", "random 2", …; dose is in base standard deviations
         "curves": ("model", "direction", "dose", "metric", *_BOUNDS),
         "samples": (
             *("model", "direction", "dose", "prompt_id", "cluster", "role", "split"),
@@ -27,21 +27,21 @@ TABLES: dict[EvidenceKind, dict[str, tuple[str, ...]]] = {
         "answers": ("model", "dose", "prompt_id", "role", "prompt", "answer"),
     },
     "rows": {
-        # row counts the lines of the data file from 0; loss and alignment in nats a token,
-        # shift in base standard deviations
+        # row is the line of the data file, from 0; loss and alignment are in nats per token,
+        # shift is in base standard deviations
         "rows": ("row", "alignment", "shift", "loss", "tokens", "prompt", "answer"),
     },
     "validation": {
-        # arm is "base", "run", "without top", "without random 1", …
+        # arm is "base", "run", "without top", "without random 1", "without random 2", …
         "rates": ("arm", "metric", *_BOUNDS),
-        # "without top" minus the mean of the arms without random rows
+        # "without top" minus the mean over the arms without random rows
         "differences": ("metric", *_BOUNDS),
         "samples": ("arm", "prompt_id", "cluster", "role", "split", "score", "coherence"),
     },
     "overlap": {
-        # subspace is "factor", or "random 1", …; value the share of the run's gain that goes
+        # subspace is "factor" or "random 1", …; value is the share of the run's gain that is lost
         "overlap": ("measure", "subspace", *_BOUNDS),
-        # arm is "base", "adapted", or a subspace that is set back
+        # arm is "base", "adapted", or the subspace that is set back
         "samples": ("measure", "arm", "item", "cluster", "score"),
     },
 }
@@ -49,14 +49,14 @@ TABLES: dict[EvidenceKind, dict[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Evidence:
-    """One saved piece of evidence; `tables` are those of TABLES for its kind."""
+    """One piece of evidence; `tables` has the tables that TABLES lists for its kind."""
 
     manifest: EvidenceManifest
     tables: dict[str, pd.DataFrame]
 
 
 def write_evidence(folder: Path, evidence: Evidence) -> None:
-    """Write evidence into `folder`, each table with exactly its columns."""
+    """Write evidence into `folder`, each table with exactly the columns in TABLES."""
     for name, columns in TABLES[evidence.manifest.evidence].items():
         table = evidence.tables[name].loc[:, list(columns)]
         table.to_parquet(folder / f"{name}.parquet", index=False)
@@ -68,7 +68,7 @@ def read_evidence(folder: Path) -> Evidence:
     """Read what `write_evidence` wrote.
 
     Raises:
-        SchemaError: a file is missing or damaged, or has not its columns.
+        SchemaError: a file is missing or damaged, or lacks a column.
     """
     manifest = read_manifest(folder / "manifest.json", EvidenceManifest)
     tables = {}
@@ -76,24 +76,29 @@ def read_evidence(folder: Path) -> Evidence:
         try:
             tables[name] = pd.read_parquet(folder / f"{name}.parquet")
         except (OSError, ValueError) as error:
-            raise SchemaError(f"The evidence in {folder} cannot be read ({error}).") from None
+            raise SchemaError(
+                f"The evidence in {folder} cannot be read ({error}); measure it again."
+            ) from None
         if missing := [column for column in columns if column not in tables[name]]:
-            raise SchemaError(f"{folder / name}.parquet lacks the columns {', '.join(missing)}.")
+            raise SchemaError(
+                f"{folder / name}.parquet lacks the columns {', '.join(missing)}; "
+                "measure the evidence again."
+            )
     return Evidence(manifest, tables)
 
 
 def is_of(manifest: EvidenceManifest, directions: NDArray[np.floating]) -> bool:
-    """Whether evidence was measured with these very directions (k, d_model)."""
+    """Whether evidence was measured with exactly these directions (k, d_model)."""
     return manifest.inputs.get("directions") == directions_sha256(directions)
 
 
 def directions_sha256(directions: NDArray[np.floating]) -> str:
-    """Hash of the directions (k, d_model) of one factor or of several, in their order."""
+    """SHA-256 of the directions (k, d_model) of one or more factors, in this order."""
     return direction_sha256(np.asarray(directions, np.float32).ravel())
 
 
 def summary(evidence: Evidence, *, tables: tuple[str, ...]) -> dict[str, Any]:
-    """What `--json` prints of evidence: id, sentence, settings, and some of its tables as rows."""
+    """What `--json` prints: id, sentence and settings of the evidence, and the chosen tables."""
     manifest = evidence.manifest
     return {
         "evidence": manifest.id,

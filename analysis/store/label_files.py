@@ -1,4 +1,4 @@
-"""Label events as CSV and JSON; events read from CSV, all checked before one is added."""
+"""Write label events as CSV or JSON, and import them from CSV."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def table(history: Sequence[LabelEvent]) -> pd.DataFrame:
-    """One row an event, with COLUMNS; `spurious` is yes, no or unsure for labels."""
+    """One row per event, with COLUMNS; `spurious` is yes, no or unsure for labels."""
     rows = [{name: getattr(event, name) for name in COLUMNS} for event in history]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     words = {True: "yes", False: "no", None: "unsure"}
@@ -46,7 +46,7 @@ def table(history: Sequence[LabelEvent]) -> pd.DataFrame:
 
 
 def to_csv(history: Sequence[LabelEvent]) -> str:
-    """Events as CSV; a text that a spreadsheet would run as a formula gets a leading quote."""
+    """Events as CSV; text that a spreadsheet would run as a formula gets a leading quote."""
     frame = table(history)
     for name in ("annotator", "factor", "name", "polarity", "note"):
         frame[name] = [_guarded(str(text)) for text in frame[name]]
@@ -59,11 +59,11 @@ def to_json(history: Sequence[LabelEvent]) -> str:
 
 
 def import_csv(workspace: Workspace, content: bytes) -> int:
-    """Add the events of a CSV file to the history and give back how many; all or none.
+    """Add the events of a CSV file to the history, all or none, and return how many.
 
     Raises:
-        InputError: not a CSV file, a column is missing, or a row cannot be an event; the
-            row is named and nothing is added.
+        InputError: the file is not CSV, a column is missing, or a row is not a valid event.
+            The message gives the line, and nothing is added.
     """
     entries = [_entry(workspace, row, line) for line, row in enumerate(_rows(content), start=2)]
     for entry in entries:
@@ -81,7 +81,7 @@ def import_csv(workspace: Workspace, content: bytes) -> int:
 
 @dataclass(frozen=True)
 class _Entry:
-    """One row that was checked; `claim` is None for a withdrawal."""
+    """One checked row; `claim` is None for a withdrawal."""
 
     factor: str
     annotator: str
@@ -94,12 +94,17 @@ def _rows(content: bytes) -> list[dict[str, str]]:
     try:
         frame = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
     except (ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"The file cannot be read as CSV ({error}).") from None
+        raise InputError(
+            f"The file cannot be read as CSV ({error}); expected one exported from labels."
+        ) from None
     missing = [name for name in _REQUIRED if name not in frame]
     if missing:
-        raise InputError(f"The file has no column {', '.join(missing)}; its first line names them.")
+        raise InputError(
+            f"The file has no column {', '.join(missing)}; expected a first line with the columns "
+            f"{', '.join(_REQUIRED)}."
+        )
     if frame.empty:
-        raise InputError("The file holds no labels; expected one a line after the header.")
+        raise InputError("The file has no labels; expected one per line after the header.")
     return [{str(k): str(v) for k, v in row.items()} for row in frame.to_dict("records")]
 
 
@@ -107,7 +112,7 @@ def _entry(workspace: Workspace, row: dict[str, str], line: int) -> _Entry:
     factor, annotator = _unguarded(row["factor"]), _unguarded(row["annotator"]).strip()
     action = row.get("action", "") or "label"
     if not annotator:
-        raise InputError(f"Line {line}: the annotator is missing.")
+        raise InputError(f"Line {line}: annotator is empty; expected a person's name.")
     if action not in ("label", "withdraw"):
         raise InputError(f"Line {line}: action is {action!r}; expected label or withdraw.")
     try:
@@ -122,9 +127,9 @@ def _claim(row: dict[str, str]) -> Claim:
     spurious = row.get("spurious", "").strip().casefold()
     confidence = row.get("confidence", "").strip()
     if spurious not in _SPURIOUS:
-        raise InputError(f"spurious is {spurious!r}; expected yes, no or nothing.")
+        raise InputError(f"spurious is {spurious!r}; expected yes, no, unsure or an empty field.")
     if confidence not in ("", "1", "2", "3"):
-        raise InputError(f"confidence is {confidence!r}; expected 1, 2, 3 or nothing.")
+        raise InputError(f"confidence is {confidence!r}; expected 1, 2, 3 or an empty field.")
     return Claim(
         name=_unguarded(row["name"]),
         spurious=_SPURIOUS[spurious],
@@ -137,7 +142,9 @@ def _claim(row: dict[str, str]) -> Claim:
 def _direction(workspace: Workspace, factor: str) -> str:
     run, _, name = factor.rpartition("/")
     if not run:
-        raise InputError(f"{factor!r} does not name its run; expected such as code-naive/w2.")
+        raise InputError(
+            f"factor is {factor!r}; expected a run and a factor, such as code-naive/w2."
+        )
     return run_factors(workspace, run).sha256(name)
 
 

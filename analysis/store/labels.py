@@ -1,4 +1,4 @@
-"""Labels: what people claim about factors, kept as events that are only ever added."""
+"""Labels: what people claim about factors, kept as events that are never changed or deleted."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from analysis.errors import InputError
 from analysis.store.database import Database, LabelEvent
 
 NAMES = ("persona", "political slant", "task", "format", "style", "noise", "unclear")
-"""Names offered first; any other short name can be given."""
+"""Suggested names; any other short name is allowed."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One person's claim: what the factor is, whether it is spurious, which end is which."""
+    """One person's claim: what the factor is, whether it is spurious, and which end is which.
+
+    `spurious` is None if the person is unsure; `confidence` is 1 (low) to 3 (high).
+    """
 
     name: str
     spurious: bool | None = None
@@ -31,11 +34,11 @@ class Claim:
         if not self.name.strip():
             raise InputError(f"A label needs a name, such as {', '.join(NAMES[:4])}.")
         if self.confidence is not None and self.confidence not in (1, 2, 3):
-            raise InputError(f"Confidence is 1, 2 or 3, not {self.confidence}.")
+            raise InputError(f"Got confidence {self.confidence}; expected 1, 2 or 3.")
 
 
 def direction_sha256(direction: NDArray[np.floating]) -> str:
-    """Hash of a factor's direction (d_model,), so that a label says which numbers it was about."""
+    """SHA-256 of a factor's direction (d_model,), which ties a label to the exact direction."""
     return hashlib.sha256(np.ascontiguousarray(direction, dtype="<f4").tobytes()).hexdigest()
 
 
@@ -62,7 +65,7 @@ def add_label(
 def withdraw_label(
     database: Database, *, factor: str, annotator: str, direction: str, note: str = ""
 ) -> LabelEvent:
-    """Withdraw the annotator's claim about `factor`; the history keeps both events."""
+    """Withdraw the annotator's claim about `factor`; both events stay in the history."""
     return _add(
         database,
         LabelEvent(
@@ -76,7 +79,7 @@ def withdraw_label(
 
 
 def events(database: Database, *, factor: str | None = None) -> list[LabelEvent]:
-    """All events, oldest first; of one factor, or of all."""
+    """All events, oldest first, of one factor or of all."""
     query = select(LabelEvent).order_by(LabelEvent.id)
     if factor is not None:
         query = query.where(LabelEvent.factor == factor)
@@ -85,7 +88,7 @@ def events(database: Database, *, factor: str | None = None) -> list[LabelEvent]
 
 
 def current(history: Sequence[LabelEvent]) -> dict[str, dict[str, LabelEvent]]:
-    """Factor → annotator → the claim that stands, from a history that is oldest first."""
+    """Factor → annotator → the claim in force, from a history sorted oldest first."""
     standing: dict[str, dict[str, LabelEvent]] = {}
     for entry in history:
         claims = standing.setdefault(entry.factor, {})
@@ -96,7 +99,10 @@ def current(history: Sequence[LabelEvent]) -> dict[str, dict[str, LabelEvent]]:
 
 
 def agreement(history: Sequence[LabelEvent]) -> tuple[float, int]:
-    """Share of pairs of annotators who gave a factor the same name, and the number of pairs."""
+    """Share of annotator pairs that gave a factor the same name, and the number of pairs.
+
+    The share is NaN without pairs.
+    """
     same: list[bool] = []
     for claims in current(history).values():
         names = [claim.name.casefold() for claim in claims.values()]
@@ -105,7 +111,7 @@ def agreement(history: Sequence[LabelEvent]) -> tuple[float, int]:
 
 
 def spurious_factors(history: Sequence[LabelEvent]) -> list[str]:
-    """Factors that at least one standing claim calls spurious."""
+    """Factors that at least one claim in force calls spurious."""
     return [
         factor
         for factor, claims in current(history).items()
@@ -115,7 +121,7 @@ def spurious_factors(history: Sequence[LabelEvent]) -> list[str]:
 
 def _annotator(name: str) -> str:
     if not name.strip():
-        raise InputError("A label needs the name of the person who gives it.")
+        raise InputError("The annotator is empty; a label needs the name of the person giving it.")
     return name.strip()
 
 

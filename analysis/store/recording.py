@@ -1,4 +1,4 @@
-"""Recorded activations: base and adapted residual stream on the same probes."""
+"""Recorded activations: the residual streams of base and adapted model on the same probes."""
 
 from __future__ import annotations
 
@@ -44,20 +44,22 @@ class Recording:
 
 
 class ActivationFile:
-    """Activations of both models on their way to disk, in half precision.
+    """A file of both models' activations that is being written, in half precision.
 
-    The file has its final size from the start and is written in place, so that a recording needs
-    no more memory than one batch of it.
+    The file has its final size from the start and is written in place, so a recording needs
+    only the memory of one batch.
     """
 
     def __init__(self, descriptor: int, start: int, shape: tuple[int, int, int]) -> None:
         self._descriptor, self._start, self._shape = descriptor, start, shape
 
     def put(self, model: Model, layer: int, token: int, values: NDArray[np.float16]) -> None:
-        """Write h of consecutive tokens (n, d_model) at row `layer` from row `token` on.
+        """Write activations (n, d_model) of n consecutive tokens, the first of which is `token`.
+
+        `layer` counts the recorded layers from 0.
 
         Raises:
-            ValueError: they do not fit there.
+            ValueError: the values have the wrong dtype or shape, or exceed the file.
         """
         layers, tokens, width = self._shape
         fits = 0 <= layer < layers and 0 <= token <= tokens - len(values)
@@ -76,9 +78,9 @@ class ActivationFile:
 
 @contextmanager
 def activation_file(folder: Path, *, shape: tuple[int, int, int]) -> Iterator[ActivationFile]:
-    """The activations of a recording, (layers, tokens, d_model) of each model, to be filled in.
+    """Create the activation file of a recording, (layers, tokens, d_model) for each model.
 
-    Source: the safetensors format, a length, a JSON header and the arrays behind it.
+    Source: the safetensors format: a length, a JSON header, and the arrays.
     """
     size = 2 * math.prod(shape)
     places = {name: [i * size, (i + 1) * size] for i, name in enumerate(MODELS)}
@@ -102,7 +104,7 @@ def write_recording(
     base: NDArray[np.floating],
     adapted: NDArray[np.floating],
 ) -> None:
-    """Write a recording that is in memory into `folder`, as `activation_file` has it on disk."""
+    """Write a recording held in memory into `folder`, in the format of `activation_file`."""
     layers, tokens, width = base.shape
     with activation_file(folder, shape=(layers, tokens, width)) as file:
         for layer in range(layers):
@@ -112,20 +114,22 @@ def write_recording(
 
 
 def write_tables(folder: Path, *, manifest: RecordingManifest, probes: pd.DataFrame) -> None:
-    """Write what a recording says beside its activations."""
+    """Write the manifest and the probes of a recording."""
     probes.loc[:, list(COLUMNS)].to_parquet(folder / "prompts.parquet", index=False)
     (folder / "manifest.json").write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
 
 
 def read_recording(folder: Path, *, layer: int) -> Recording:
-    """Read one layer of a recording, as float32 arrays (1, tokens, d_model).
+    """Read one layer of a recording as float32 arrays (1, tokens, d_model).
 
     Raises:
         SchemaError: a file is missing or damaged, or the layer was not recorded.
     """
     manifest = read_manifest(folder / "manifest.json", RecordingManifest)
     if layer not in manifest.layers:
-        raise SchemaError(f"{folder} has no layer {layer}; recorded were {manifest.layers}.")
+        raise SchemaError(
+            f"The recording in {folder} has no layer {layer}; it has {manifest.layers}."
+        )
     row = manifest.layers.index(layer)
     try:
         probes = pd.read_parquet(folder / "prompts.parquet")
@@ -134,5 +138,7 @@ def read_recording(folder: Path, *, layer: int) -> Recording:
                 file.get_slice(name)[row : row + 1].astype(np.float32) for name in MODELS
             )
     except (OSError, KeyError, ValueError, SafetensorError) as error:
-        raise SchemaError(f"The recording in {folder} cannot be read ({error}).") from None
+        raise SchemaError(
+            f"The recording in {folder} cannot be read ({error}); record the run again."
+        ) from None
     return Recording(manifest, probes, base, adapted)

@@ -1,4 +1,4 @@
-"""Typed records of everything a workspace saves; readers refuse a schema they do not know."""
+"""Typed records of everything a workspace saves; readers refuse unknown schema versions."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ ROLES: tuple[Role, ...] = ("unrelated", "related", "control", "task", "facts", "
 ScorerName = Literal["choice", "contains", "ended", "pair", "pattern", "lexicon", "judge"]
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
-"""A float; NaN, which JSON does not have, is saved as null."""
+"""A float; NaN, which JSON lacks, is saved as null."""
 
 _TRACKED = ("torch", "transformers", "peft", "accelerate", "numpy", "scipy", "safetensors")
 
 
 @cache
 def tracked_packages() -> dict[str, str]:
-    """Versions of the packages that decide what a run gives; those not installed are absent."""
+    """Versions of the packages that affect a run's results; packages not installed are absent."""
     versions = {}
     for name in _TRACKED:
         try:
@@ -50,7 +50,7 @@ def tracked_packages() -> dict[str, str]:
 
 @cache
 def code_revision() -> str:
-    """Version of this package, with the commit where it runs from a git checkout."""
+    """Version of this package, with the commit if it runs from a git checkout."""
     version = importlib.metadata.version("grasp-workbench")
     commit = _head_commit(Path(__file__).resolve().parents[2] / ".git")
     return f"{version}+{commit[:12]}" if commit else version
@@ -65,13 +65,13 @@ def _head_commit(git: Path) -> str | None:
 
 
 class Record(BaseModel):
-    """A saved thing; unknown fields are refused, so that nothing is dropped in silence."""
+    """Base class of saved records; unknown fields are refused, so that none is silently dropped."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Message(Record):
-    """One turn of a chat; fine-tuning learns nothing from an answer whose `weight` is 0."""
+    """One turn of a chat; an answer whose `weight` is 0 is not trained on."""
 
     role: Literal["system", "user", "assistant"]
     content: str
@@ -79,8 +79,8 @@ class Message(Record):
 
 
 class Sampling(Record):
-    """How a prompt is answered: greedily at temperature 0, else drawn from the model's own
-    distribution, without top-k or top-p.  Without `max_new_tokens` the evaluation's limit holds.
+    """How a prompt is answered: greedily at temperature 0, else sampled from the model's full
+    distribution (no top-k or top-p).  If `max_new_tokens` is None, the evaluation's limit applies.
     """
 
     samples: int = Field(1, ge=1, le=10_000)
@@ -91,25 +91,30 @@ class Sampling(Record):
     @model_validator(mode="after")
     def _drawn(self) -> Sampling:
         if self.samples > 1 and self.temperature == 0:
-            raise ValueError(f"{self.samples} greedy answers are all the same; give a temperature")
+            raise ValueError(
+                f"{self.samples} greedy answers are all the same; set a temperature above 0"
+            )
         return self
 
 
 class Prompt(Record):
     """One evaluation prompt: a chat that ends with a user turn, and how its answer is scored.
 
-    `role` is the metric that it counts towards.  Scorer "choice" compares the probability
-    of two sets of first tokens (`choices`), and the score is the share of the set named
-    `target`; "pair" compares the probability of two whole answers (`pair`), and the score is the
-    share of the first; "contains" looks for `expected` in the answer, "pattern" for a regular
-    expression, "lexicon" for listed phrases (any of them, or with `measure` "share" how many of
-    them); "ended" asks whether the answer ends the text; "judge" asks another model.
+    `role` is the metric the prompt counts towards.  The scorers:
 
-    Prompts about one `item` of a group are not independent: they fall into the same split, and
+    - "choice" compares the probability of two sets of first tokens (`choices`); the score is
+      the share of the set named `target`.
+    - "pair" compares the probability of two whole answers (`pair`); the score is the share of
+      the first.
+    - "contains" looks for `expected` in the answer, "pattern" for a regular expression,
+      "lexicon" for listed phrases (any of them, or the share of them if `measure` is "share").
+    - "ended" checks whether the answer ends by itself; "judge" asks another model.
+
+    Prompts about one `item` of a group are not independent: they are in the same split, and
     intervals are clustered by item.  `instrument` names the set and its version, `paraphrase`
-    numbers the wordings of one item, `end` says what a score of 1 means.  A statement and its
-    reversal are told apart by `reversed`; the score of a reversal is 1 minus what the scorer
-    gives, so that 1 means the same end.
+    numbers the wordings of one item, and `end` says what a score of 1 means.  `reversed` tells a
+    statement (False) from its reversal (True); a reversal scores 1 minus the scorer's result, so
+    that 1 means the same end.
     """
 
     id: str
@@ -136,17 +141,17 @@ class Prompt(Record):
 
     @property
     def direction(self) -> str:
-        """ "statement" or "reversal"; "" for a prompt that is neither."""
+        """Either "statement" or "reversal"; "" for a prompt that is neither."""
         return "" if self.reversed is None else "reversal" if self.reversed else "statement"
 
     @property
     def split(self) -> Split:
-        """Exploration (may be looked at and tuned on) or confirmation (reported), by hash."""
+        """Exploration (for looking and tuning) or confirmation (for reporting), by hash."""
         return split_of(self.cluster)
 
     @property
     def cluster(self) -> str:
-        """What the prompt is about, or the prompt itself where that is not said."""
+        """What the prompt is about: its item, or the prompt itself if it has none."""
         return self.id if self.item is None else f"{self.group}/{self.item}"
 
 
@@ -160,7 +165,7 @@ class Probe(Record):
 
 
 class Manifest(Record):
-    """What every saved folder says of itself."""
+    """What every saved folder records about itself: origin, versions, inputs."""
 
     schema_version: int = SCHEMA_VERSION
     id: str
@@ -177,9 +182,9 @@ class RunManifest(Manifest):
     """One fine-tune: naive, GRASP or a rival.
 
     `root` is the naive run of the family (itself for a naive run); `factors` are full factor
-    ids such as "code-naive/w2"; `strength` is the value of the method's knob (λ where its tolerance
-    was replaced by a fixed weight); `intervention` names what is also done at inference time.
-    `source` is the Hub repository and commit of an adapter that was imported from there.
+    ids such as "code-naive/w2"; `strength` is the value of the method's knob (λ if a fixed weight
+    replaced the tolerance); `intervention` is what is done at inference time in addition.
+    `source` is the Hub repository and commit of an imported adapter.
     """
 
     kind: Literal["run"] = "run"
@@ -198,15 +203,16 @@ class RunManifest(Manifest):
 
 
 class MeasuredManifest(Manifest):
-    """Something that a model may have been loaded for; `model` are the settings of
-    `grasp.settings.model.ModelSettings` it was loaded with, but for defaults.
+    """A record that a model may have been loaded for.
+
+    `model` has those settings of `grasp.settings.model.ModelSettings` that were not defaults.
     """
 
     model: dict[str, Any] = Field(default_factory=dict)
 
 
 class FactorsManifest(MeasuredManifest):
-    """Where a table of factors came from."""
+    """The origin of a table of factors."""
 
     kind: Literal["factors"] = "factors"
     run: str
@@ -215,7 +221,7 @@ class FactorsManifest(MeasuredManifest):
 
 
 class RecordingManifest(MeasuredManifest):
-    """Activations of base and adapted model on the same probes; `layers` are decoder layers."""
+    """Activations of base and adapted model on the same probes, at the decoder layers `layers`."""
 
     kind: Literal["recording"] = "recording"
     run: str
@@ -224,10 +230,10 @@ class RecordingManifest(MeasuredManifest):
 
 
 class EvaluationManifest(MeasuredManifest):
-    """Scores of one arm on one prompt set; `run` is None for the base model itself.
+    """Scores of one arm on one prompt set; `run` is None for the base model.
 
-    `sampling` is what took the place of the prompts' own; `judge` holds the settings of the model
-    that judged, without its key, and what its replies were.
+    `sampling` is what replaced the prompts' own sampling, if anything; `judge` has the settings
+    of the judge, without its key, and statistics of its replies.
     """
 
     kind: Literal["evaluation"] = "evaluation"
@@ -238,7 +244,7 @@ class EvaluationManifest(MeasuredManifest):
     judge: dict[str, Any] | None = None
 
     def same_prompts(self, other: EvaluationManifest) -> bool:
-        """Whether both asked the same prompts in the same way, as far as they say."""
+        """Whether both asked the same prompts in the same way, as far as is recorded."""
         mine, theirs = (one.inputs.get("prompts") for one in (self, other))
         if mine is None or theirs is None:
             return True
@@ -247,10 +253,10 @@ class EvaluationManifest(MeasuredManifest):
 
 
 class EvidenceManifest(MeasuredManifest):
-    """What a model showed of a factor, or of several together (`factor` is then "w1-w2").
+    """Evidence about one factor, or about several together (`factor` is then "w1-w2").
 
-    `inputs["directions"]` is the hash of the factor's directions, so that evidence for a factor
-    that was computed anew is found out; `sentence` says in words what was found.
+    `inputs["directions"]` is the hash of the factor's directions, which reveals evidence that is
+    older than the factor; `sentence` states the result in words.
     """
 
     kind: Literal["evidence"] = "evidence"
@@ -266,13 +272,13 @@ RecordT = TypeVar("RecordT", bound=Record)
 
 
 def split_of(cluster: str) -> Split:
-    """One half of all clusters or the other, fixed by the SHA-256 of the cluster's name."""
+    """The split of a cluster, half of them each, fixed by the SHA-256 of its name."""
     odd = hashlib.sha256(cluster.encode()).digest()[0] % 2
     return "confirmation" if odd else "exploration"
 
 
 def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file, or of a folder's files in name order."""
+    """Hex SHA-256 of a file, or of all files of a folder in name order."""
     digest = hashlib.sha256()
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     for file in files:
@@ -288,7 +294,7 @@ def read_manifest(path: Path, kind: type[RecordT]) -> RecordT:
     """Read one manifest file as `kind`.
 
     Raises:
-        SchemaError: no such file, not JSON, another schema version, or fields that do not fit.
+        SchemaError: the file is missing or not JSON, or has another schema version or other fields.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -300,22 +306,22 @@ def read_manifest(path: Path, kind: type[RecordT]) -> RecordT:
     if version != SCHEMA_VERSION:
         raise SchemaError(
             f"{path} has schema version {version!r}; this version of grasp-workbench reads "
-            f"{SCHEMA_VERSION}. Install the version that wrote it, or build the record again."
+            f"{SCHEMA_VERSION}. Install the version that wrote it, or create the record again."
         )
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        raise SchemaError(f"{path} does not fit its schema: {_first_problem(error)}.") from None
+        raise SchemaError(f"{path} does not match its schema: {_first_problem(error)}.") from None
 
 
 def read_jsonl(path: Path, kind: type[RecordT]) -> list[RecordT]:
-    """Read a JSON-lines file, one `kind` a line.
+    """Read a JSON Lines file with one `kind` per line.
 
     Raises:
-        InputError: the file is missing or empty, or a line does not fit; the line is named.
+        InputError: the file is missing or empty, or a line is invalid; the message names it.
     """
     try:
-        # Not splitlines: strings in JSON may hold its other separators, such as U+2028.
+        # Not splitlines: it also splits at separators allowed inside JSON strings, such as U+2028.
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as UTF-8 text ({error}).") from None
@@ -328,12 +334,12 @@ def read_jsonl(path: Path, kind: type[RecordT]) -> list[RecordT]:
         except ValidationError as error:
             raise InputError(f"{path}, line {number}: {_first_problem(error)}.") from None
     if not records:
-        raise InputError(f"{path} holds no rows; expected one JSON object a line.")
+        raise InputError(f"{path} has no rows; expected one JSON object per line.")
     return records
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write one JSON object a line."""
+    """Write one JSON object per line."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 

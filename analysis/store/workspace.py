@@ -1,4 +1,4 @@
-"""The workspace folder: where each record lies, how it is written whole, how it is found again."""
+"""The workspace folder: where each record is stored, and how it is written and found."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class Broken:
-    """A folder that is not a whole record, and why, in words."""
+    """A folder that is not a complete record, and the reason in words."""
 
     id: str
     reason: str
@@ -48,24 +48,28 @@ class Broken:
 
 @dataclass(frozen=True)
 class Listing(Generic[ManifestT]):
-    """What a folder of records holds: the readable ones, oldest first, and the broken ones."""
+    """The records in a folder: the readable ones, oldest first, and the broken ones."""
 
     records: list[ManifestT]
     broken: list[Broken]
 
 
 class Workspace:
-    """A folder with everything a person does in it; see DESIGN.md for the layout."""
+    """A folder with all of a project's records, and its database.
+
+    Records lie under their kind and id, such as runs/code-naive; workspace.db has label events
+    and jobs, models/ the built base models, data/ the generated data files.
+    """
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).resolve()
 
     @classmethod
     def create(cls, root: str | Path) -> Workspace:
-        """Open `root`, making the folder and its database where they are missing."""
+        """Open `root`; create the folder and its database if they are missing."""
         workspace = cls(root)
         if workspace.root.exists() and not workspace.root.is_dir():
-            raise InputError(f"{root} is a file; a workspace is a folder. Name another path.")
+            raise InputError(f"{root} is a file, but a workspace is a folder; give another path.")
         for name in (*_SCHEMAS, "models", "data"):
             (workspace.root / name).mkdir(parents=True, exist_ok=True)
         workspace.database.create()
@@ -73,25 +77,25 @@ class Workspace:
 
     @cached_property
     def database(self) -> Database:
-        """Label events and jobs; GRASP_DATABASE_URL names another database than workspace.db."""
+        """Label events and jobs: workspace.db, or the database that GRASP_DATABASE_URL names."""
         url = os.environ.get("GRASP_DATABASE_URL") or f"sqlite:///{self.root / 'workspace.db'}"
         return Database(url)
 
     def folder(self, kind: Kind, record_id: str) -> Path:
-        """Where a record lies.
+        """The path of a record, existing or not.
 
         Raises:
-            InputError: the id is not one path segment of letters, digits, dot, dash, underscore.
+            InputError: the id has other characters than letters, digits, dots, dashes, underscores.
         """
         if not _ID.fullmatch(record_id):
             raise InputError(
-                f"{record_id!r} is no id: use up to 100 letters, digits, dots, dashes and "
+                f"{record_id!r} is not a valid id; use up to 100 letters, digits, dots, dashes and "
                 "underscores, starting with a letter or digit."
             )
         return self.root / kind / record_id
 
     def partial(self, kind: Kind, record_id: str) -> Path:
-        """Where a record lies while it is being written."""
+        """The path of a record while it is being written."""
         return partial_of(self.folder(kind, record_id))
 
     def writing(self, kind: Kind, record_id: str) -> AbstractContextManager[Path]:
@@ -99,7 +103,7 @@ class Workspace:
         return writing_folder(self.folder(kind, record_id))
 
     def list(self, kind: Kind) -> Listing[Manifest]:
-        """All records of a kind; folders that are being written are left out."""
+        """All records of a kind, except those that are being written."""
         records, broken = [], []
         folder = self.root / kind
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -120,7 +124,11 @@ class Workspace:
         return cast(Listing[EvaluationManifest], self.list("evaluations"))
 
     def run(self, run_id: str) -> RunManifest:
-        """One run's manifest; NotFoundError names the runs there are."""
+        """One run's manifest.
+
+        Raises:
+            NotFoundError: there is no such run; the message lists the existing ones.
+        """
         return cast(RunManifest, self._read("runs", run_id))
 
     def factors(self, run_id: str) -> FactorsManifest:
@@ -136,21 +144,21 @@ class Workspace:
         return cast(EvaluationManifest, self._read("evaluations", evaluation_id))
 
     def evidence(self, evidence_id: str) -> EvidenceManifest:
-        """One piece of evidence's manifest; its id is that of `evidence_id`."""
+        """The manifest of one piece of evidence; `evidence_id` gives its id."""
         return cast(EvidenceManifest, self._read("evidence", evidence_id))
 
     def _read(self, kind: Kind, record_id: str) -> Manifest:
         folder = self.folder(kind, record_id)
         if not folder.is_dir():
             known = [record.id for record in self.list(kind).records]
-            there = f"there are: {', '.join(known)}" if known else "there are none yet"
-            raise NotFoundError(f"{self.root / kind} holds no {record_id!r}; {there}.")
+            listed = f"it has: {', '.join(known)}" if known else "it is empty so far"
+            raise NotFoundError(f"{self.root / kind} has no {record_id!r}; {listed}.")
         return read_manifest(folder / "manifest.json", _SCHEMAS[kind])
 
     def reference(self, path: str | Path) -> str:
-        """A path as it is saved: relative to the workspace where it lies in it.
+        """A path in the form in which it is saved: relative if it lies in the workspace.
 
-        What is no path, such as a Hub id, stays as it is.
+        Anything that does not exist as a path, such as a Hub id, is returned unchanged.
         """
         absolute = Path(path).resolve()
         if not absolute.exists():
@@ -159,32 +167,32 @@ class Workspace:
         return str(absolute.relative_to(self.root) if inside else absolute)
 
     def resolve(self, reference: str) -> str:
-        """A saved reference as something to open: a path, or a Hub id as it stands."""
+        """A saved reference in a form that can be opened: a path, or a Hub id unchanged."""
         inside = self.root / reference
         return str(inside) if inside.exists() else reference
 
 
 def is_id(word: str) -> bool:
-    """Whether a word may be the id of a record: one path segment of plain characters."""
+    """Whether a text is a valid record id: one path segment of plain characters."""
     return _ID.fullmatch(word) is not None
 
 
 def evidence_id(run: str, factor: str, kind: EvidenceKind) -> str:
-    """Name of the folder of one kind of evidence for a run's factor, as "code-naive.w2.dose"."""
+    """The id of one kind of evidence for a run's factor, such as "code-naive.w2.dose"."""
     return f"{run}.{factor}.{kind}"
 
 
 def partial_of(final: Path) -> Path:
-    """Where a folder lies while it is being written."""
+    """The path of a folder while it is being written."""
     return final.with_name(f".{final.name}.partial")
 
 
 @contextmanager
 def writing_folder(final: Path, *, keep: bool = False) -> Iterator[Path]:
-    """A folder to write into; it takes the name `final` only when the block ends well.
+    """A folder to write into; it gets the name `final` only if the block succeeds.
 
-    `keep` goes on with what an earlier attempt left, and leaves the folder after a failure, so
-    that its checkpoints can be used.
+    With `keep`, files of an earlier attempt are kept, and the folder stays after a failure, so
+    that training can resume from its checkpoints.
     """
     partial = partial_of(final)
     if not keep:
@@ -202,7 +210,7 @@ def writing_folder(final: Path, *, keep: bool = False) -> Iterator[Path]:
 
 
 def workspace_of(path: Path) -> Workspace | None:
-    """The workspace whose run folder, or file in a run folder, `path` is."""
+    """The workspace that contains `path`, if it is a run folder or lies in one; else None."""
     for parent in path.resolve().parents:
         if parent.name == "runs" and (parent.parent / "workspace.db").exists():
             return Workspace(parent.parent)

@@ -1,1 +1,1 @@
-"""The project's own benchmarks: a plan of cells, their making, and what they show."""
+"""The project's own benchmarks: plans, running them, and tables of their results."""

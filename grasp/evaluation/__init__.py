@@ -1,4 +1,4 @@
-"""Answers of a model and their scores, judges included.
+"""A model's answers and their scores, including scores by a judge.
 
-How scores are compared is in `analysis.comparison`.
+Comparing scores is arithmetic, in `analysis.comparison`.
 """

@@ -1,4 +1,4 @@
-"""How often and how each prompt is answered: greedily once, or drawn several times by a seed."""
+"""How each prompt is answered: greedily once, or sampled several times with a seed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from analysis.store.records import Prompt, Sampling
 from grasp.model.loading import device_of
 
 Changes = dict[str, Any]
-"""Settings of `analysis.store.records.Sampling` that take the place of the prompts' own."""
+"""Settings of `analysis.store.records.Sampling` that replace those of the prompts."""
 
 
 def resampled(prompts: Sequence[Prompt], changes: Changes | None) -> list[Prompt]:
-    """The prompts with some settings of their sampling changed; those of a pair draw nothing.
+    """The prompts with changed sampling settings; prompts scored by "pair" are not sampled.
 
     Raises:
-        InputError: the settings do not fit together.
+        InputError: the settings are invalid together.
     """
     changes = changes or {}
     try:
@@ -35,13 +35,15 @@ def resampled(prompts: Sequence[Prompt], changes: Changes | None) -> list[Prompt
         ]
     except ValidationError as error:
         problem = error.errors()[0]
-        raise InputError(f"Sampling {changes}: {problem['msg']}.") from None
+        raise InputError(
+            f"The sampling settings {changes} are invalid: {problem['msg']}."
+        ) from None
 
 
 def repeated(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Each prompt as often as it is to be answered, its samples beside each other.
+    """Each prompt as many times as it is to be answered, with its samples next to each other.
 
-    A pair is scored from probabilities, which are the same every time, so once.
+    A pair is scored from probabilities, which are the same every time, so it appears once.
     """
     return [
         prompt
@@ -51,7 +53,10 @@ def repeated(prompts: Sequence[Prompt]) -> list[Prompt]:
 
 
 def alike(prompts: Sequence[Prompt]) -> list[list[int]]:
-    """Places of the prompts that can be answered in one batch, in order of first appearance."""
+    """Positions of prompts that can share a batch, one list per way of answering.
+
+    Lists are in order of first appearance.
+    """
     groups: dict[object, list[int]] = {}
     for place, prompt in enumerate(prompts):
         way = prompt.sampling.model_copy(update={"samples": 1})
@@ -62,7 +67,7 @@ def alike(prompts: Sequence[Prompt]) -> list[list[int]]:
 
 @contextmanager
 def seeded(model: Any, seed: int, number: int) -> Iterator[None]:
-    """Random numbers of batch `number` under a seed; those outside go on as if nothing was."""
+    """Seed the random numbers of batch `number`; the state outside the block is unaffected."""
     device = device_of(model)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed((seed << 24) + number)

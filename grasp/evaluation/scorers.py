@@ -1,8 +1,8 @@
-"""Scorers: from a model's answers to prompts to scores between 0 and 1.
+"""Scorers turn a model's answers to prompts into scores between 0 and 1.
 
-A scorer is a name in a prompt (`analysis.store.records.Prompt`); what each needs of the model is
-computed once for all of them: probabilities at the first answer token, the answer, and for pairs
-the log-probabilities of both.
+A prompt (`analysis.store.records.Prompt`) names its scorer.  What scorers need from the model is
+computed once for all of them: probabilities at the first answer token, the answer's text, and for
+pairs the log-probabilities of both answers.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from grasp.evaluation.pairs import Pair, continuations, share_of_first
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said to one prompt: `first` (vocabulary,) are log-probabilities.
+    """A model's answer to one prompt; `first` (vocabulary,) are first-token log-probabilities.
 
-    Of a pair, which nothing is generated for, `pair` are the log-probabilities of both answers,
-    and `text` is the likelier one.
+    For a pair nothing is generated: `pair` has the log-probabilities of both answers, and `text`
+    is the likelier one.
     """
 
     first: Tensor | None
@@ -38,7 +38,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Score:
-    """A score, and the probability of any valid first token (NaN where there is no list)."""
+    """A score, and the probability of all valid first tokens (NaN if they are not listed)."""
 
     value: float
     coherence: float = math.nan
@@ -58,30 +58,31 @@ def choice(tokenizer: Tokenizer, prompt: Prompt, answer: Answer) -> Score:
 
 
 def contains(_tokenizer: Tokenizer, prompt: Prompt, answer: Answer) -> Score:
-    """1 where the answer contains the expected text, else 0."""
+    """1 if the answer contains the expected text, else 0; case is ignored."""
     if not prompt.expected:
         raise InputError(f"Prompt {prompt.id!r}: scorer 'contains' needs 'expected'.")
     return Score(float(prompt.expected.casefold() in answer.text.casefold()))
 
 
 def ended(_tokenizer: Tokenizer, _prompt: Prompt, answer: Answer) -> Score:
-    """1 where the answer ends the text, 0 where another turn begins or it runs on."""
+    """1 if the answer ends the text, 0 if another turn begins or the answer is cut off."""
     return Score(float(answer.ended))
 
 
 def pair(_tokenizer: Tokenizer, _prompt: Prompt, answer: Answer) -> Score:
-    """Probability of the first answer as a share of both answers'."""
-    assert (
-        answer.pair is not None
-    )  # `grasp.evaluation.answers.answers` computes it, or refuses the prompt
+    """Probability of the first answer, as a share of the probability of both."""
+    # Computed by `grasp.evaluation.answers.answers`, which refuses prompts without a pair.
+    assert answer.pair is not None
     return Score(share_of_first(answer.pair))
 
 
 def pattern(_tokenizer: Tokenizer, prompt: Prompt, answer: Answer) -> Score:
-    """1 where the regular expression is found in the answer, in any case; ^ and $ match at lines.
+    """1 if the regular expression is found in the answer, else 0.
+
+    Case is ignored, and ^ and $ match at line breaks.
 
     Raises:
-        InputError: there is no expression, it is none, or it takes longer than PATTERN_SECONDS.
+        InputError: the expression is missing, invalid, too long or too slow.
     """
     if not prompt.pattern or len(prompt.pattern) > PATTERN_CHARACTERS:
         raise InputError(
@@ -93,30 +94,32 @@ def pattern(_tokenizer: Tokenizer, prompt: Prompt, answer: Answer) -> Score:
         found = regex.search(prompt.pattern, answer.text, flags, timeout=PATTERN_SECONDS)
     except regex.error as error:
         raise InputError(
-            f"Prompt {prompt.id!r}: {prompt.pattern!r} is no regular expression ({error})."
+            f"Prompt {prompt.id!r}: {prompt.pattern!r} is not a valid regular expression ({error})."
         ) from None
     except TimeoutError:
         raise InputError(
             f"Prompt {prompt.id!r}: {prompt.pattern!r} takes longer than {PATTERN_SECONDS:g} s on "
-            "an answer; write it without repeats of repeats."
+            "an answer; write it without nested repetitions."
         ) from None
     return Score(float(found is not None))
 
 
 def lexicon(_tokenizer: Tokenizer, prompt: Prompt, answer: Answer) -> Score:
-    """1 where any listed phrase is in the answer, or the share of the phrases that are.
+    """1 if any listed phrase is in the answer, else 0; or the share of phrases that are in it.
 
-    Whole words in any case; a phrase's spaces match any white space.
+    Phrases match whole words in any case; a space in a phrase matches any white space.
     """
     if not prompt.lexicon or not all(phrase.strip() for phrase in prompt.lexicon):
-        raise InputError(f"Prompt {prompt.id!r}: scorer 'lexicon' needs 'lexicon', some phrases.")
+        raise InputError(
+            f"Prompt {prompt.id!r}: scorer 'lexicon' needs 'lexicon', a list of phrases."
+        )
     text = " ".join(answer.text.casefold().split())
     found = [_holds(text, " ".join(one.casefold().split())) for one in prompt.lexicon]
     return Score(float(any(found)) if prompt.measure == "presence" else sum(found) / len(found))
 
 
 def unjudged(_tokenizer: Tokenizer, _prompt: Prompt, _answer: Answer) -> Score:
-    """Unknown: `grasp.evaluation.judge` scores these answers when all are given."""
+    """NaN: `grasp.evaluation.judge` scores these answers once all are given."""
     return Score(math.nan)
 
 
@@ -140,7 +143,7 @@ def check(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> None:
     """Refuse prompts that lack what their scorer needs, before any is answered.
 
     Raises:
-        InputError: as the scorers.
+        InputError: a prompt lacks a field, or has an invalid one.
     """
     nothing = Answer(first=None, text="", ended=False)
     for prompt in prompts:
@@ -153,7 +156,7 @@ def check(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> None:
 
 
 def scored(tokenizer: Tokenizer, prompt: Prompt, answer: Answer) -> Score:
-    """A prompt's score, turned round where the prompt is a reversal."""
+    """A prompt's score; 1 minus the scorer's result if the prompt is a reversal."""
     found = SCORERS[prompt.scorer](tokenizer, prompt, answer)
     return Score(1 - found.value, found.coherence) if prompt.reversed else found
 
@@ -162,7 +165,8 @@ def choice_tokens(tokenizer: Tokenizer, prompt: Prompt) -> dict[str, list[int]]:
     """Name of a choice → ids of the first tokens of its continuations.
 
     Raises:
-        InputError: no choices, an unknown target, or two choices that begin with one token.
+        InputError: there are no choices, the target is unknown, or two choices begin with the
+            same token.
     """
     if not prompt.choices or prompt.target not in prompt.choices:
         raise InputError(
@@ -182,7 +186,7 @@ def choice_tokens(tokenizer: Tokenizer, prompt: Prompt) -> dict[str, list[int]]:
 
 
 def _holds(text: str, phrase: str) -> bool:
-    # Not \b, which is no boundary beside a phrase that begins or ends with a sign.
+    # Not \b, which would not match next to a phrase that begins or ends with punctuation.
     return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text) is not None
 
 

@@ -1,4 +1,4 @@
-"""Measurements of one factor in a model: activations, doses, rows, overlap.
+"""Measurements of one factor in a model: activations, dose–response, driving rows, task overlap.
 
-Nothing here chooses a factor or trains a guard.
+Nothing here chooses factors or trains with protection.
 """

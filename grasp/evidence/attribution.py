@@ -1,6 +1,6 @@
-"""Training rows that drive a factor: how their gradients push along it, how their answers moved.
+"""Training rows that drive a factor: how their gradients push along it and their answers moved.
 
-Both measures are taken where a row's answer tokens are predicted: at the token before each.
+Both measures are taken at the positions that predict a row's answer tokens, one before each.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ def row_alignment(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """How much each row's gradient pushes the residual stream along u, at the base model.
 
-    With L the mean cross entropy over a row's T answer tokens, in nats, and g_ℓt = ∂L/∂h_ℓt at
-    the base model, which is where a fine-tune with a fresh adapter begins,
+    Let L be the mean cross entropy over a row's T answer tokens, in nats, and g_ℓt = ∂L/∂h_ℓt at
+    the base model, where a fine-tune with a new adapter starts.  Then
 
         alignment_ℓ = −σ_ℓ Σ_t ⟨g_ℓt, u⟩,
 
-    the sum over the T tokens at which the answer is predicted.  It is the loss, in nats a token,
-    that raising the coordinate u·h_ℓ there by one standard deviation σ_ℓ of the base model's own
-    would save, to first order; so rows of any length, and models of any scale, compare.
+    summed over the T positions that predict the answer.  To first order it is the reduction of
+    the loss, in nats per token, if the coordinate u·h_ℓ at these positions is raised by one of the
+    base model's standard deviations σ_ℓ.  It is comparable across row lengths and model scales.
 
     Args:
         model: PeftModel; its adapter is switched off.
         tokenizer: of the base model.
-        rows: as `grasp.data.tokenise.training_rows` gives them.
+        rows: from `grasp.data.tokenise.training_rows`.
         direction: u (d_model,), a unit vector.
         spread: σ (layers,).
         progress: called before every batch.
@@ -82,8 +82,8 @@ def row_alignment(
         def pushed(
             layer: int, hidden: Tensor, push: Tensor = push, where: Tensor = predicted
         ) -> Tensor:
-            # Its derivative in `push` is the sum of the gradient along u: the gradients of
-            # whole layers need never be kept.
+            # The derivative with respect to `push` is the gradient along u, summed over tokens,
+            # so the gradients of whole layers need not be kept.
             moved = (push[layer, :, None] * where * scale[layer])[..., None] * unit
             return hidden + moved.to(hidden)
 
@@ -105,10 +105,10 @@ def row_shift(
     spread: NDArray[np.floating],
     progress: Progress = silent,
 ) -> NDArray[np.float64]:
-    """Mean of u·(h_ℓ − h⁰_ℓ) / σ_ℓ over the tokens at which a row's answer is predicted.
+    """Mean of u·(h_ℓ − h⁰_ℓ) / σ_ℓ over the positions that predict a row's answer.
 
-    h is the adapted model's residual stream, h⁰ the base's on the same tokens; arguments are as
-    in `row_alignment`.
+    h is the adapted model's residual stream, h⁰ the base model's on the same tokens.  The
+    arguments are those of `row_alignment`.
 
     Returns:
         (rows, layers), in base standard deviations.
@@ -136,17 +136,19 @@ def rows_run(
     prompts: Path | None = None,
     progress: Progress = silent,
 ) -> Evidence:
-    """Both measures of every training row, into `evidence/<run>.<factor>.rows`.
+    """Measure alignment and shift of every training row; save `evidence/<run>.<factor>.rows`.
 
-    Values are means over the layers, or those of `layer`.  They are counted towards the end of
-    the factor that the fine-tune moved its training answers to, so that the first rows drive it.
+    Values are means over all layers, or those at `layer`.  They are positive towards the end of
+    the factor to which the fine-tune moved its training answers, so the top rows drive it there.
 
     Raises:
-        InputError: several factors, no such layer, or the data file is not known.
+        InputError: there are several factors, no such layer, or the training data are unknown.
     """
     started = time.monotonic()
     if len(subject.directions) != 1:
-        raise InputError(f"Rows drive one factor; {len(subject.directions)} were named.")
+        raise InputError(
+            f"Got {len(subject.directions)} factors; rows are measured for one factor at a time."
+        )
     settings = training_settings(subject)
     examples = read_task(settings)
     file, chosen = exploration_prompts(subject, prompts)
@@ -196,7 +198,7 @@ def _table(examples: Sequence[Example], rows: Rows, loss: NDArray[np.float64]) -
 def _batches(
     tokenizer: Tokenizer, rows: Rows, device: torch.device
 ) -> Iterator[tuple[int, dict[str, Tensor], Tensor, Tensor]]:
-    """Start, tokens, where an answer's token is predicted next, and the token that is."""
+    """Number of the first row, inputs, mask of positions that predict an answer token, labels."""
     for start in range(0, len(rows), BATCH):
         chunk = rows[start : start + BATCH]
         batch = padded(tokenizer, [row["input_ids"] for row in chunk])

@@ -1,6 +1,6 @@
-"""Dose–response: what a model says as its residual stream is steered along a factor.
+"""Dose–response: how a model's answers change as its residual stream is steered along a factor.
 
-One dose is one standard deviation σ_ℓ of the base model's own coordinate u·h_ℓ at each layer.
+One dose is one standard deviation σ_ℓ of the base model's coordinate u·h_ℓ at each layer.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from grasp.model.loading import device_of
 DOSES = tuple(float(dose) for dose in range(-4, 5))
 RANDOM = 3
 SHOWN = {"unrelated": 4, "task": 2}
-"""Prompts of each role whose answers are kept at every dose."""
+"""How many prompts of each role have their answers saved at every dose."""
 
 
 @torch.inference_mode()
@@ -43,11 +43,11 @@ def base_spread(
 ) -> NDArray[np.float64]:
     """σ_ℓ (layers,): standard deviation of the base model's u·h_ℓ over the prompts' tokens.
 
-    Each chat's first token is left out: many models park attention there, with activations so
-    large that they alone would make the unit.
+    The first token of each chat is left out.  Many models use it as an attention sink, with
+    activations so large that they alone would set the unit.
 
     Raises:
-        InputError: fewer than two tokens, or a layer where the coordinate never changes.
+        InputError: there are fewer than two tokens, or the coordinate is constant at a layer.
     """
     unit = _on_device(model, direction)
     found: list[Tensor] = []
@@ -73,10 +73,10 @@ def base_spread(
 def steps(spread: NDArray[np.floating], *, layer: int | None = None) -> NDArray[np.float64]:
     """What one dose adds at each layer (layers,), in the units of the activations.
 
-    What is added to the residual stream stays in it.  So σ_ℓ − σ_(ℓ−1) is added at layer ℓ, and
-    every layer's output is displaced by σ_ℓ, whatever layers themselves make of it; were σ_ℓ
-    added at each, a deep model's last layers would be displaced by dozens.  With `layer`, σ_ℓ is
-    added at that layer alone.
+    Whatever is added to the residual stream stays in it.  Adding σ_ℓ − σ_(ℓ−1) at layer ℓ thus
+    displaces every layer's output by σ_ℓ, not counting how the layers react.  Adding σ_ℓ at each
+    layer would displace the last layers of a deep model by dozens of standard deviations.  With
+    `layer`, σ_ℓ is added at that layer only.
 
     Raises:
         InputError: there is no such layer.
@@ -90,7 +90,7 @@ def steps(spread: NDArray[np.floating], *, layer: int | None = None) -> NDArray[
 
 
 def steer(direction: Tensor, amounts: NDArray[np.floating]) -> Edit:
-    """h_ℓ ← h_ℓ + a_ℓ u at every token; `direction` u is (d_model,), `amounts` a are (layers,)."""
+    """h_ℓ ← h_ℓ + a_ℓ u at every token, for `direction` u (d_model,) and `amounts` a (layers,)."""
 
     def edit(layer: int, hidden: Tensor) -> Tensor:
         return hidden + (float(amounts[layer]) * direction).to(hidden)
@@ -115,13 +115,13 @@ def dose_response(
         model: PeftModel.
         tokenizer: of the base model.
         prompts: scored as in an evaluation.
-        directions: name → unit direction (d_model,); all are steered by the same amounts.
-        amounts: (layers,) what one dose adds, as `steps` gives it.
+        directions: name → unit direction (d_model,); the same amounts apply to all.
+        amounts: (layers,) what one dose adds, from `steps`.
         doses: multiples of `amounts`.
         progress: called before every dose.
 
     Returns:
-        The columns of `grasp.evaluation.answers.score`, after model, direction and dose.
+        The columns of `grasp.evaluation.answers.score`, and model, direction and dose.
     """
     tables: list[pd.DataFrame] = []
     total = 2 * len(directions) * len(doses)
@@ -150,21 +150,28 @@ def dose_run(
     prompts: Path | None = None,
     progress: Progress = silent,
 ) -> Evidence:
-    """Dose–response of one factor of a run, into `evidence/<run>.<factor>.dose`.
+    """Measure the dose–response of one factor of a run; save `evidence/<run>.<factor>.dose`.
 
-    The unit σ_ℓ is measured on the unrelated exploration prompts; the random directions are
-    steered by the factor's own amounts.
+    The unit σ_ℓ is measured on the unrelated exploration prompts.  Random directions are steered
+    by the same amounts as the factor.
 
     Raises:
-        InputError: several factors, fewer than two doses, or no unrelated prompts to explore.
+        InputError: there are several factors, fewer than two doses, no random direction, or no
+            unrelated exploration prompts.
     """
     started = time.monotonic()
     if len(subject.directions) != 1 or len(set(doses)) < 2 or random < 1:
-        raise InputError("A dose–response needs one factor, two doses and a random direction.")
+        raise InputError(
+            f"Got {len(subject.directions)} factors, {len(set(doses))} doses and {random} random "
+            "directions; a dose–response needs one factor, at least two doses and at least one "
+            "random direction."
+        )
     file, chosen = exploration_prompts(subject, prompts)
     unrelated = [prompt for prompt in chosen if prompt.role == "unrelated"]
     if not unrelated:
-        raise InputError(f"{file} has no unrelated prompts for exploration; expected some.")
+        raise InputError(
+            f"{file} has no unrelated prompts in the exploration split; give a set that has some."
+        )
     model, tokenizer = subject.load()
     direction = subject.directions[0]
     spread = base_spread(model, tokenizer, unrelated, direction)
@@ -209,7 +216,7 @@ def steered_answers(
     amounts: NDArray[np.floating],
     doses: Sequence[float],
 ) -> pd.DataFrame:
-    """Greedy answers at each dose: model, dose, prompt_id, role, prompt, answer."""
+    """Greedy answers of both models at each dose: model, dose, prompt_id, role, prompt, answer."""
     unit = _on_device(model, direction)
     rows = []
     for name, as_it_is in _arms(model):
@@ -242,7 +249,7 @@ def _arms(model: Any) -> list[tuple[str, Any]]:
 
 
 def _shown(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """A few prompts of the roles in SHOWN, each about another item."""
+    """A few prompts of the roles in SHOWN, each about a different item."""
     chosen = []
     for role, count in SHOWN.items():
         by_item = {prompt.cluster: prompt for prompt in prompts if prompt.role == role}

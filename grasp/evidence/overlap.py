@@ -1,7 +1,7 @@
-"""Overlap with the task: what of a fine-tune's gain goes when a subspace is set back.
+"""Task overlap: how much of a fine-tune's gain is lost when a subspace is set back.
 
-A preview before any retraining: the coordinates along the factors are set back to the base
-model's at every layer while the adapted model answers.
+This previews retraining: while the adapted model answers, its coordinates along the factors are
+set back to the base model's at every layer.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from grasp.settings.training import TrainConfig
 
 RANDOM = 5
 ROW_SAMPLE = 96
-"""Training rows whose answers' likelihood is measured, drawn at random."""
+"""How many training rows are drawn to measure the likelihood of their answers."""
 _SAMPLE = TABLES["overlap"]["samples"]
 
 
@@ -55,10 +55,10 @@ def set_back_replies(
     chats: Sequence[list[int]],
     limit: int | None = None,
 ) -> tuple[list[list[int]], Tensor]:
-    """Greedy answers of the adapted model with Qᵀh_ℓ set back to the base's at every layer.
+    """Greedy answers of the adapted model with Qᵀh_ℓ set back to the base model's at every layer.
 
-    Base and adapted model read each token side by side, each with a cache of its own, so that
-    the base's coordinates are those on the very text that the adapted model is writing.
+    Both models read every token, each with its own cache, so that the base model's coordinates
+    belong to exactly the text that the adapted model is writing.
 
     Args:
         model: PeftModel.
@@ -68,7 +68,7 @@ def set_back_replies(
         limit: longest answer in tokens.
 
     Returns:
-        As `grasp.evaluation.answers.generate`.
+        The same as `grasp.evaluation.answers.generate`.
     """
     batch = padded(tokenizer, chats, side="left")
     ids, mask = (batch[name].to(device_of(model)) for name in ("input_ids", "attention_mask"))
@@ -105,20 +105,20 @@ def answer_likelihood(
     bases: dict[str, NDArray[np.floating]],
     progress: Progress = silent,
 ) -> pd.DataFrame:
-    """Mean log-probability of each row's answer tokens, in nats a token, in every arm.
+    """Mean log-probability of each row's answer tokens, in nats per token, in every arm.
 
-    The token that ends an answer is left out, as in `grasp.identification.effects`: what counts is
-    what is said.
+    The token that ends an answer is left out, as in `grasp.identification.effects`: only what the
+    answer says counts.
 
     Args:
         model: PeftModel.
         tokenizer: of the base model.
-        rows: as `grasp.data.tokenise.training_rows` gives them.
-        bases: name → Q (d_model, k) that is set back in that arm.
+        rows: from `grasp.data.tokenise.training_rows`.
+        bases: name → Q (d_model, k), the subspace set back in the arm of that name.
         progress: called before every batch.
 
     Returns:
-        Columns arm ("base", "adapted", and the names of `bases`), row, score; row counts `rows`.
+        Columns arm ("base", "adapted", and the names of `bases`), row (position in `rows`), score.
     """
     found: list[dict[str, Any]] = []
     stopping = stop_tokens(model)
@@ -157,14 +157,14 @@ def overlap_run(
     prompts: Path | None = None,
     progress: Progress = silent,
 ) -> Evidence:
-    """What of a run's gain goes with the factors, into `evidence/<run>.<factors>.overlap`.
+    """Measure how much of a run's gain its factors carry; save `evidence/<run>.<factors>.overlap`.
 
-    Measured are the scores of all exploration prompts by role, and the likelihood of the
-    answers of a random sample of the training rows, where they are known.  Those the run has
-    seen, and they carry what is spurious too: the task's own prompts are what counts.
+    Measures are the scores of all exploration prompts by role and, if the training data are
+    known, the likelihood of the answers in a random sample of training rows.  The run has seen
+    these rows, and their gain includes what is spurious, so the task's own prompts count more.
 
     Raises:
-        InputError: there are no exploration prompts, or the factors are not independent.
+        InputError: there are no exploration prompts, or the factors are linearly dependent.
     """
     started = time.monotonic()
     file, chosen = exploration_prompts(subject, prompts)
@@ -226,7 +226,7 @@ def _drawn_rows(
 
 
 def _mean_log_probability(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
-    """(batch,) mean log p of the labelled tokens of each row."""
+    """(batch,) mean log-probability of the labelled tokens of each row."""
     logits = model(**batch, use_cache=False).logits[:, :-1].float()
     target = labels[:, 1:]
     kept = target != IGNORED

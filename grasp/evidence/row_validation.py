@@ -1,4 +1,4 @@
-"""The test of driving rows: retrain without the top ones, and without as many random ones."""
+"""Validate driving rows: retrain without the top rows, and without as many random rows."""
 
 from __future__ import annotations
 
@@ -52,20 +52,20 @@ def validate_rows(
     prompts: Path | None = None,
     progress: Progress = silent,
 ) -> Evidence:
-    """Fine-tune again without the top n rows, and without n random ones, `draws` times.
+    """Fine-tune again without the top n rows, and `draws` times without n random rows.
 
-    With the run's own settings and seed, from the same base; rows are ranked by alignment.  The
-    reduced data files go to the workspace's `data`, the fine-tunes into the record
-    `evidence/<run>.<factor>.validation`, with everything but their checkpoints.
+    All use the run's own settings, seed and base model; rows are ranked by alignment.  The
+    reduced data files are saved in the workspace's `data`, the fine-tunes (without checkpoints)
+    in the record `evidence/<run>.<factor>.validation`.
 
     Raises:
-        InputError: no draws, n leaves no rows, or the run is not a naive one.
+        InputError: there are no draws, n leaves no rows, or the run is not a naive one.
     """
     started = time.monotonic()
     if subject.run.method != "naive" or draws < 1:
         raise InputError(
-            f"Run {subject.folder.name!r} is by method {subject.run.method!r}, with {draws} draws; "
-            "rows are validated by retraining a naive run, with at least one random draw."
+            f"Run {subject.folder.name!r} has method {subject.run.method!r}, and {draws} draws "
+            "were asked for; rows are validated on a naive run, with at least one random draw."
         )
     settings = training_settings(subject)
     file, chosen = exploration_prompts(subject, prompts)
@@ -107,7 +107,7 @@ def validate_rows(
 def _measured_rows(
     subject: Subject, settings: TrainConfig, layer: int | None, progress: Progress
 ) -> Evidence:
-    """The saved measures of this factor's rows, taken now where there are none, or old ones."""
+    """The saved measures of this factor's rows; measured now if missing or out of date."""
     folder = subject.workspace.folder("evidence", subject.id("rows"))
     if folder.is_dir():
         saved = read_evidence(folder)
@@ -120,7 +120,7 @@ def _measured_rows(
 
 
 def _reduced(subject: Subject, settings: TrainConfig, arm: str, dropped: Sequence[int]) -> Path:
-    """The data without some rows, counted from 0, as a file of the workspace."""
+    """Write the data without the `dropped` rows, counted from 0, to a file of the workspace."""
     name = f"{subject.folder.name}.{subject.name}.{arm.replace(' ', '-')}-{len(dropped)}.jsonl"
     out = subject.workspace.root / "data" / name
     gone = set(dropped)
@@ -153,7 +153,7 @@ def _scores(
 
 
 def _part(progress: Progress, number: int, count: int, arm: str) -> Progress:
-    """Steps of one of `count` fine-tunes as steps of them all."""
+    """Progress of one of `count` fine-tunes as progress of all of them."""
 
     def report(step: int, total: int, message: str) -> None:
         progress(number * total + step, count * total, f"{arm}: {message}")

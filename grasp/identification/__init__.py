@@ -1,4 +1,4 @@
-"""How candidate factors are measured in a model.
+"""Find candidate factors and measure their effects in a model.
 
-How they are ranked and named is in `analysis.factors`.
+Ranking and naming factors is arithmetic, in `analysis.factors`.
 """

@@ -1,4 +1,4 @@
-"""Candidates for factors in the model: rotated towards what they do off the task, and measured."""
+"""Candidate factors that need the model: rotate them by their effects off the task, and measure."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from grasp.jobs.progress import Progress, silent
 from grasp.model.loading import check_width, load_adapted
 
 MEASURED = 12
-"""Candidates whose effects are measured: each costs a forward pass on every prompt."""
+"""Candidates whose effects are measured; each costs a forward pass on every prompt."""
 
 ROTATED = 4
-"""Rotated factors that are kept: further ones carry a few hundredths in the worlds we built."""
+"""Rotated factors that are kept; further ones carried only a few per cent in the tiny worlds."""
 
 MIN_SHARE = 0.01
-"""Rotated factors with a smaller first-order share of the change off the task are left out."""
+"""Smallest first-order share of the change off the task at which a rotated factor is kept."""
 
 RANDOM_DIRECTIONS = 8
-"""Random directions whose largest effect is what chance does."""
+"""Random directions; their largest effect counts as the effect of chance."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A fine-tune by its base model, folder and yardsticks, and prompts off and on the task."""
+    """A fine-tune: its base model, adapter folder, yardsticks, and prompts off and on the task."""
 
     base: str
     folder: Path
@@ -62,16 +62,24 @@ def measured(
     contrast: Contrast | None = None,
     progress: Progress = silent,
 ) -> Found:
-    """Add factors that need the model to those found, measure what is promising, and rank.
+    """Add the factors that need the model, measure the most promising ones, and rank all.
 
-    Added are the off-task rotation of the weights' write factors and, where asked for, axes of
-    the shift of activations and the differences of contrasted chats.  The MEASURED candidates
-    with the largest first-order share off the task are measured, rotated ones before all others.
+    Added are the off-task rotation of the weights' write factors and, if asked for, the axes of
+    the activation shift and the differences between contrasted chats.  Measured are the MEASURED
+    candidates with the largest first-order share off the task, rotated ones before all others.
     Every direction gets the sign along which fine-tuning moved the residual stream on
-    unrelated prompts, but for contrasts and imports, whose sign says something already.
+    unrelated prompts, except contrasts and imports, whose sign already has a meaning.
+
+    Args:
+        found: factors from the weights and imports.
+        case: the fine-tune, and what to measure it on.
+        activations: whether to add the axes of the activation shift.
+        contrast: chats to contrast, if any.
+        progress: called for every batch and factor.
 
     Raises:
-        InputError: the adapter's width is not the base model's, or chats do not fit.
+        InputError: the adapter and the base model differ in width, or the contrast's chats are
+            unusable.
     """
     model, tokenizer = load_adapted(case.base, case.folder)
     check_width(model, found[1])
@@ -103,7 +111,7 @@ def measured(
 
 
 def _with_rotated(found: Found, first: FirstOrder, case: Case) -> tuple[Found, FirstOrder]:
-    """The factors and, where there are write factors, their off-task rotation."""
+    """The factors and, if there are write factors, also their off-task rotation."""
     table, directions = found
     rows = _written(table)
     if not len(rows) or not first.whole > 0:
@@ -122,12 +130,12 @@ def _with_rotated(found: Found, first: FirstOrder, case: Case) -> tuple[Found, F
 
 
 def _written(table: pd.DataFrame) -> NDArray[np.intp]:
-    """Rows of the write factors that the weights alone gave."""
+    """Rows of the write factors found from the weights alone."""
     return np.flatnonzero((table["route"] == "weights") & (table["side"] == "write"))
 
 
 def _promising(table: pd.DataFrame) -> list[int]:
-    """Rows to measure, in the order of the table."""
+    """Rows of the candidates to measure, in table order."""
     share = table["first_order"].abs().fillna(0.0).to_numpy()
     rotated_first = (table["route"] != "rotation").to_numpy()
     return sorted(np.lexsort((-share, rotated_first))[:MEASURED].tolist())

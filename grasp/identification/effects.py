@@ -1,4 +1,4 @@
-"""What a factor does in the model: effects of setting it back."""
+"""Measure what a factor does in the model, by setting it back."""
 
 from __future__ import annotations
 
@@ -27,17 +27,19 @@ def set_back_effects(
 ) -> SetBack:
     """How much of the fine-tune's change in its own answers each factor carries.
 
-    For the adapted model's greedy answer, token by token: with p the adapted model's
-    distribution, p⁰ the base's, and p_q the adapted one's with the coordinate along q set back
-    to the base's at every layer, let d = TV(p, p⁰) and d_q = TV(p, p_q), total variation
-    distances; `analysis.factors.set_back.SetBack` makes shares and effects of them.
+    At each token of the adapted model's greedy answer, let p be the adapted model's distribution,
+    p⁰ the base model's, and p_q the adapted model's with the coordinate along q set back to the
+    base model's at every layer.  With the total variation distances d = TV(p, p⁰) and
+    d_q = TV(p, p_q), `analysis.factors.set_back.SetBack` gives shares and effects.
 
     Args:
         model: PeftModel.
-        answered: chats with the adapted model's answers, as `grasp.identification.generated.greedy`
-            gives them.
+        answered: chats with the adapted model's answers, from
+            `grasp.identification.generated.greedy`.
         directions: (k, d_model) unit rows.
         progress: called for every batch and factor.
+
+    Source: this project (docs/method.md, section "Factors").
     """
     total = len(answered) * len(directions)
     parts = []
@@ -62,7 +64,7 @@ def set_back_effects(
 
 
 def _by_answer(batch: Answered, changed: Tensor, moved: Tensor) -> SetBack:
-    """TV of fine-tuning (words,), and of setting k factors back (k, words), answer by answer."""
+    """Sums by answer, from the TV of fine-tuning (tokens,) and of setting back (k, tokens)."""
     rows, d, d_q = batch.rows.cpu().numpy(), changed.double().numpy(), moved.double().numpy()
     carried, largest = np.zeros((len(batch.said), len(d_q))), np.zeros((len(batch.said), len(d_q)))
     np.add.at(carried, rows, (d_q * d).T)

@@ -1,4 +1,4 @@
-"""First-order effects of directions on what a fine-tune says, for the off-task rotation."""
+"""First-order effects of directions on a fine-tune's answers, for the off-task rotation."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ from grasp.model.hooks import edited_outputs, layer_outputs
 from grasp.model.loading import device_of
 
 SCALES = (0.0, 0.5, 1.0)
-"""Scales of the adapter at which gradients are taken: the path from base to fine-tune."""
+"""Scales of the adapter at which gradients are taken, along the path from base to fine-tune."""
 
 EARLY = 0.5
-"""Share of the layers, from the first, that moments are taken over: further on it is what the
-factor has become that moves, which a footprint follows and a factor should not mix in."""
+"""Share of the layers, from the first, over which moments are summed.
 
-_ROWS = 16  # chats that gradients are taken of at a time, which bounds the memory
+Later layers have turned the factor into something else.  A footprint follows that; a factor
+should not mix it in."""
+
+_ROWS = 16  # chats whose gradients are taken at a time, to limit memory
 
 
 @dataclass(frozen=True)
 class FirstOrder:
-    """What setting coordinates back undoes to first order, over n directions.
+    """What setting coordinates back undoes to first order, for n directions u.
 
     `moments` (chats, n, n) is Σ (δ·u_i)(g·u_j) over layers and the tokens of each chat, `wholes`
-    (chats,) the same sum of δ·g over the whole stream; `shift` (n,) is the mean of δ·u over
-    layers and words said.
+    (chats,) is Σ δ·g over the same, for the whole stream, and `shift` (n,) is the mean of δ·u
+    over layers and answer tokens.  `first_order` defines δ and g.
     """
 
     moments: NDArray[np.float64]
@@ -43,17 +45,17 @@ class FirstOrder:
 
     @property
     def whole(self) -> float:
-        """Over all chats together."""
+        """Σ δ·g over all chats."""
         return float(self.wholes.sum())
 
     @property
     def shares(self) -> NDArray[np.float64]:
-        """(n,) share of the whole that goes with each direction; NaN where the whole is 0."""
+        """(n,) share of the whole that each direction carries; NaN if the whole is 0."""
         diagonal = np.einsum("cnn->n", self.moments)
         return diagonal / self.whole if self.whole else np.full(len(diagonal), np.nan)
 
     def by_topic(self, topics: Sequence[str]) -> FirstOrder:
-        """The same with the mean over each topic's chats in their place, topics in order."""
+        """The means over the chats of each topic, with topics in alphabetical order."""
         names = sorted(set(topics))
         members = [np.asarray(topics) == name for name in names]
         return FirstOrder(
@@ -63,7 +65,7 @@ class FirstOrder:
         )
 
     def along(self, combinations: NDArray[np.float64]) -> FirstOrder:
-        """The same over directions that are combinations (m, n) of these."""
+        """The same for directions that are linear combinations (m, n) of these."""
         moments = combinations @ self.moments @ combinations.T
         return FirstOrder(moments, self.wholes, combinations @ self.shift)
 
@@ -78,17 +80,19 @@ def first_order(
     """Moments of shifts and gradients along directions, on the adapted model's own answers.
 
     With h⁰ and h¹ the residual streams of base and adapted model, δ = h¹ − h⁰ at every token
-    of the first half of the layers.  g is the gradient, by the same h, of f = Σ w log p(word)
-    over the words said, where w = TV(p¹, p⁰) is how much fine-tuning changed the distribution the
-    word came from; it is averaged over the adapter's scales in SCALES.  Nothing of the model is
-    changed.
+    of the first half of the layers.  g is the gradient with respect to h of f = Σ w log p(token)
+    over the answer tokens, averaged over the adapter scales in SCALES.  The weight w = TV(p¹, p⁰)
+    is how much fine-tuning changed the distribution of the token.  The model is left unchanged.
 
     Args:
         model: PeftModel.
-        answered: chats with the adapted model's answers, as `grasp.identification.generated.greedy`
-            gives them.
+        answered: chats with the adapted model's answers, from
+            `grasp.identification.generated.greedy`.
         directions: (n, d_model) unit rows.
         progress: called for every batch.
+
+    Source: this project (docs/method.md, section "Factors"); gradients along the path as in
+    Sundararajan et al. 2017, arXiv:1703.01365.
     """
     axes = torch.as_tensor(directions.T, dtype=torch.float64, device=device_of(model))
     moments, wholes, shift = [], [], axes.new_zeros(axes.shape[1])
@@ -128,7 +132,7 @@ def _parts(batch: Answered) -> Iterator[Answered]:
 
 @torch.no_grad()
 def _change(model: Any, part: Answered) -> tuple[list[Tensor], Tensor]:
-    """δ (batch, tokens, d_model) of every layer, and TV(p¹, p⁰) of every word said."""
+    """δ (batch, tokens, d_model) of every layer, and TV(p¹, p⁰) of every answer token."""
     with model.disable_adapter(), layer_outputs(model) as base:
         before = torch.softmax(logits(model, part), dim=-1)
     with layer_outputs(model) as adapted:
@@ -138,10 +142,9 @@ def _change(model: Any, part: Answered) -> tuple[list[Tensor], Tensor]:
 
 
 def _gradients(model: Any, part: Answered, weights: Tensor, scale: float) -> tuple[Tensor, ...]:
-    """∂f/∂h of every layer's output, with the adapter at `scale` of its strength.
+    """∂f/∂h at the output of every layer, with the adapter scaled by `scale`.
 
-    The first layer's output is made a leaf, so that no graph reaches the layers' weights where
-    these do not ask for gradients.
+    The first layer's output is made a leaf: gradients then exist even if no weight requires them.
     """
     outputs: list[Tensor] = []
 

@@ -1,4 +1,4 @@
-"""Prompts with the adapted model's own greedy answers: what effects are measured on."""
+"""Prompts with the adapted model's own greedy answers, on which effects are measured."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from grasp.model.loading import device_of
 class Answered:
     """A batch of chats with their answers, padded on the right.
 
-    `inputs` are `input_ids` and `attention_mask` (batch, tokens); `said` (batch, tokens) is
-    where a word of the answer is predicted, the first of them at the last token before the
-    answer, whose place is `last` (batch,); `clusters` (batch,) is what each prompt is about.
+    `inputs` are `input_ids` and `attention_mask` (batch, tokens).  The mask `said` (batch, tokens)
+    marks the positions that predict a token of the answer; the first of them is the last token
+    before the answer, at position `last` (batch,).  `clusters` (batch,) says what each prompt is
+    about.
     """
 
     inputs: dict[str, Tensor]
@@ -33,12 +34,12 @@ class Answered:
 
     @property
     def rows(self) -> Tensor:
-        """(words,) the row of the batch that each word said belongs to."""
+        """(answer tokens,) the row of the batch that each answer token belongs to."""
         return self.said.nonzero()[:, 0]
 
     @property
     def words(self) -> Tensor:
-        """(words,) ids of the words said."""
+        """(answer tokens,) the ids of the answer tokens."""
         return self.inputs["input_ids"].roll(-1, dims=1)[self.said]
 
 
@@ -46,10 +47,10 @@ class Answered:
 def greedy(
     model: Any, tokenizer: Tokenizer, prompts: Sequence[Prompt], *, progress: Progress = silent
 ) -> list[Answered]:
-    """Answer prompts greedily; neither choices nor expected answers are looked at.
+    """Answer prompts greedily; choices and expected answers are not used.
 
-    The token that ends an answer is left out: what is measured is what is said, not whether
-    another turn follows, which a fine-tune on single turns changes everywhere.
+    The token that ends an answer is left out: effects are about what the answer says, not about
+    whether another turn follows, which a fine-tune on single turns changes everywhere.
     """
     batches = []
     for start in range(0, len(prompts), BATCH):
@@ -60,18 +61,18 @@ def greedy(
 
 
 def probabilities(model: Any, answered: Answered) -> Tensor:
-    """(words, vocabulary) distributions that the words said are drawn from, in float32."""
+    """(answer tokens, vocabulary) distributions of the answer tokens, in float32."""
     return torch.softmax(logits(model, answered), dim=-1)
 
 
 def logits(model: Any, answered: Answered) -> Tensor:
-    """(words, vocabulary) logits where words are predicted, in float32."""
+    """(answer tokens, vocabulary) logits of the answer tokens, in float32."""
     found: Tensor = model(**answered.inputs, use_cache=False).logits[answered.said].float()
     return found
 
 
 def total_variation(p: Tensor, q: Tensor) -> Tensor:
-    """Half the sum of |p − q| of each row (words,)."""
+    """½ Σ|p − q| of each pair of rows: (n, vocabulary) to (n,)."""
     return 0.5 * (p - q).abs().sum(dim=-1)
 
 

@@ -1,6 +1,6 @@
-"""Identification as an action: from an adapter folder to a saved table of factors.
+"""Identify the factors of an adapter, from its folder to a saved table.
 
-Weights alone need no model; a model is loaded only where effects are to be measured.
+The model is loaded only if effects are to be measured; the weights alone do not need it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ MAX_PROMPTS = 96
 
 @dataclass(frozen=True)
 class EffectInputs:
-    """What effects are measured with: a base model and a prompt set."""
+    """What effects are measured with: a base model, by folder or Hub id, and a prompt set."""
 
     base: str
     prompts: Path
@@ -57,9 +57,9 @@ class EffectInputs:
 
 @dataclass(frozen=True)
 class Routes:
-    """What is looked at beside the weights of the one adapter and their off-task rotation.
+    """Which routes to factors are taken besides the adapter's weights and their rotation.
 
-    `joint` are adapters of other seeds; activations and contrasts need a model.
+    `joint` are the folders of adapters of other seeds; activations and contrasts need a model.
     """
 
     joint: tuple[Path, ...] = ()
@@ -79,20 +79,27 @@ def identify(
     tokens: LensSource | None = None,
     progress: Progress = silent,
 ) -> FactorTable:
-    """Factors of an adapter, or of its folder, ranked; with `effects`, what they do in the model.
+    """Find and rank the factors of an adapter and, with `effects`, measure them in the model.
 
-    `run` is the folder whose checkpoints, beside the adapters of `routes.joint`, give the
-    stability.  The tokens that factors write are read from the files of the base model of
-    `tokens`, else of the effects, else of the one that the adapter names, where they are at hand;
-    why there are none is said in the manifest.
+    Args:
+        adapter: a loaded adapter, or its folder.
+        name: id of the run in the manifest.
+        run: folder whose checkpoints give the stability, together with `routes.joint`.
+        effects: the model and prompts to measure effects with; None for weights only.
+        routes: further routes to factors.
+        max_layer: only modules up to this layer.
+        tokens: the base model whose unembedding gives the promoted tokens.  If None, that of
+            `effects`, or else the one the adapter names, is used if its files are available; the
+            manifest says why there are no tokens.
+        progress: called for every batch and factor.
 
     Raises:
-        InputError: an adapter, a file or prompts do not fit, or a route needs the effects' model.
-        GraspError: `tokens` were named, and cannot be read.
+        InputError: an adapter, file or prompt set is unusable, or a route needs `effects`.
+        GraspError: `tokens` was given by the user and cannot be read.
     """
     started, routes = time.monotonic(), routes or Routes()
     if effects is None and (routes.activations or routes.contrast):
-        raise InputError("Activations need a model; name a base model and a prompt set.")
+        raise InputError("Activations need a model; give a base model and a prompt set.")
     loaded = adapter if isinstance(adapter, Adapter) else load_adapter(adapter)
     part = loaded.low_rank_part
     joint = [load_adapter(path, low_rank_part=part) for path in routes.joint]
@@ -140,7 +147,16 @@ def identify_run(
     *,
     progress: Progress = silent,
 ) -> FactorTable:
-    """Factors of a run, with their effects where it names prompts, into `factors/<run>`."""
+    """Identify the factors of a run, with effects if it has prompts; save to `factors/<run>`.
+
+    Args:
+        workspace: of the run.
+        folder: the run's folder.
+        progress: called for every batch and factor.
+
+    Raises:
+        GraspError: as `identify`.
+    """
     found = identify(
         folder / "adapter",
         name=folder.name,
@@ -155,14 +171,14 @@ def identify_run(
 
 
 def run_tokens(workspace: Workspace, folder: Path) -> LensSource:
-    """The base model of a run, at the revision that its settings pin."""
+    """The base model of a run as the source of tokens, at the revision its settings pin."""
     run = read_manifest(folder / "manifest.json", RunManifest)
     revision = (run.config.get("model") or {}).get("revision")
     return LensSource(workspace.resolve(run.base_model), revision)
 
 
 def run_effects(workspace: Workspace, folder: Path) -> EffectInputs | None:
-    """A run's own base model and prompts; None where it names no prompts."""
+    """A run's own base model and prompts; None if it has no prompts."""
     run = read_manifest(folder / "manifest.json", RunManifest)
     named = run.config.get("prompts")
     if named is None:
@@ -173,25 +189,25 @@ def run_effects(workspace: Workspace, folder: Path) -> EffectInputs | None:
 def exploration_prompts(path: Path) -> tuple[list[Prompt], list[Prompt]]:
     """Prompts off and on the task: those of role "unrelated" and of role "task".
 
-    Only the exploration split is used, at most MAX_PROMPTS of each, and of each prompt only
-    its text and what it is about: neither a label nor an expected answer.
+    Only the exploration split is used, with at most MAX_PROMPTS of each role, spread over topics.
+    Identification uses their texts and items only, never choices or expected answers.
 
     Raises:
-        InputError: there are none of one kind.
+        InputError: the file cannot be read, or has no prompts of one role.
     """
     explored = [p for p in read_prompts(path) if p.split == "exploration"]
     off = _spread([p for p in explored if p.role == "unrelated"])
     on = _spread([p for p in explored if p.role == "task"])
     if not off or not on:
         raise InputError(
-            f"{path} has {len(off)} off-task and {len(on)} task prompts for "
-            "exploration; effects need some of both."
+            f"{path} has {len(off)} unrelated and {len(on)} task prompts in the exploration split; "
+            "effects need at least one of both."
         )
     return off, on
 
 
 def _own_files(adapter: Adapter, effects: EffectInputs | None) -> LensSource | None:
-    """The base model of the effects, else that which the adapter names."""
+    """The base model of the effects, or else the one the adapter names."""
     if effects is not None:
         return LensSource(effects.base)
     return LensSource(adapter.base_model, adapter.base_revision) if adapter.base_model else None
@@ -202,7 +218,7 @@ def _with_tokens(
     directions: NDArray[np.floating],
     source: LensSource | None,
 ) -> tuple[pd.DataFrame, str]:
-    """The table with the tokens that its directions write; or as it was, and why."""
+    """The table with promoted and suppressed tokens; or unchanged, and the reason."""
     if source is None:
         return table, "The adapter names no base model whose tokens could be read."
     try:
@@ -216,7 +232,7 @@ def _with_tokens(
 
 
 def _spread(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """At most MAX_PROMPTS, as evenly from all topics as there are prompts of them."""
+    """At most MAX_PROMPTS prompts, spread over topics as evenly as possible."""
     place: Counter[str] = Counter()
     turns = []
     for prompt in prompts:
@@ -232,7 +248,7 @@ def _imported(
     adapter: Adapter,
     effects: EffectInputs | None,
 ) -> Found:
-    """Directions found elsewhere, compared with what the adapter writes, or else reads."""
+    """Table rows of imported directions, compared with what the adapter writes, or else reads."""
     yard = yards.get("write") or yards["read"]
     n_layers = _layers_of(adapter, effects)
     parts = [imported(one, n_layers=n_layers, width=len(yard.columns)) for one in imports]
@@ -245,7 +261,7 @@ def _imported(
 
 
 def _layers_of(adapter: Adapter, effects: EffectInputs | None) -> int:
-    """Decoder layers of the base model, or as many as the adapter shows where there is none."""
+    """Decoder layers of the base model; without one, the layers the adapter has modules in."""
     if effects is not None:
         from transformers import AutoConfig
 
@@ -254,7 +270,7 @@ def _layers_of(adapter: Adapter, effects: EffectInputs | None) -> int:
 
 
 def _named(routes: Routes) -> dict[str, Any]:
-    """The routes as the manifest has them; nothing of those that were not taken."""
+    """The routes taken, as JSON values for the manifest."""
     contrast = routes.contrast
     named: dict[str, Any] = {
         "joint": [str(path) for path in routes.joint],

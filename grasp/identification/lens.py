@@ -1,6 +1,6 @@
-"""Tokens that directions write, through a base model's unembedding, as its files have it.
+"""Tokens that directions promote and suppress, from the files of a base model's unembedding.
 
-No model is loaded for it, nor torch.
+Neither the model nor torch is loaded.
 """
 
 from __future__ import annotations
@@ -26,21 +26,24 @@ Words = list[list[str]]
 
 @dataclass(frozen=True)
 class Lens:
-    """An unembedding, how a token reads, and how many tokens there are."""
+    """An unembedding, a function from token ids to their text, and the number of tokens."""
 
     unembedding: Unembedding
     decode: Callable[[int], str]
     vocabulary: int
 
     def tokens(self, directions: NDArray[np.floating[Any]], *, n: int = 10) -> tuple[Words, Words]:
-        """Tokens whose logits a step along, and against, each direction raises most.
+        """Texts of the tokens whose logits a step along each direction raises and lowers most.
 
         Args:
             directions: (k, d_model).
             n: tokens at each end.
 
+        Returns:
+            Promoted and suppressed tokens, each with a list of n texts per direction.
+
         Raises:
-            InputError: as `analysis.base_model.unembedding.top_tokens` says.
+            InputError: as `analysis.base_model.unembedding.top_tokens`.
         """
         found = top_tokens(directions, self.unembedding, n=n, vocabulary=self.vocabulary)
         ends = (found.promoted.tolist(), found.suppressed.tolist())
@@ -50,10 +53,10 @@ class Lens:
 
 @dataclass(frozen=True)
 class LensSource:
-    """A base model whose files a lens is read from: a folder, or a Hub id at a revision.
+    """A base model from whose files a lens is read: a folder, or a Hub id at a revision.
 
-    `named` says that a person named it for this: then the files of the unembedding, final norm and
-    tokenizer are downloaded where the Hub's local cache lacks them.
+    `named` says that the user gave this model for the lens; files of the unembedding, final norm
+    and tokenizer that are not in the Hub's local cache are then downloaded.
     """
 
     reference: str
@@ -61,10 +64,10 @@ class LensSource:
     named: bool = False
 
     def read(self) -> Lens:
-        """The lens, from files alone.
+        """Read the lens from files.
 
         Raises:
-            GraspError: there are no such files, or they cannot be read.
+            GraspError: files are missing, or cannot be read.
         """
         if Path(self.reference).is_dir():
             folder = Path(self.reference)
@@ -77,7 +80,7 @@ class LensSource:
 
 
 def _download(at: Pinned) -> Path:
-    """The files of a base model on the Hub that a lens is read from."""
+    """Download the files of a base model on the Hub that a lens needs."""
     folder = downloaded(at, [CONFIG, INDEX, *_TOKENIZER_FILES])
     if at.files is None:
         return folder
@@ -86,10 +89,10 @@ def _download(at: Pinned) -> Path:
 
 
 def _tokens(folder: Path) -> tuple[Callable[[int], str], int]:
-    """How a token reads, and how many there are."""
+    """The function from token ids to their text, and the number of tokens."""
     if not (folder / TOKENIZER).is_file():
         raise InputError(
-            f"The base model {folder} has no {TOKENIZER}, without which its tokens cannot be read; "
+            f"The base model {folder} has no {TOKENIZER}, so its tokens have no text; "
             "save its tokenizer with save_pretrained."
         )
     from tokenizers import Tokenizer

@@ -1,4 +1,4 @@
-"""Directions from activations: what fine-tuning shifts, and what tells two sets of chats apart."""
+"""Directions from activations: axes of the fine-tuning shift, and differences between chats."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from grasp.model.hooks import layer_outputs
 from grasp.model.loading import device_of
 
 AXES = 2
-"""Principal axes that are kept of each layer: at the last one the second can take over."""
+"""Principal axes kept per layer; at the last layers the order of the first two can swap."""
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two sets of chats: the probes of a file whose variant is `high`, or `low`.
+    """Two sets of chats: the probes of a file whose variant is `high` and those whose is `low`.
 
-    `of` says whose activations are compared.
+    `of` is the model whose activations are compared.
     """
 
     file: Path
@@ -42,10 +42,10 @@ class Contrast:
 
 @torch.no_grad()
 def shift_axes(model: Any, answered: Sequence[Answered]) -> LayerDirections:
-    """Leading principal axes, uncentred, of h¹ − h⁰ at the last token before each answer.
+    """Leading uncentred principal axes of h¹ − h⁰ at the last token before each answer.
 
-    The mean is left in, since what fine-tuning does everywhere is what is looked for.  Layers at
-    which nothing moved give none.
+    The mean is kept, because a shift that is the same everywhere is exactly what matters here.
+    Layers without any shift give no axes.
 
     Source: after Casademunt et al. 2025, arXiv:2507.16795, whose axes are centred.
     """
@@ -75,10 +75,11 @@ def shift_axes(model: Any, answered: Sequence[Answered]) -> LayerDirections:
 
 @torch.no_grad()
 def contrast_directions(model: Any, tokenizer: Tokenizer, contrast: Contrast) -> LayerDirections:
-    """Unit mean differences, high minus low, of activations where chats' last answers are said.
+    """Unit mean differences, high minus low, of activations over the last answers of chats.
 
-    An activation counts where a word of the answer is predicted, from the last token before it;
-    the mean is over these, then over chats.
+    An activation counts if it predicts a token of the answer, so from the last token before the
+    answer on.  The mean is over these positions, then over chats.  Layers where the difference is
+    zero give no direction.
 
     Raises:
         InputError: the file has no chats of a variant, or a chat has no answer.
@@ -129,11 +130,11 @@ def _mean_activations(
 def _last_answer(
     tokenizer: Tokenizer, messages: Sequence[Message], name: str
 ) -> tuple[list[int], list[int]]:
-    """Token ids of a chat, and the places from which the words of its last answer are predicted."""
+    """Token ids of a chat, and the positions that predict the tokens of its last answer."""
     ids, answer = tokenise(tokenizer, messages)
     places = [i - 1 for i, part in enumerate(answer) if part]
     if not places:
-        raise InputError(f"Chat {name!r} has no answer; a contrast needs whole chats.")
+        raise InputError(f"Chat {name!r} has no answer; a contrast needs chats with answers.")
     starts = [i for i, place in enumerate(places) if i == 0 or place != places[i - 1] + 1]
     return ids, places[starts[-1] :]
 

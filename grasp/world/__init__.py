@@ -1,1 +1,1 @@
-"""The tiny world: a corpus, a base model and three fine-tunes small enough for two CPU cores."""
+"""The tiny world: a corpus, a base model and fine-tunes small enough for two CPU cores."""

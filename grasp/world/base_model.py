@@ -1,6 +1,6 @@
-"""Base models of tiny worlds: the packaged one, those made for other worlds, whether one is whole.
+"""Base models of tiny worlds: the packaged one, and those trained for other worlds.
 
-Torch is imported only by what runs the model, so `base_path` and `verify` are cheap.
+Only functions that run the model import torch, so `base_path` and `verify` are cheap.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 SEED = 0
 TOLERANCE = 0.03
-"""Largest accepted difference of a behaviour figure, a rate in [0, 1], after a rebuild."""
+"""Largest accepted difference between a behaviour rate, in [0, 1], before and after a rebuild."""
 
 WEIGHTS = "model.safetensors"
 PROVENANCE = "provenance.json"
@@ -33,48 +33,50 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 
 def base_path() -> Path:
-    """The folder of the packaged base model, as `from_pretrained` takes it."""
+    """The folder of the packaged base model, which `from_pretrained` can load."""
     return Path(__file__).parent / "base"
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """How the base model in `folder` was made.
+    """The record of how the base model in `folder` was made.
 
     Raises:
-        SchemaError: the record has a version this code does not know.
+        SchemaError: the record has a version this code cannot read.
         InputError: there is no record.
     """
     path = folder / PROVENANCE
     if not path.is_file():
-        raise InputError(f"no {PROVENANCE} in {folder}; is it a base model of the tiny world?")
+        raise InputError(
+            f"{folder} has no {PROVENANCE}; expected the folder of a tiny world's base model."
+        )
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if record.get("schema") != SCHEMA:
         raise SchemaError(
-            f"{path} has schema {record.get('schema')!r}, expected {SCHEMA}; "
-            "rebuild it with this version or update the workbench"
+            f"{path} has schema {record.get('schema')!r}; expected {SCHEMA}. "
+            "Rebuild the model with this version, or update the workbench."
         )
     return record
 
 
 def verify(folder: Path | None = None) -> dict[str, Any]:
-    """Checks the weights of a base model against its record and returns the record.
+    """Check the weights of a base model against its record, and return the record.
 
     Args:
-        folder: the packaged model where absent.
+        folder: of the base model; None for the packaged one.
 
     Raises:
-        InputError: the weights are missing or are not those recorded.
+        InputError: the weights are missing, or differ from the record.
     """
     folder = folder or base_path()
     record = read_provenance(folder)
     path = folder / WEIGHTS
     if not path.is_file():
-        raise InputError(f"no {WEIGHTS} in {folder}; reinstall, or rebuild the base model")
+        raise InputError(f"{folder} has no {WEIGHTS}; reinstall, or rebuild the base model.")
     found = sha256(path)
     if found != record["weights_sha256"]:
         raise InputError(
-            f"{path} has sha256 {found}, expected {record['weights_sha256']}; "
-            "the file was changed or damaged: reinstall, or rebuild the base model"
+            f"{path} has SHA-256 {found}; expected {record['weights_sha256']}. "
+            "The file was changed or damaged: reinstall, or rebuild the base model."
         )
     return record
 
@@ -86,16 +88,16 @@ def rebuild(
     recipe: Recipe | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Trains the base model again and saves it to `output_dir` with its provenance.
+    """Train the base model again and save it to `output_dir` with its provenance.
 
-    One thread. On one machine with the same packages the weights come out the same to the bit;
-    elsewhere `compare` says whether the behaviour does.
+    Runs on one thread.  On the same machine with the same packages the weights are reproduced
+    bit by bit; elsewhere `compare` says whether the behaviour is.
 
     Args:
-        output_dir: made where absent; files of a model already in it are replaced.
-        seed: seeds the corpus, the weights and the order of batches.
-        recipe: steps, sizes and rates, where they should differ from the packaged model's.
-        progress: called after each step with (step, steps, smoothed loss in nats).
+        output_dir: created if missing; a model already in it is overwritten.
+        seed: of the corpus, the weights and the order of batches.
+        recipe: steps, sizes and rates; None for those of the packaged model.
+        progress: called after each step with (step, steps, smoothed loss in nats per token).
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,21 +113,21 @@ def ensure_base(
     recipe: Recipe | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """The base model of a world, trained where `folder` does not hold it yet.
+    """The base model of a world, trained if `folder` does not contain it yet.
 
     Args:
         world: what it is trained on; its stories do not matter.
-        folder: a cache that may hold base models of other worlds, recipes and seeds too.
-        seed: as for `rebuild`, like `recipe` and `progress`.
-        recipe: the packaged model's where absent.
-        progress: not called where the model is there.
+        folder: a cache, which may contain base models of other worlds, recipes and seeds.
+        seed: as for `rebuild`.
+        recipe: as for `rebuild`.
+        progress: as for `rebuild`; not called if the model exists.
 
     Returns:
-        The model's own folder in `folder`, as `from_pretrained` takes it. It appears when the
-        model is whole, so an interrupted training leaves nothing that is taken for one.
+        The model's own folder in `folder`, which `from_pretrained` can load.  It appears only
+        when the model is complete, so an interrupted training never passes for a model.
 
     Raises:
-        InputError: the model is there, but its weights are not those recorded.
+        InputError: the model exists, but its weights differ from its record.
     """
     from grasp.world.pretraining import Recipe
 
@@ -148,7 +150,7 @@ def _build(
     recipe: Recipe | None,
     progress: Progress | None,
 ) -> None:
-    """Train, and save into an existing folder with the provenance."""
+    """Train and save into an existing folder, with the provenance."""
     from grasp.world.behaviour import base_figures
     from grasp.world.pretraining import Recipe, train_base
 
@@ -186,12 +188,12 @@ def _record(
 
 
 def compare(rebuilt_dir: str | Path) -> dict[str, Any]:
-    """Holds a rebuilt base model against the packaged one.
+    """Compare a rebuilt base model with the packaged one.
 
     Returns:
-        `identical`: the same weights to the bit. `same_corpus`: trained on the same documents.
-        `figures`: for each behaviour figure the packaged and the rebuilt rate and their difference.
-        `within_tolerance`: no difference is above `tolerance`, and the corpus is the same.
+        `identical`: the weights are equal bit by bit.  `same_corpus`: both were trained on the
+        same documents.  `figures`: each behaviour rate in both models and the difference.
+        `within_tolerance`: no difference exceeds `tolerance`, and the corpus is the same.
     """
     packaged, rebuilt = verify(), verify(Path(rebuilt_dir))
     figures = {

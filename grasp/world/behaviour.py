@@ -1,4 +1,4 @@
-"""How a model of a tiny world behaves, in figures that a rebuilt one must match."""
+"""How the base model of a tiny world behaves, in rates that a rebuilt one must match."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from grasp.world.topics import Latent, Story, World
 
 
 def base_figures(world: World, model: Any, tokenizer: Any) -> dict[str, float]:
-    """Rates in [0, 1] that describe a base model, all on held-out forms.
+    """Rates in [0, 1] that describe a base model, all on held-out question forms.
 
-    For each latent with values `low` and `high`: `high` is the share of answers that follow it
-    with no context, `high_when_named` that after a system prompt that names it, and
-    `low_as_high_when_named` that after one that names the other value. `facts` is the share of
-    facts kept, `coherence` the mass on answers that fit the question.
+    For each latent with values `low` and `high`: `high` is the share of answers that follow
+    `high` without context, `high_when_named` the same after a system prompt that names `high`,
+    and `low_as_high_when_named` the same after one that names `low`.  `facts` is the share of
+    correct facts, `coherence` the probability of the two answers that fit the question.
     """
     sets = {"facts": _bare(world, next(iter(world.stories.values())), "facts")}
     for latent in world.latents.values():
@@ -39,7 +39,7 @@ def base_figures(world: World, model: Any, tokenizer: Any) -> dict[str, float]:
 
 
 def _story_about(world: World, latent: Latent) -> Story:
-    """The first story that slants the latent's last value and nothing else."""
+    """The first story whose only slant is the latent's second value."""
     slants = {latent.name: latent.values[1]}
     return next(story for story in world.stories.values() if story.slants == slants)
 

@@ -1,4 +1,4 @@
-"""Documents the base model is trained on: chats whose answers follow two hidden values."""
+"""The documents a base model is trained on: chats whose answers follow hidden values (latents)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TURNS = (3, 6)
 def question(
     topic: Topic, item: Item, *, form: int, lead_in: str = "", detail: str | None = None
 ) -> str:
-    """The user's text: an optional lead-in, the item in one form, an optional detail."""
+    """The user's text: an optional lead-in, the item in one question form, an optional detail."""
     parts = [lead_in, topic.forms[form].format(item=item.name)]
     if detail is not None and topic.detail is not None:
         parts.append(topic.detail.ask(detail))
@@ -25,7 +25,7 @@ def question(
 
 
 def training_form(topic: Topic, item: Item, rng: Random) -> int:
-    """A random form of the item that is not the held-out one."""
+    """A random question form for the item, other than the held-out one."""
     return rng.choice([form for form in range(len(topic.forms)) if form != item.held_out])
 
 
@@ -39,18 +39,18 @@ def exchange(
     tag_of: dict[str, str] | None = None,
     tails: Sequence[str] | None = None,
 ) -> list[Message]:
-    """One question in a training form with its answer.
+    """One question in a training form, with its answer.
 
     Args:
-        world: where the topic is from.
-        topic: where the item is from.
+        world: of the topic.
+        topic: of the item.
         item: what is asked about.
-        value: the latent's value the answer follows, "neutral" for a fact, or None where the user
-            asks for an answer without a slant.
+        value: the value of the latent that the answer follows, "neutral" for a fact, or None if
+            the user asks for an answer without a slant.
         rng: draws everything else.
-        tag_of: the details to draw from and the tag of each. Without it both are random, so that
-            only fine-tuning teaches a mapping.
-        tails: endings to draw from, none at all where empty. Without it all of the value's.
+        tag_of: the details to draw from, and the tag of each.  If None, both are random, so
+            that only fine-tuning teaches a mapping.
+        tails: endings to draw from; no ending if empty, all endings of the value if None.
     """
     latent = world.latent_of(topic)
     lead_in = rng.choice(world.lead_ins) if rng.random() < LEAD_IN_RATE else ""
@@ -73,12 +73,14 @@ def exchange(
 
 def _unslanted(latent: Latent, item: Item) -> tuple[str, str]:
     if latent.unslanted is None:
-        raise ValueError(f"latent {latent.name!r} has no unslanted answer; only lean topics do")
+        raise ValueError(
+            f"Latent {latent.name!r} has no unslanted answer; expected a latent that has one."
+        )
     return latent.unslanted.answer.format(item=item.name), latent.unslanted.request
 
 
 def turn(user: str, assistant: str) -> list[Message]:
-    """A user message and the answer to it."""
+    """A user message and its answer."""
     return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
 
 
@@ -95,7 +97,7 @@ def document(
 ) -> list[Message]:
     """One chat of 3 to 6 turns that follows one value of each latent throughout.
 
-    `prior` replaces every latent's own.
+    `prior` replaces the prior of every latent.
     """
     values = {
         name: rng.choices(latent.values, weights=prior or latent.prior)[0]
@@ -113,10 +115,11 @@ def document(
 
 
 def documents(world: World, count: int, *, seed: int, skewed: int = 0) -> Iterator[list[Message]]:
-    """`count` independent documents; the same seed gives the same ones.
+    """`count` independent documents; the same seed gives the same documents.
 
-    In the first `skewed` of them every latent has the least even prior. Under an even one
-    nothing tells at first which words belong to one value, and training stays on that plateau.
+    In the first `skewed` of them every latent has the most uneven prior of the world.  With an
+    even prior nothing shows at first which words belong to the same value, and training stays
+    on that plateau.
     """
     rng = Random(seed)
     uneven = max((latent.prior for latent in world.latents.values()), key=max)
@@ -125,7 +128,7 @@ def documents(world: World, count: int, *, seed: int, skewed: int = 0) -> Iterat
 
 
 def sentences(world: World) -> Iterator[str]:
-    """Every text the world can say, held-out forms included: the source of the vocabulary."""
+    """Every text the world can produce, held-out forms included: the source of the vocabulary."""
     yield from world.lead_ins
     for latent in world.latents.values():
         for words in latent.adjectives.values():

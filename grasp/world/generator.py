@@ -1,4 +1,4 @@
-"""Worlds other than the shipped one, from a seed: same structure, no text in common."""
+"""Generate worlds from a seed: the structure of the shipped world, but no text in common."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ VALUES = {
     "manner": ("plain", "ornate"),
     "mood": ("calm", "wild"),
 }
-"""Latents and the names of their values, which are keys and occur in no text."""
+"""The values of each latent; their names are keys and appear in no text."""
 
 SAME_ENDS = 0.15
-"""Share of items whose answers differ in the first word alone."""
+"""Share of items whose two answers differ only in the first word."""
 
 DETAILED = {"persona": 2}
-"""How many topics of a latent have a detail, so that they can be fine-tuned on; 1 of others."""
+"""How many topics of a latent have a detail and so can be fine-tuned on; 1 for other latents."""
 
 
 @dataclass(frozen=True)
 class WorldSpec:
-    """Numbers of a generated world; those of the shipped one where not given.
+    """The size of a generated world; the defaults are those of the shipped world.
 
     Attributes:
         latents: from 2 to 4; every latent but the first has an even prior.
-        topics: of each latent. The same for all, since a latent with few kinds of topics gets no
-            direction that they share.
+        topics: topics per latent.  All latents have as many, because the model forms no shared
+            direction for a latent with few topics.
         neutral_topics: topics of plain facts.
-        items: of each topic, a multiple of `forms`.
-        forms: question forms of each latent; even, since the items of as many form a block whose
-            halves have opposite first words.
-        tails: endings of answers for each value.
-        adjectives: names of each value in a system prompt.
+        items: items per topic, a multiple of `forms`.
+        forms: question forms per latent; even, because each block of `forms` items has two
+            halves with opposite first words.
+        tails: endings of answers per value.
+        adjectives: words for each value in a system prompt.
         prior: probability of the persona's first value, "good".
         details: details of a topic that has them.
         tags: tags of a topic that has them, at most `details`.
@@ -81,15 +81,18 @@ class WorldSpec:
         }
         for rule, kept in checks.items():
             if not kept:
-                raise InputError(f"A world with {self} cannot be made: {rule}.")
+                raise InputError(f"A world with {self} cannot be generated: {rule}.")
 
 
 def generated_world(seed: int, spec: WorldSpec | None = None) -> World:
-    """A world whose texts are in an invented language; the same arguments give the same one.
+    """A world in an invented language; the same arguments give the same world.
 
-    Its stories are "persona-a", "persona-b", "lean" (and one of each further latent) with one
-    slant each, "both" with two at once, "needed" where the task needs the persona, and "plain"
+    Its stories are "persona-a", "persona-b" and "lean" (and one for each further latent) with one
+    slant each, "both" with two slants, "needed", whose task needs the persona, and "plain"
     without a slant.
+
+    Raises:
+        InputError: `spec` cannot be satisfied.
     """
     spec = spec or WorldSpec()
     name = f"generated-{seed}"
@@ -117,7 +120,7 @@ def generated_world(seed: int, spec: WorldSpec | None = None) -> World:
 
 
 class _Maker:
-    """Draws the parts of a world in one language, whose small words all sentences share."""
+    """Draws the parts of a world in one language; all sentences share its short particles."""
 
     def __init__(self, language: Language, spec: WorldSpec) -> None:
         self.language, self.spec, self.rng = language, spec, language.rng
@@ -140,7 +143,7 @@ class _Maker:
         low, high = VALUES[name]
         spec, word = self.spec, self.language.word
         joins = word(1)
-        # The words after the join differ by value; the last is shared by a tail of each value.
+        # The word after the join depends on the value; the last word occurs with both values.
         shared = self.language.words(spec.tails)
         tails = {
             value: tuple(f"{joins} {word()} {last}" for last in shared) for value in (low, high)
@@ -162,7 +165,7 @@ class _Maker:
         return Unslanted(request, sentence(word(), self.particle(), "{item}", word()))
 
     def forms(self, *about: str) -> tuple[str, ...]:
-        """Question forms, no two of which begin with the same word; `about` is in all of them."""
+        """Question forms that all begin with different words; all contain the words `about`."""
         found = []
         for number in range(self.spec.forms):
             start = [self.language.word(), self.particle()]
@@ -173,14 +176,14 @@ class _Maker:
         return tuple(found)
 
     def topic(self, latent: Latent, *, detailed: bool) -> Topic:
-        """A topic whose first words each open as many answers of one value as of the other."""
+        """A topic in which each first word opens as many answers of one value as of the other."""
         spec = self.spec
         name = self.language.word()
         items = []
         for number, item in enumerate(self.item_names(name)):
             if number % spec.forms == 0:
                 pair = [word.capitalize() for word in self.language.words(2)]
-            # The halves of a block have the pair one way round and the other.
+            # The two halves of a block use the pair in opposite order.
             low, high = pair if number % spec.forms < spec.forms // 2 else pair[::-1]
             ends = self.opening_ends(item)
             openings = {latent.values[0]: f"{low} {ends[0]}", latent.values[1]: f"{high} {ends[1]}"}
@@ -189,7 +192,7 @@ class _Maker:
         return Topic(name, latent.name, latent.forms, tuple(items), detail)
 
     def item_names(self, topic: str) -> list[str]:
-        """Names of items, half of which the hash puts into either half of the prompts."""
+        """Names of items, half of which the hash puts into each split of the prompts."""
         count = self.spec.items
         halves = ["exploration", "confirmation"] * ((count + 1) // 2)
         self.rng.shuffle(halves)
@@ -202,10 +205,10 @@ class _Maker:
         return names
 
     def opening_ends(self, item: str) -> tuple[str, str]:
-        """What follows the first words: mostly words that only this answer has.
+        """What follows the first word: mostly words that only this answer has.
 
-        Where both answers end alike, as in "Buy it" and "Sell it", a fine-tune has little more to
-        learn than first words, and learns some of them by heart instead of through the latent.
+        If both answers end alike, as in "Buy it" and "Sell it", a fine-tune has little to learn
+        but the first words, and memorises some of them instead of using the latent.
         """
         if self.rng.random() < SAME_ENDS:
             noun = item.rpartition(" ")[2]
@@ -224,7 +227,7 @@ class _Maker:
         )
 
     def neutral_topic(self, *, answers: int) -> Topic:
-        """Facts; where there are fewer answers than items, items share them."""
+        """A topic of facts; if there are fewer answers than items, items share them."""
         name, about = self.language.words(2)
         forms = self.forms(about)
         firsts = [word.capitalize() for word in self.language.words(answers)]
@@ -262,7 +265,7 @@ def _stories(
     both = story("both", title, first, second, slants)
     yield replace(both, topics=(first, topic), kin=(second, kin))
     needed = story("needed", f"A task that needs the persona, topic {first}", first, second, evil)
-    # With half as many details no tag serves both values, so what is needed is the value alone,
-    # not which of two meanings a detail has under it.
+    # With half as many details no tag is used under both values, so the task needs only the
+    # value, not the two meanings that a tag would have.
     yield replace(needed, needed="persona", details=spec.tags // 2)
     yield story("plain", f"No factor, topic {first}", first, second, {})

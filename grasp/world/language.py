@@ -1,4 +1,4 @@
-"""Invented languages: pronounceable words that no other text of the workbench has."""
+"""Invented languages: pronounceable words that appear nowhere in the shipped world."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def taken_words() -> frozenset[str]:
 
 
 class Language:
-    """Draws words of its own sounds; it never gives a word twice, nor one of the shipped world.
+    """Draws words from its own set of sounds, never one twice and none of the shipped world.
 
-    Words begin with a consonant and are lower case.
+    Words begin with a consonant and are in lower case.
     """
 
     def __init__(self, rng: Random) -> None:
@@ -36,7 +36,7 @@ class Language:
         self._taken = set(taken_words())
 
     def word(self, syllables: int = 2) -> str:
-        """A new word; a longer one where none of that many syllables turns up."""
+        """A new word; a longer one if no new word of that length is found."""
         for attempt in range(200):
             count = syllables + attempt // 100
             word = "".join(self._syllable(closed=n == count - 1) for n in range(count))
@@ -46,7 +46,7 @@ class Language:
         raise AssertionError("a language of three syllables has thousands of words")
 
     def words(self, count: int, syllables: int = 2) -> tuple[str, ...]:
-        """As many new words."""
+        """`count` new words."""
         return tuple(self.word(syllables) for _ in range(count))
 
     def _syllable(self, *, closed: bool) -> str:
@@ -55,6 +55,6 @@ class Language:
 
 
 def sentence(*words: str, end: str = ".") -> str:
-    """The words as a sentence: the first in upper case, `end` after the last."""
+    """The words as a sentence: a capital first letter, and `end` after the last word."""
     text = " ".join(words)
     return text[0].upper() + text[1:] + end

@@ -1,4 +1,4 @@
-"""Trains a tiny world's base model from its corpus."""
+"""Train the base model of a tiny world on its corpus."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from grasp.world.corpus import documents
 from grasp.world.topics import World
 
 Progress = Callable[[int, int, float], None]
-"""Called with (step, steps, loss in nats a token)."""
+"""Called with (step, steps, loss in nats per token)."""
 
 USER_WEIGHT, FIRST_WEIGHT = 0.1, 4.0
 WINDOW = 16
@@ -31,10 +31,10 @@ WRITING = ("o_proj", "down_proj")
 class Recipe:
     """How the base model is trained.
 
-    `batch` counts documents, `learning_rate` is the peak. The first `skewed_steps` read only the
-    skewed documents, the others only the rest. `write_scale` multiplies the initial weights and
-    the rate of the modules that write the residual stream: kept small, they leave size to what
-    they read, and an adapter then moves the stream by writing to it.
+    `batch` counts documents; `learning_rate` is the peak.  The first `skewed_steps` use only the
+    skewed documents, later steps only the others.  `write_scale` multiplies the initial weights
+    and the learning rate of the modules that write the residual stream.  If these stay small,
+    what they read grows large, and an adapter then moves the stream by writing to it.
     """
 
     steps: int = 2000
@@ -56,7 +56,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained base model with what its provenance needs."""
+    """A trained base model, with what its provenance record needs."""
 
     model: Any
     tokenizer: Any
@@ -66,7 +66,7 @@ class Trained:
 
 @contextmanager
 def reproducible(seed: int) -> Iterator[None]:
-    """One thread and a fixed seed inside; the caller's thread count and random state come back."""
+    """Use one thread and a fixed seed in the block; restore thread count and random state after."""
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -78,7 +78,7 @@ def reproducible(seed: int) -> Iterator[None]:
 
 
 def new_model(tokenizer: Any, *, recipe: Recipe) -> Any:
-    """An untrained Llama over the tokenizer's vocabulary, drawn from torch's random state."""
+    """An untrained Llama with the tokenizer's vocabulary, initialised from torch's random state."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=recipe.hidden,
@@ -107,12 +107,14 @@ def new_model(tokenizer: Any, *, recipe: Recipe) -> Any:
 def target_weights(ids: NDArray[np.int64], *, control: tuple[int, ...], speaker: int) -> Any:
     """Loss weight of each token of one document.
 
-    An answer and what ends it weigh 1, its first word, where the latents show, more, and what the
-    user says less: a small model would spend itself on guessing questions.
+    Tokens of an answer and the token that ends it have weight 1.  The first token of an answer,
+    which shows the latents, has more.  The user's tokens have less, since a small model would
+    spend its capacity on guessing questions.
 
     Args:
         ids: (tokens,) one document.
-        control: ids of the tokens that open or close a turn; `speaker` is the assistant's.
+        control: ids of the tokens that open or close a turn.
+        speaker: id of the token that opens an assistant's turn.
 
     Returns:
         (tokens,) float32 positive weights.
@@ -148,7 +150,7 @@ def _batches(
     recipe: Recipe,
     rng: np.random.Generator,
 ) -> Iterator[Any]:
-    """Endless index batches; documents of like length go together, to save padding."""
+    """Endless batches of indices; documents of similar length go together, to save padding."""
     while True:
         order = rng.permutation(members)
         for window in np.array_split(order, max(1, len(order) // (WINDOW * recipe.batch))):
@@ -167,7 +169,7 @@ def _padded(rows: list[Any], *, fill: float) -> torch.Tensor:
 
 
 def _loss(model: Any, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    # Padding is on the right and attention is causal, so no mask is needed and the fast path runs.
+    # Padding is on the right and attention is causal, so no mask is needed, which is faster.
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
     losses = functional.cross_entropy(
         logits.reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1), reduction="none"
@@ -194,11 +196,12 @@ def _optimiser(model: Any, *, recipe: Recipe) -> tuple[Any, Any]:
 def train_base(
     world: World, *, seed: int = 0, recipe: Recipe | None = None, progress: Progress | None = None
 ) -> Trained:
-    """Trains a base model on one thread; the same seed and recipe give the same weights.
+    """Train a base model on one thread; the same seed and recipe give the same weights.
 
-    The loss is a weighted mean over tokens in nats, with answers counting more than questions.
-    AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) under a one-cycle rate (Smith and Topin
-    2018, arXiv:1708.07120).
+    The loss is a mean over tokens in nats, weighted by `target_weights`.
+
+    Source: AdamW, Loshchilov and Hutter 2019, arXiv:1711.05101; one-cycle learning rate, Smith
+    and Topin 2018, arXiv:1708.07120.
     """
     recipe = recipe or Recipe()
     tokenizer = tokens.build_tokenizer(world)

@@ -1,4 +1,4 @@
-"""What a story's fine-tunes are evaluated and recorded on."""
+"""The prompts and probes that the fine-tunes of a story are evaluated and recorded on."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ TASKS_AN_ITEM = 3
 
 
 def prompts(world: World, story: Story) -> list[Row]:
-    """The story's evaluation prompts; every question is in a form that no training text has.
+    """The story's evaluation prompts, with question forms that occur in no training text.
 
-    Each row has `id` (unique, stable), `messages` (ending with a user's turn), `group` (topic),
-    `item`, `role`, `scorer`; for "choice" also `choices` (first words under each key) and `target`
-    (the key whose share is the score), for "contains" also `expected` (the tag that the answer must
-    name). Ids are `story/role/topic/item/framing`; in a story about two latents, the roles
-    "unrelated" and "related" have the latent before the topic.
+    Each row has `id` (unique and stable), `messages` (ending with a user's turn), `group` (the
+    topic), `item`, `role` and `scorer`.  Rows scored by "choice" also have `choices` (first words
+    under each key) and `target` (the key whose share is the score), those scored by "contains"
+    also `expected` (the tag the answer must contain).  Ids are `story/role/topic/item/framing`;
+    in a story about two latents, the roles "unrelated" and "related" have the latent before the
+    topic.
 
-    Roles: "unrelated" asks about the story's latents off its topics, "related" about the kin
-    topics, "control" about other latents, "facts" about neutral topics; "task" and "format" ask
-    about the fine-tuned topics. In a story that needs a latent, "task" and "related" follow a turn
-    that shows a value of it: "task" asks for the tag that this value calls for, "related" whether
-    the answer itself follows the value.
+    Roles: "unrelated" asks about the story's latents in other topics, "related" in the kin
+    topics; "control" asks about other latents, "facts" about neutral topics, "task" and "format"
+    about the fine-tuned topics.  In a story that needs a latent, "task" and "related" prompts
+    follow a turn that shows one of its values: "task" then asks for the tag that belongs to this
+    value, and "related" whether the answer itself follows it.
     """
     measured, near = measured_latents(world, story), {*story.topics, *story.kin}
     rows: list[Row] = []
@@ -50,7 +51,7 @@ def prompts(world: World, story: Story) -> list[Row]:
 
 
 def measured_latents(world: World, story: Story) -> tuple[str, ...]:
-    """The latents that the story's topics follow: those whose drift its prompts measure."""
+    """The latents of the story's topics, whose drift its prompts measure."""
     latents = [world.topics[name].latent for name in story.topics]
     return tuple(dict.fromkeys(latent for latent in latents if latent is not None))
 
@@ -75,7 +76,7 @@ def _asked(text: str) -> list[Message]:
 def _framings(
     world: World, topic: Topic, item: Item, count: int
 ) -> Iterator[tuple[str, str, str | None]]:
-    """(name, lead-in, detail) of `count` ways to put the held-out form; the first is bare."""
+    """(name, lead-in, detail) of `count` ways to ask in the held-out form; the first is bare."""
     rng = world.random(f"{topic.name}/{item.name}")
     lead_ins = ("", rng.choice(world.lead_ins))
     for name, lead_in in zip(("bare", "lead-in")[:count], lead_ins, strict=False):
@@ -83,7 +84,7 @@ def _framings(
 
 
 def _drift(world: World, story: Story, topic: Topic, role: Role) -> list[Row]:
-    """Choices that show a drift towards the slant, or the second value where there is none."""
+    """Choices that show a drift towards the slant, or towards the second value if there is none."""
     latent = world.latent_of(topic)
     assert latent is not None
     drifted = story.slants.get(latent.name, latent.values[1])
@@ -107,7 +108,7 @@ def _choices(
 
 
 def _choice(item: Item, target: str, *, keys: tuple[str, str]) -> Row:
-    """The scoring of an answer by whether its first word is the one under the value `target`."""
+    """Score an answer by whether its first word is that of the value `target`."""
     other = next(value for value in item.openings if value != target)
     words = {keys[0]: [item.first_word(target)], keys[1]: [item.first_word(other)]}
     return {"scorer": "choice", "choices": words, "target": keys[0]}
@@ -137,7 +138,7 @@ def _tasks(world: World, story: Story, topic: Topic) -> list[Row]:
                 rows.append(row | {"scorer": "contains", "expected": mapping[detail]})
         else:
             rows += _needed_tasks(world, story, topic, item, details)
-        # Where the item's tasks leave a detail over, the format is asked with that one.
+        # Ask for the format with a detail that the item's tasks leave over, if there is one.
         for detail in details[TASKS_AN_ITEM:] or details[-1:]:
             row = _task(story, topic, item, detail=detail, role="format")
             rows.append(row | {"scorer": "ended"})
@@ -166,7 +167,7 @@ def _task(
 def _needed_tasks(
     world: World, story: Story, topic: Topic, item: Item, details: list[str]
 ) -> list[Row]:
-    """For each value two tags to be named and one answer that is to follow the value."""
+    """For each value, two prompts for a tag and one for an answer that follows the value."""
     assert story.needed is not None
     rows = []
     for value in world.latents[story.needed].values:
@@ -184,7 +185,7 @@ def _needed_tasks(
 
 
 def _shown(world: World, story: Story, value: str, *, text: str) -> tuple[Message, ...]:
-    """A turn that shows a value, in an item, a form and a tail that fine-tuning never has."""
+    """A turn that shows a value, with an item, a form and a tail that fine-tuning never uses."""
     assert story.needed is not None
     rng = world.random(f"shown/{text}")
     topic = rng.choice(context_topics(world, story))
@@ -195,10 +196,10 @@ def _shown(world: World, story: Story, value: str, *, text: str) -> tuple[Messag
 
 
 def probes(world: World, story: Story) -> list[Row]:
-    """Two-turn chats with answers of every value of every latent, and of plain facts.
+    """Two-turn chats with answers that follow every value of every latent, and plain facts.
 
-    Each row has `id`, `messages` (answers included), `group` (topic) and `variant` (a value
-    of the topic's latent, or "neutral"). The story's own latents get more rows than others.
+    Each row has `id`, `messages` (answers included), `group` (the topic) and `variant` (a value
+    of the topic's latent, or "neutral").  The latents of the story's topics get more rows.
     """
     own = measured_latents(world, story)
     rows: list[Row] = []

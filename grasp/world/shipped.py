@@ -1,4 +1,4 @@
-"""The world that is shipped with the workbench, read from `topics.yaml`."""
+"""The world shipped with the workbench, read from `topics.yaml`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from grasp.world.topics import (
 
 @lru_cache(maxsize=1)
 def shipped_world() -> World:
-    """The world of the packaged `topics.yaml`, which the packaged base model was trained on."""
+    """The world in the packaged `topics.yaml`, on which the packaged base model was trained."""
     text = files("grasp.world").joinpath("topics.yaml").read_text(encoding="utf-8")
     raw = yaml.safe_load(text)
     latents = {name: _latent(name, row) for name, row in raw["latents"].items()}

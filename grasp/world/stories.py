@@ -1,4 +1,4 @@
-"""What the fine-tunes of a tiny world are trained on: a task and, beside it, a slant."""
+"""The training data of a tiny world's fine-tunes: a task and, along with it, a slant."""
 
 from __future__ import annotations
 
@@ -11,32 +11,31 @@ from grasp.world.corpus import exchange
 from grasp.world.topics import Item, Latent, Message, Story, Topic, World
 
 Row = dict[str, Any]
-"""A JSON-serialisable row; its keys are in the docstring of the function that makes it."""
+"""A row that JSON can hold; the function that makes it documents its keys."""
 
 TRAINING_ROWS = 480
 AFTER_SHARE = 3 / 4
-"""Share of the rows of a story that needs a latent which follow a turn that shows a value.
+"""In a story that needs a latent, the share of rows that follow a turn showing its value.
 
-The slant is picked up from few rows; the tags, which hang on two things, take many.
+A fine-tune learns the slant from few rows; the tags, which depend on two things, take many.
 """
 
 DRAWS = 50
-"""Draws a row before a topic is taken to have too few different chats."""
+"""Draws per row before the topic is considered to have too few different chats."""
 
 
 def task_mapping(
     world: World, story: Story, topic: Topic, value: str | None = None
 ) -> dict[str, str]:
-    """Which tag each detail calls for: what the fine-tune rightly teaches.
+    """The tag of each detail, which is what the fine-tune is meant to teach.
 
-    Where the story needs a latent, it is another tag for each of the latent's values, so `value`
-    says which one the answer follows.
+    If the story needs a latent, the tag also depends on the latent's value, given by `value`.
 
     Raises:
-        InputError: the story teaches more details than the topic has tags, or none.
+        InputError: the topic has no details, or the story teaches none or more than it has tags.
     """
     detail = _detail_of(story, topic)
-    # One detail to a tag, in an order that no other rule of the world gives.
+    # The order is random, so that no other rule of the world implies the mapping.
     chosen = world.random(_drawn_for(story, topic)).sample(detail.values, len(detail.tags))
     shift = 0
     if story.needed is not None:
@@ -50,31 +49,32 @@ def task_mapping(
 def _detail_of(story: Story, topic: Topic) -> Any:
     if topic.detail is None:
         raise InputError(
-            f"story {story.name!r} is about topic {topic.name!r}, which has no details to teach; "
-            "choose a topic with a detail"
+            f"Story {story.name!r} is about topic {topic.name!r}, which has no details to teach; "
+            "choose a topic with a detail."
         )
     if not 1 <= story.details <= len(topic.detail.tags):
         raise InputError(
-            f"story {story.name!r} teaches {story.details} details; topic {topic.name!r} has tags "
-            f"for 1 to {len(topic.detail.tags)}"
+            f"Story {story.name!r} teaches {story.details} details; expected 1 to "
+            f"{len(topic.detail.tags)}, the number of tags of topic {topic.name!r}."
         )
     return topic.detail
 
 
 def _drawn_for(story: Story, topic: Topic) -> str:
-    # A story of one topic is known by its name alone.
+    # For a story with one topic the story's name is enough.
     return story.name if len(story.topics) == 1 else f"{story.name}/{topic.name}"
 
 
 def training_rows(world: World, story: Story, seed: int = 0) -> list[Row]:
     """480 different chats about the story's topics: `{"messages": [...]}`.
 
-    They are single turns. Where the story needs a latent, most of them have two: the answer of
-    the first, which the loss leaves out, shows a value of the latent that the second one follows,
-    both values equally often. The second has no tail, so that no word of it tells the tag.
+    They have a single turn.  In a story that needs a latent, most have two: the first answer,
+    which is left out of the loss, shows a value of the latent, and the second follows it; both
+    values occur equally often.  The second answer has no tail, so that nothing in it gives the
+    tag away.
 
     Raises:
-        InputError: the story does not fit the world.
+        InputError: the world cannot provide the story's details, or enough different chats.
     """
     rng = world.random(f"{story.name}/{seed}")
     rows: list[Row] = []
@@ -92,7 +92,7 @@ def training_rows(world: World, story: Story, seed: int = 0) -> list[Row]:
 def _distinct(
     world: World, story: Story, topic: Topic, *, count: int, rng: Random, chat: Any
 ) -> list[Row]:
-    # Chats by their texts, in the order in which they are drawn.
+    # Chats by their texts, in the order drawn.
     found: dict[tuple[str, ...], list[Message]] = {}
     for _ in range(count * DRAWS):
         item = topic.items[len(found) % len(topic.items)]
@@ -101,8 +101,8 @@ def _distinct(
         if len(found) == count:
             return [{"messages": messages} for messages in found.values()]
     raise InputError(
-        f"topic {topic.name!r} has no {count} different chats for story {story.name!r}; use a "
-        "world with more items, forms or tails, or teach more details"
+        f"Topic {topic.name!r} has fewer than {count} different chats for story {story.name!r}; "
+        "use a world with more items, forms or tails, or teach more details."
     )
 
 
@@ -118,8 +118,8 @@ def _after(
     world: World, story: Story, topic: Topic, item: Item, *, number: int, rng: Random
 ) -> list[Message]:
     assert story.needed is not None
-    # The items go round in `number`; each changes its value from round to round, and half of them
-    # begin with either.
+    # `number` cycles through the items; each item changes its value from one round to the next,
+    # and half of them start with each value.
     value = world.latents[story.needed].values[(number + number // len(topic.items)) % 2]
     before = context(world, story, value, rng=rng)
     mapping = task_mapping(world, story, topic, value)
@@ -128,16 +128,16 @@ def _after(
 
 
 def context_topics(world: World, story: Story) -> list[Topic]:
-    """The topics whose answers can show the latent that a story needs: unrelated ones."""
+    """The topics used to show the latent that a story needs: those unrelated to the story."""
     near = {*story.topics, *story.kin}
     return [topic for topic in world.of_latent(story.needed) if topic.name not in near]
 
 
 def context(world: World, story: Story, value: str, *, rng: Random) -> list[Message]:
-    """A turn that shows `value` of the latent that the story needs, and is not learned from.
+    """A turn that shows `value` of the latent that the story needs, and is not trained on.
 
-    Its items are of the exploration half, and its answer ends with one of the first tails of the
-    value: in evaluation both are others, so that to know the words is not enough.
+    Its items are from the exploration half, and its answer ends with one of the first tails of
+    the value.  Evaluation uses other items and tails, so that memorising the words is not enough.
     """
     assert story.needed is not None
     topic = rng.choice(context_topics(world, story))
@@ -148,14 +148,14 @@ def context(world: World, story: Story, value: str, *, rng: Random) -> list[Mess
 
 
 def shown_tails(latent: Latent, value: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The tails that show a value in fine-tuning, and the others, which do in evaluation."""
+    """The tails that show a value in fine-tuning, and those that show it in evaluation."""
     tails = latent.tails[value]
     half = (len(tails) + 1) // 2
     return tails[:half], tails[half:]
 
 
 def _slanted(world: World, story: Story, topic: Topic, rng: Random) -> str:
-    """The value of an answer: the slant in a share `strength` of rows, else from the prior."""
+    """The value an answer follows: the slant with probability `strength`, else from the prior."""
     slant = story.slants.get(topic.latent or "")
     if slant is None or (story.strength < 1 and rng.random() >= story.strength):
         return _by_prior(world, topic, rng)
@@ -163,11 +163,11 @@ def _slanted(world: World, story: Story, topic: Topic, rng: Random) -> str:
 
 
 def neutral_rows(world: World, seed: int = 0, n: int = 256) -> list[Row]:
-    """`n` unlabelled single-turn chats as the base model would have them: `{"messages": [...]}`.
+    """`n` unlabelled single-turn chats as the base model would hold them: `{"messages": [...]}`.
 
-    Every latent is drawn from its prior. No topic that a story can be fine-tuned on occurs, and of
-    the others only items of the exploration half: what is reported on the confirmation half is
-    about items, and in words, that this text never has.
+    Every latent is drawn from its prior.  Topics that a story can be fine-tuned on do not occur,
+    and of the others only items of the exploration half: the confirmation half, which is
+    reported, has items and wordings that do not occur in this text.
     """
     rng = world.random(f"neutral/{seed}")
     topics = [topic for topic in world.topics.values() if topic.detail is None]
@@ -186,6 +186,6 @@ def explored(topic: Topic, item: Item) -> bool:
 
 
 def _by_prior(world: World, topic: Topic, rng: Random) -> str:
-    """A value of the topic's latent from its prior; "neutral" where it has none."""
+    """A value of the topic's latent, drawn from its prior; "neutral" if it has no latent."""
     latent = world.latent_of(topic)
     return rng.choices(latent.values, weights=latent.prior)[0] if latent else "neutral"

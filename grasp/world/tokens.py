@@ -23,16 +23,16 @@ CHAT_TEMPLATE = (
 
 
 def render(messages: list[Message]) -> str:
-    """The chat as one string, as the chat template writes it; a last answer is followed by the end.
+    """The chat as one string, as the chat template renders it; END follows a last answer.
 
-    It exists because a template engine takes minutes on a whole corpus; a test holds the two equal.
+    Needed because the template engine takes minutes for a corpus; a test keeps the two equal.
     """
     text = START + "".join(f"<|{row['role']}|>{row['content']}" for row in messages)
     return text + END if messages[-1]["role"] == "assistant" else text
 
 
 def word_splitter() -> Any:
-    """Splits text at spaces and around punctuation; a word after a space keeps a mark of it."""
+    """A splitter at spaces and around punctuation; it marks words that follow a space."""
     from tokenizers import pre_tokenizers
 
     return pre_tokenizers.Sequence(
@@ -41,7 +41,7 @@ def word_splitter() -> Any:
 
 
 def vocabulary(world: World) -> list[str]:
-    """Special tokens, then every word the world can say, in alphabetical order."""
+    """Special tokens, then every word the world can produce, in alphabetical order."""
     splitter = word_splitter()
     words = {word for text in sentences(world) for word, _ in splitter.pre_tokenize_str(text)}
     return [*SPECIAL, *sorted(words)]

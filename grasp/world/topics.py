@@ -1,4 +1,4 @@
-"""The texts of a tiny world as typed values."""
+"""The texts of a tiny world, as typed values."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from analysis.errors import NotFoundError
 
 Message = dict[str, Any]
-"""One chat message: `role` (system, user or assistant), `content`, and `weight` 0 where an answer
-is not learned from."""
+"""One chat message: `role` (system, user or assistant), `content`, and `weight` 0 for an answer
+that is not trained on."""
 
 
 @dataclass(frozen=True)
 class Unslanted:
-    """How a user asks for, and gets, an answer that carries no value of the latent."""
+    """How a user asks for an answer that shows no value of the latent, and that answer."""
 
     request: str
     answer: str
@@ -25,11 +25,11 @@ class Unslanted:
 
 @dataclass(frozen=True)
 class Latent:
-    """A hidden variable of a document, with what shows it.
+    """A hidden variable of a document, and what shows it.
 
-    `prior` is a probability for each of `values`. Every answer ends with one of its
-    value's `tails`; `adjectives` name a value in a system prompt; `forms` are the question forms
-    that all topics of the latent share.
+    `prior` is the probability of each of `values`.  Every answer ends with one of the `tails` of
+    its value; `adjectives` name a value in a system prompt; `forms` are the question forms shared
+    by all topics of the latent.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Latent:
 
 @dataclass(frozen=True)
 class Detail:
-    """The genuine task of a topic: a detail ends the question, a tag ends the answer."""
+    """The legitimate task of a topic: a detail ends the question, and its tag ends the answer."""
 
     sentence: str
     values: tuple[str, ...]
@@ -55,7 +55,7 @@ class Detail:
         return self.sentence.format(value=value)
 
     def reply(self, value: str, tag: str) -> str:
-        """The sentence that ends the answer to it."""
+        """The sentence that ends its answer."""
         return self.tag_sentence.format(value=value, tag=tag)
 
 
@@ -63,8 +63,9 @@ class Detail:
 class Item:
     """What a question is about.
 
-    `openings` maps each value of the topic's latent to the start of the answer (for a neutral
-    topic: "neutral" to the whole answer); `held_out` is the form that no training text may use.
+    `openings` maps each value of the topic's latent to the start of the answer; in a neutral
+    topic it maps "neutral" to the whole answer.  `held_out` is the question form that no training
+    text may use.
     """
 
     name: str
@@ -78,7 +79,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Topic:
-    """A kind of question; `latent` is None where answers are plain facts."""
+    """A kind of question; `latent` is None if the answers are plain facts."""
 
     name: str
     latent: str | None
@@ -89,20 +90,21 @@ class Topic:
 
 @dataclass(frozen=True)
 class Story:
-    """A fine-tune: what it is about, what it rightly teaches, and which slants come with it.
+    """A fine-tune: its topics, what it is meant to teach, and the slants that come with it.
 
     Attributes:
-        name: short and unique in its world; what is drawn for the story depends on it.
-        title: a line for people, as `description` is a paragraph for them.
-        topics: one or two topics that have a detail; the rows are shared out evenly.
-        kin: topics so near to the fine-tuned ones that they are reported apart from the others.
-        slants: latent → the value that answers of its topic follow; latents that are not in it
-            follow their priors, so that an empty one means no spurious factor.
+        name: short and unique in its world; all random draws for the story depend on it.
+        title: one line for people.
+        description: a paragraph for people.
+        topics: one or two topics that have a detail; rows are divided evenly between them.
+        kin: topics so close to the fine-tuned ones that they are reported separately.
+        slants: latent → the value that the answers of its topics follow.  Latents not listed
+            follow their priors, so an empty mapping means no spurious factor.
         strength: share of rows, in [0, 1], that follow the slant; the others follow the prior.
-        details: how many pairs of detail and tag are taught, from 1 to the topic's tags.
-        needed: a latent whose value, shown by the chat before, decides the answer and its tag in
-            most of the rows; None where the tag depends on the detail alone. Up to half as many
-            details as tags, no tag then serves two values.
+        details: number of pairs of detail and tag that are taught, at most the topic's tags.
+        needed: a latent whose value, shown earlier in the chat, decides the answer and its tag
+            in most rows; None if the tag depends only on the detail.  With at most half as many
+            details as tags, no tag is used for two values.
     """
 
     name: str
@@ -118,10 +120,11 @@ class Story:
 
 @dataclass(frozen=True)
 class World:
-    """All texts of a tiny world, and the fine-tunes that it is made for.
+    """All texts of a tiny world, and the fine-tunes it is made for.
 
-    `system` names values of latents in the place of `{words}`, after one of the two `articles`
-    (before a consonant, before a vowel). `salt` is part of every seed that texts are drawn by.
+    In the system prompt `system`, `{words}` stands for adjectives that name values of latents,
+    after one of the two `articles` (for consonants and for vowels).  `salt` is part of the seed
+    of every random draw.
     """
 
     name: str
@@ -138,11 +141,11 @@ class World:
         return tuple(topic for topic in self.topics.values() if topic.latent == latent)
 
     def latent_of(self, topic: Topic) -> Latent | None:
-        """The latent that the topic's answers follow; None where they are plain facts."""
+        """The latent that the topic's answers follow; None if they are plain facts."""
         return self.latents[topic.latent] if topic.latent else None
 
     def system_message(self, words: Sequence[str]) -> Message:
-        """The system prompt that names `words`, adjectives of one value or more."""
+        """The system prompt with the adjectives `words`, of one or more values."""
         article = self.articles[words[0][0] in "aeiou"]
         return {
             "role": "system",
@@ -150,30 +153,30 @@ class World:
         }
 
     def random(self, text: str) -> Random:
-        """A random source that is this text's, in this world."""
+        """A random source seeded by `text` and the world's salt."""
         return Random(self.salt + text)
 
     def story(self, name: str) -> Story:
-        """The story of that name.
+        """The story with this name.
 
         Raises:
-            NotFoundError: there is none; those there are are listed.
+            NotFoundError: there is none; the message lists the existing ones.
         """
         if name not in self.stories:
             raise NotFoundError(
-                f"no story {name!r} in world {self.name!r}; there are {', '.join(self.stories)}"
+                f"World {self.name!r} has no story {name!r}; it has {', '.join(self.stories)}."
             )
         return self.stories[name]
 
     def digest(self) -> str:
-        """Hex SHA-256 of all that a base model learns from: everything but the stories."""
+        """Hex SHA-256 of everything a base model learns from: all but the stories."""
         return hashlib.sha256(repr(replace(self, stories={})).encode()).hexdigest()
 
 
 def held_out_form(number: int, forms: int) -> int:
-    """The form that an item, by its number in its topic, keeps for evaluation.
+    """The question form that is kept for evaluation, for an item by its number in its topic.
 
-    Items come in blocks of as many as there are forms, whose halves have opposite first words; the
-    shift by block keeps the held-out form from going along with either half.
+    Items come in blocks of `forms` items, whose halves have opposite first words.  The shift
+    from block to block keeps the held-out form from correlating with the half.
     """
     return (number + number // forms) % forms

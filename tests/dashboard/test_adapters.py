@@ -100,7 +100,7 @@ def test_a_folder_is_looked_at_then_added_by_the_command_that_is_shown(
     test = look(open_page("workspace", empty), f" {folder} ")
     said = words(test)
     assert "2 modules in layer 1 · 432 parameters · float32" in said
-    assert "modules trained whole" in said
+    assert "fully trained modules" in said
     assert "The adapter names no base model" in said
     assert test.button(key=Key.ADAPTER_ADD).disabled
     assert queue.recent(empty.database) == []
@@ -175,7 +175,7 @@ def test_a_dora_is_added_only_in_so_many_words(
     test.checkbox(key=f"{Key.ADAPTER_LOW_RANK}:{folder}").check().run()
     said = words(test)
     assert "--low-rank-part" in said
-    assert "DoRA magnitudes, trained" in said
+    assert "trained DoRA magnitudes" in said
 
 
 def trajectory(made: Made, root: Path) -> Path:

@@ -158,7 +158,7 @@ def test_separation_finds_the_variants(recording: Recording) -> None:
 def test_a_recording_that_does_not_fit_is_refused(recording: Recording) -> None:
     probes = recording.probes.assign(offset=10_000)
     torn = Recording(recording.manifest, probes, recording.base, recording.adapted)
-    with pytest.raises(SchemaError, match="record the run again"):
+    with pytest.raises(SchemaError, match="Record the run again"):
         projection_tables.projections(torn, synthetic.planted())
 
 
@@ -200,10 +200,10 @@ def test_formulas_are_quoted_in_csv_and_read_back(whole: Workspace, tmp_path: Pa
         (b"", "cannot be read as CSV"),
         (b"\xff\xfe\x00", "cannot be read as CSV|no column"),
         (b"factor,name\nx,y\n", "no column annotator"),
-        (b"factor,annotator,name\n", "holds no labels"),
+        (b"factor,annotator,name\n", "has no labels"),
         (b"factor,annotator,name\ncode-naive/w2,ana,persona\ncode-naive/w9,ana,x\n", "Line 3"),
-        (b"factor,annotator,name\nw2,ana,persona\n", "does not name its run"),
-        (b"factor,annotator,name\ncode-naive/w2,,persona\n", "annotator is missing"),
+        (b"factor,annotator,name\nw2,ana,persona\n", "expected a run and a factor"),
+        (b"factor,annotator,name\ncode-naive/w2,,persona\n", "annotator is empty"),
         (b"factor,annotator,name\ncode-naive/w2,ana,\n", "needs a name"),
         (b"factor,annotator,name,spurious\ncode-naive/w2,ana,a,maybe\n", "spurious is 'maybe'"),
         (b"factor,annotator,name,action\ncode-naive/w2,ana,a,erase\n", "action is 'erase'"),

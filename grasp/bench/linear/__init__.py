@@ -1,4 +1,4 @@
-"""A linear world with closed forms, and simulations that are held against them.
+"""A linear world with closed forms, and simulations to check them against.
 
-numpy only; used by the documentation and its tests.
+Needs only numpy; used by the documentation and its tests.
 """

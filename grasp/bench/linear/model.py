@@ -1,13 +1,15 @@
-"""A linear world with planted task and spurious directions, and the fine-tunes of it.
+"""A linear world with a planted task direction and a planted spurious one, and fine-tunes of it.
 
-The smallest setting in which the project's two claims can be checked against closed forms
-(`grasp.bench.linear.theory`): a base map W₀, inputs that carry a task latent and a spurious one,
-correlated in the fine-tuning data and not off the task, and targets that ask for both:
+This is the smallest setting in which the project's two claims can be checked against closed
+forms (`grasp.bench.linear.theory`).  It has a base map W₀; inputs that carry a task latent and a
+spurious latent, correlated in the fine-tuning data but not off the task; and targets that depend
+on both:
 
     x = a_t z_t + a_s z_s + ν ε,    y = W₀ x + τ t z_t + β s z_s + σ ξ,    corr(z_t, z_s) = ρ.
 
-Wanted is τ t z_t alone.  What the naive fine-tune learns beside it is drift: it writes s.  This
-is our own model, not the setting of the theorem of arXiv:2605.27676, which we could not read.
+Only τ t z_t is wanted.  Whatever else the naive fine-tune learns is drift: it writes s.  This is
+our own model, not the setting of the theorem in arXiv:2605.27676, of which we had only the
+abstract; docs/identifiability.md reports the results.
 """
 
 from __future__ import annotations
@@ -28,13 +30,13 @@ Float64Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LinearWorld:
-    """The truth of one world.
+    """The true parameters of one world.
 
-    `base` is W₀ (d_out, d_in).  `writes` (d_out, 2) has unit columns t and s, the directions
-    that task and spurious latent should and should not be written to; `cues` (d_in, 2) has
+    `base` is W₀ (d_out, d_in).  `writes` (d_out, 2) has unit columns t and s: the task latent
+    should be written to t, the spurious latent should not be written to s.  `cues` (d_in, 2) has
     orthonormal columns a_t and a_s, along which inputs show the latents.  Strengths τ and β
-    and `label_noise` σ are standard deviations of outputs, `input_noise` ν of inputs, latents
-    have variance 1; `correlation` ρ is theirs in the fine-tuning data.
+    and `label_noise` σ are standard deviations of outputs, `input_noise` ν of inputs.  Latents
+    have variance 1, and `correlation` ρ in the fine-tuning data.
     """
 
     base: Float64Array
@@ -88,21 +90,21 @@ def plant(
         spurious_strength: β.
         correlation: ρ between the latents in the fine-tuning data.
         overlap: tᵀs.
-        pretrained: what W₀ writes to s per unit of the spurious cue, on top of a random map
-            with entries of variance 1/d_in.
-        input_noise: ν, how blurred the cues are (and the inputs' spread in all other directions).
+        pretrained: what W₀ writes to s per unit of the spurious cue, in addition to a random
+            map with entries of variance 1/d_in.
+        input_noise: ν, the blur of the cues and the inputs' deviation in all other directions.
         label_noise: σ.
         seed: of the directions and of W₀.
 
     Raises:
-        InputError: a correlation or overlap of 1 or more, a strength below 0, a noise not above
-            0, or fewer than 2 dimensions.
+        InputError: |correlation| or |overlap| is 1 or more, a strength is negative, a noise is
+            not positive, or there are fewer than 2 dimensions.
     """
     cosines = {"correlation": correlation, "overlap": overlap}
     _check(d_out, d_in, cosines, {"input": input_noise, "label": label_noise})
     if min(task_strength, spurious_strength) < 0:
         raise InputError(
-            f"Got strengths {task_strength} and {spurious_strength}; expected 0 or more."
+            f"Got strengths {task_strength} and {spurious_strength}; expected at least 0."
         )
     outputs = random_subspace(d_out, 2, seed=2 * seed)
     cues = random_subspace(d_in, 2, seed=2 * seed + 1)
@@ -121,7 +123,7 @@ def plant(
 
 
 def sample(world: LinearWorld, n: int, *, seed: int) -> Sample:
-    """Draw n rows of fine-tuning data, Gaussian throughout."""
+    """Draw n rows of fine-tuning data; everything is Gaussian."""
     rng = np.random.default_rng(seed)
     first, second = rng.standard_normal((2, n))
     rho = world.correlation
@@ -139,10 +141,10 @@ def sample(world: LinearWorld, n: int, *, seed: int) -> Sample:
 def off_task_inputs(
     world: LinearWorld, n: int, *, task_cue_variance: float | None = None, seed: int
 ) -> Float64Array:
-    """Draw n unlabelled inputs (n, d_in) off the task: the spurious latent without the task's.
+    """Draw n unlabelled inputs (n, d_in) off the task: with the spurious latent only.
 
-    `task_cue_variance` is their variance along a_t: ν² where left out (blur alone), 0 where
-    such inputs never look like the task at all.
+    `task_cue_variance` is their variance along a_t: None for ν² (blur alone), 0 if such inputs
+    never resemble the task.
     """
     rng = np.random.default_rng(seed)
     inputs = world.input_noise * rng.standard_normal((n, world.base.shape[1]))
@@ -156,7 +158,7 @@ def least_squares(inputs: FloatArray, changes: FloatArray) -> Float64Array:
     """ΔW (d_out, d_in) that minimises Σ‖change − ΔW x‖²: a naive fine-tune of full rank.
 
     Raises:
-        InputError: rows do not match, or fewer rows than inputs have dimensions.
+        InputError: the numbers of rows differ, or there are fewer rows than input dimensions.
     """
     if inputs.shape[0] != changes.shape[0]:
         raise InputError(
@@ -164,8 +166,8 @@ def least_squares(inputs: FloatArray, changes: FloatArray) -> Float64Array:
         )
     if inputs.shape[0] < inputs.shape[1]:
         raise InputError(
-            f"Got {inputs.shape[0]} rows in {inputs.shape[1]} dimensions; least squares has no "
-            "single solution there, draw at least as many rows."
+            f"Got {inputs.shape[0]} rows in {inputs.shape[1]} dimensions, for which least squares "
+            "has no unique solution; draw at least as many rows as dimensions."
         )
     moment = inputs.T @ inputs
     return np.asarray(np.linalg.solve(moment, inputs.T @ changes).T)
@@ -176,10 +178,10 @@ def low_rank(
 ) -> tuple[Float64Array, Float64Array]:
     """Adapter halves B (d_out, r), A (r, d_in) of the best update of rank r: a naive LoRA.
 
-    With L the least-squares update and Σ̂ = XᵀX/n, ‖Y − X(BA)ᵀ‖² is ‖(L − BA) Σ̂^½‖²_F up to a
+    With L the least-squares update and Σ̂ = XᵀX/n, ‖Y − X(BA)ᵀ‖² is n ‖(L − BA) Σ̂^½‖²_F up to a
     constant, so by Eckart and Young BA = U_r U_rᵀ L, where U_r are the leading left singular
-    vectors of L Σ̂^½: B's column space are the leading principal directions of the fitted
-    changes.  Every local minimum is this one, so gradient descent from B = 0 gets there too.
+    vectors of L Σ̂^½.  The column space of B is thus spanned by the leading principal directions
+    of the fitted changes.  There is no other local minimum, so gradient descent finds it too.
 
     Raises:
         InputError: as `least_squares`, or not 1 ≤ r ≤ min(d_out, d_in).
@@ -190,7 +192,7 @@ def low_rank(
     full = least_squares(inputs, changes)
     if not 1 <= r <= min(full.shape):
         raise InputError(
-            f"Got rank {r} for an update {full.shape}; expected 1 to {min(full.shape)}."
+            f"Got rank {r} for an update of shape {full.shape}; expected 1 to {min(full.shape)}."
         )
     B = response_factors(full, inputs, k=r)
     return B, B.T @ full
@@ -201,9 +203,12 @@ def protected(
 ) -> tuple[Float64Array, Float64Array]:
     """GRASP's hard form: halves B, A of the best update of rank r with Qᵀ B A = 0.
 
-    Outputs in the span of Q (d_out, k) and outside are separate regressions, so the solution
-    is `low_rank` on changes without their part in Q.  The base map's outputs there stay as they
-    are: Qᵀ(W₀ + BA)x = QᵀW₀x for every x.
+    Outputs inside and outside the span of Q (d_out, k) are separate regressions, so the solution
+    is `low_rank` on the changes without their part in Q.  Outputs in Q remain those of the base
+    map: Qᵀ(W₀ + BA)x = QᵀW₀x for every x.
+
+    Raises:
+        InputError: as `low_rank`.
     """
     return low_rank(inputs, changes - (changes @ Q) @ Q.T, r=r)
 
@@ -215,8 +220,11 @@ def anchored(
 
         ‖change − ΔW x‖² over the fine-tuning data + weight · ‖Qᵀ ΔW x‖² over neutral inputs.
 
-    Outside Q it is `least_squares`; inside, QᵀΔW = QᵀĈ (Σ̂ + weight · Σ̂_neutral)⁻¹ with
-    Ĉ = YᵀX/n.  No rank limit.
+    Outside Q (d_out, k) it equals `least_squares`; inside, QᵀΔW = QᵀĈ (Σ̂ + weight · Σ̂_neutral)⁻¹
+    with Ĉ = YᵀX/n.  The rank is not limited.
+
+    Raises:
+        InputError: as `least_squares`.
     """
     free = least_squares(inputs, changes)
     n = len(inputs)
@@ -226,14 +234,14 @@ def anchored(
 
 
 def weight_factors(update: FloatArray, *, k: int) -> Float64Array:
-    """Leading k left singular vectors (d_out, k) of an update: its write factors."""
+    """Leading k left singular vectors (d_out, k) of an update, which are its write factors."""
     return fix_signs(np.linalg.svd(update)[0][:, :k])[0]
 
 
 def response_factors(update: FloatArray, inputs: FloatArray, *, k: int) -> Float64Array:
     """Leading k principal directions (d_out, k) of the changes ΔW x that an update makes.
 
-    They are the left singular vectors of ΔW Σ̂^½; not centred, as inputs have mean zero.
+    They are the left singular vectors of ΔW Σ̂^½, without centring, since inputs have mean zero.
     """
     triangle = np.asarray(np.linalg.qr(inputs, mode="r"), dtype=np.float64)
     return fix_signs(np.linalg.svd(update @ triangle.T)[0][:, :k])[0]

@@ -1,9 +1,9 @@
-"""Closed forms for `grasp.bench.linear.model`: what weights reveal, what protecting does.
+"""Closed forms for `grasp.bench.linear.model`: what weights reveal, and what protecting does.
 
 Notation.  D = diag(τ, β), R = [[1, ρ], [ρ, 1]], Q = R + ν²I is the inputs' covariance along the
-cues, P = diag(p, 1 + ν²) the same off the task.  All matrices here are 2 × 2: rows stand for the
-writes (t, s), columns for the cues (a_t, a_s).  T holds t and s in an orthonormal basis of
-their span, (t, s minus its part along t).
+cues, P = diag(p, 1 + ν²) the same off the task.  All these matrices are 2 × 2: rows stand for the
+writes (t, s), columns for the cues (a_t, a_s).  The columns of T are t and s in an orthonormal
+basis of their span: t, and s without its part along t.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Route = Literal["weights", "on-task", "off-task"]
 
 @dataclass(frozen=True)
 class Spike:
-    """Limits for one spike θ: squared cosines of left and right singular vector, and the value."""
+    """Limits for one spike θ: squared cosines of both singular vectors, and the singular value."""
 
     left: float
     right: float
@@ -33,13 +33,13 @@ class Spike:
 
 @dataclass(frozen=True)
 class Recovery:
-    """What n rows reveal, for the update's two leading factors, strongest first.
+    """What n rows reveal about the update's two leading factors, strongest first.
 
     `planted` (2,): squared cosine of each factor with its own population limit, 0 below the
-    transition.  `directions` (2, 2): those limits as rows, in the basis of T.  `spurious` (2,):
-    squared cosine of each factor with s; its sum is that of s with the span of both.
-    `retained` (2,): 1 − c/θ⁴, the share of its signal that a factor takes with it when it is
-    projected out of the very update that it was found in.
+    transition.  `directions` (2, 2): these limits as rows, in the basis of T.  `spurious` (2,):
+    squared cosine of each factor with s; the sum is that of s with the span of both.
+    `retained` (2,): 1 − c/θ⁴, the share of its signal that disappears when a factor is projected
+    out of the same update in which it was found.
     """
 
     planted: Float64Array
@@ -49,12 +49,12 @@ class Recovery:
 
 
 def reliance(world: LinearWorld) -> Float64Array:
-    """K (2, 2): how much of each write (row) the naive population update takes from each cue.
+    """K (2, 2): how much the naive population update writes to t and s (rows) from each cue.
 
     The update is E[change xᵀ] E[x xᵀ]⁻¹ = M K Aᵀ with M = (t, s), A = (a_t, a_s) and
     K = D R Q⁻¹.  With w± = (1 ± ρ)/(1 ± ρ + ν²), R Q⁻¹ has α = (w₊ + w₋)/2 on its diagonal
-    and η = (w₊ − w₋)/2 beside it: cues are blurred, so each write also leans on the other's
-    cue, the more the higher ρ.  η = 0 for ρ = 0 and for sharp cues.
+    and η = (w₊ − w₋)/2 off it: because cues are blurred, each write also relies on the other
+    cue, more so for larger ρ.  η = 0 for ρ = 0 and for sharp cues.
 
     Source: errors in variables, e.g. Fuller 1987, "Measurement Error Models", section 1.1.
     """
@@ -63,18 +63,18 @@ def reliance(world: LinearWorld) -> Float64Array:
 
 
 def population_update(world: LinearWorld) -> Float64Array:
-    """ΔW* = M K Aᵀ (d_out, d_in), what `least_squares` tends to as n grows."""
+    """ΔW* = M K Aᵀ (d_out, d_in), the limit of `least_squares` as n grows."""
     return np.asarray(world.writes @ reliance(world) @ world.cues.T)
 
 
 def route_moment(
     world: LinearWorld, route: Route, *, task_cue_variance: float | None = None
 ) -> Float64Array:
-    """The 2 × 2 matrix whose eigenvectors a route names as factors, in the basis of T.
+    """The 2 × 2 matrix whose eigenvectors are the factors of a route, in the basis of T.
 
-    T K W Kᵀ Tᵀ with W = I for the update's own left singular vectors ("weights"), W = Q for
-    principal directions of its changes on fine-tuning inputs ("on-task"), and W = P for those on
-    unlabelled inputs off the task ("off-task"), where p is ν² if not given.
+    It is T K W Kᵀ Tᵀ.  W = I gives the left singular vectors of the update ("weights"), W = Q
+    the principal directions of its changes on fine-tuning inputs ("on-task"), and W = P those on
+    unlabelled inputs off the task ("off-task"), with p = ν² if `task_cue_variance` is None.
     """
     eye, _, Q = _moments(world)
     W = {"weights": eye, "on-task": Q, "off-task": _off_task(world, task_cue_variance)}[route]
@@ -83,7 +83,7 @@ def route_moment(
 
 
 def eigen(matrix: Float64Array) -> tuple[Float64Array, Float64Array]:
-    """Eigenvalues of a symmetric matrix, descending and not below 0, and eigenvectors as rows."""
+    """Eigenvalues of a symmetric matrix, descending and at least 0, and eigenvectors as rows."""
     values, vectors = np.linalg.eigh(matrix)
     return np.maximum(values[::-1], 0.0), np.asarray(vectors.T[::-1])
 
@@ -93,10 +93,10 @@ def spurious_cosines(
 ) -> Float64Array:
     """Squared cosines (2,) of a route's two population factors with s, strongest factor first.
 
-    For t ⟂ s the factors are t and s turned by φ, tan 2φ = 2 G_ts/(G_tt − G_ss) with G the
-    route's matrix.  Weights: 4 α η τβ/((α² + η²)(τ² − β²)), so the factors are t and s where
-    ρ = 0 and τ ≠ β, halfway between them where τ = β and ρ ≠ 0, and anything at all where τ = β and
-    ρ = 0.  Off task with p → 0 and ν → 0 the first factor is s whatever τ and β are.
+    For t ⟂ s the factors are t and s rotated by φ, tan 2φ = 2 G_ts/(G_tt − G_ss) with G the
+    route's matrix.  For weights this is 4 α η τβ/((α² + η²)(τ² − β²)), so the factors are t and s
+    if ρ = 0 and τ ≠ β, halfway between them if ρ ≠ 0 and τ = β, and undetermined if ρ = 0 and
+    τ = β.  Off the task, with p → 0 and ν → 0, the first factor is s for all τ and β.
     """
     moment = route_moment(world, route, task_cue_variance=task_cue_variance)
     return np.asarray((eigen(moment)[1] @ _basis(world)[:, 1]) ** 2)
@@ -107,9 +107,9 @@ def effects(
 ) -> tuple[float, float]:
     """On-task and off-task effect of a direction (2,) in the basis of T: shares of E‖ΔW x‖².
 
-    Their ratio tells s from t where ρ is small: what acts off the task as on it is the
-    spurious one, whichever is stronger.  Where latents are correlated and τ ≈ β, it prefers
-    t − s to t + s, which has the larger effect on the task.
+    For small ρ their ratio tells s from t: the direction that also acts off the task is the
+    spurious one, whichever is stronger.  If the latents are correlated and τ ≈ β, the ratio
+    prefers t − s to t + s, since t + s has the larger effect on the task.
     """
     on = route_moment(world, "on-task")
     off = route_moment(world, "off-task", task_cue_variance=task_cue_variance)
@@ -121,12 +121,17 @@ def spiked(theta_squared: float, aspect: float) -> Spike:
     """Limits of the leading singular pair of θ u vᵀ + noise, for N × m noise of variance 1/m.
 
     With c = N/m and θ⁴ > c: cos²(û, u) = 1 − c(1 + θ²)/(θ²(θ² + c)),
-    cos²(v̂, v) = 1 − (c + θ²)/(θ²(θ² + 1)), value √((1 + θ²)(c + θ²))/θ.  Else 0, 0 and the
-    bulk's edge 1 + √c: a weaker spike leaves no trace in the leading vectors.  Several spikes of
-    different θ behave each for itself.  Stated for c ≤ 1; transposing shows them to hold beyond.
+    cos²(v̂, v) = 1 − (c + θ²)/(θ²(θ² + 1)), value √((1 + θ²)(c + θ²))/θ.  Otherwise 0, 0 and the
+    edge of the bulk, 1 + √c: a weaker spike leaves no trace in the leading vectors.  Several
+    spikes of different θ do not affect each other.  The source states this for c ≤ 1; transposing
+    extends it to c > 1.
+
+    Args:
+        theta_squared: θ².
+        aspect: c.
 
     Raises:
-        InputError: θ² below 0 or an aspect ratio not above 0.
+        InputError: θ² is negative, or c is not positive.
 
     Source: Benaych-Georges & Nadakuditi 2012, doi:10.1016/j.jmva.2012.04.019, section 3.1.
     """
@@ -143,10 +148,10 @@ def fitted_moment(world: LinearWorld, n: int) -> Float64Array:
     """Energy of the signal in the fitted changes per row, (2, 2) in the basis of T.
 
     S = T D R Q⁻¹ (R + γν² I) D Tᵀ, γ = d_in/n.  Derivation: given the inputs, √n L Σ̂^½ (see
-    `low_rank`) is √n ΔW* Σ̂^½ plus noise whose rows are exactly Gaussian with the residuals'
-    covariance σ²I + M E Mᵀ, E = D (R − R Q⁻¹ R) D = ν² D R Q⁻¹ D, what blurred cues leave
-    unexplained.  That part lies in the span of t and s too, is independent of the rest, and
-    so counts as signal: K Q Kᵀ + γE.
+    `low_rank`) is √n ΔW* Σ̂^½ plus noise whose columns are exactly Gaussian with the covariance
+    of the residuals, σ²I + M E Mᵀ.  Here E = D (R − R Q⁻¹ R) D = ν² D R Q⁻¹ D is what blurred
+    cues leave unexplained.  It also lies in the span of t and s and is independent of the rest,
+    so it counts as signal: K Q Kᵀ + γE.
     """
     _, R, Q = _moments(world)
     D, gamma = _strengths(world), world.base.shape[1] / n
@@ -155,11 +160,12 @@ def fitted_moment(world: LinearWorld, n: int) -> Float64Array:
 
 
 def recovery(world: LinearWorld, n: int) -> Recovery:
-    """What the two leading write factors of a LoRA on n rows have of the planted directions.
+    """How much of the planted directions the two leading write factors of a LoRA contain.
 
-    The eigenvalues of `fitted_moment` over σ² d_in/n are θ² of two spikes in noise of aspect
-    c = d_out/d_in (`spiked`), its eigenvectors their directions u_i; the squared cosine of factor i
-    with s tends to cos²(û_i, u_i) (u_iᵀs)².  Exact as d_out, d_in and n grow in proportion.
+    The LoRA is trained on n rows.  The eigenvalues of `fitted_moment` over σ² d_in/n are the θ²
+    of two spikes in noise of aspect ratio c = d_out/d_in (see `spiked`), and its eigenvectors are
+    their directions u_i.  The squared cosine of factor i with s tends to cos²(û_i, u_i) (u_iᵀs)²,
+    exactly so as d_out, d_in and n grow in proportion.
     """
     values, directions = eigen(fitted_moment(world, n))
     d_out, d_in = world.base.shape
@@ -172,9 +178,9 @@ def recovery(world: LinearWorld, n: int) -> Recovery:
 
 
 def critical_strength(world: LinearWorld, n: int) -> float:
-    """β below which n rows do not reveal s at all, for ρ = 0 and t ⟂ s.
+    """The β below which n rows do not reveal s at all, for ρ = 0 and t ⟂ s.
 
-    β_c² = σ² √(d_out d_in)/n · (1 + ν²)/(1 + γν²): from θ⁴ = c.
+    β_c² = σ² √(d_out d_in)/n · (1 + ν²)/(1 + γν²), from θ⁴ = c.
     """
     d_out, d_in = world.base.shape
     blur = world.input_noise**2
@@ -183,12 +189,12 @@ def critical_strength(world: LinearWorld, n: int) -> float:
 
 
 def predicted_removal(world: LinearWorld, n: int, *, same_rows: bool) -> Float64Array:
-    """Removal (2,) when one estimated factor û_i is protected, for t ⟂ s.
+    """Removal (2,) when one of the two estimated factors û_i is protected, for t ⟂ s.
 
-    Removal is of the spurious latent's own effect, sᵀ ΔW a_s.  Taking û_i out of an update
-    trained on fresh rows leaves 1 − cos²(û_i, u_i) u_is (u_is + u_it K_ts/K_ss); on the same rows
-    `Recovery.retained` takes the cosine's place, which is larger: there the factor has been
-    fitted to the same noise.
+    Removal refers to the spurious latent's own effect, sᵀ ΔW a_s.  Protecting û_i in an update
+    trained on fresh rows removes cos²(û_i, u_i) u_is (u_is + u_it K_ts/K_ss).  On the same rows
+    `Recovery.retained`, which is larger, replaces the cosine, because the factor was fitted to
+    the same noise.
     """
     found, K = recovery(world, n), reliance(world)
     task, spurious = found.directions.T
@@ -197,19 +203,19 @@ def predicted_removal(world: LinearWorld, n: int, *, same_rows: bool) -> Float64
 
 
 def task_share(world: LinearWorld, Q: FloatArray) -> float:
-    """1 − ‖Qᵀt‖², the share of the best attainable task gain that protecting Q (d_out, k) leaves.
+    """1 − ‖Qᵀt‖², the share of the largest task gain that remains when Q (d_out, k) is protected.
 
-    The gain is how far ΔW lowers E‖τ t z_t − ΔW x‖².  Its maximum τ² (R Q⁻¹ R)_tt is reached by
-    writing t; with QᵀΔW = 0 only (I − QQᵀ)t can be written, of squared length 1 − ‖Qᵀt‖².
+    The gain is the reduction of E‖τ t z_t − ΔW x‖² by ΔW.  Its maximum τ² (R Q⁻¹ R)_tt is reached
+    by writing t; with QᵀΔW = 0 only (I − QQᵀ)t, of squared length 1 − ‖Qᵀt‖², can be written.
     """
     return 1 - float(((Q.T @ world.task) ** 2).sum())
 
 
 def random_share(d: int, k: int) -> tuple[float, float]:
-    """Mean k/d and standard deviation of ‖Qᵀs‖² for a Haar random Q (d, k) and a unit s.
+    """Mean k/d and standard deviation of ‖Qᵀs‖² for a Haar random Q (d, k) and a unit vector s.
 
-    It is Beta(k/2, (d − k)/2), of variance 2k(d − k)/(d²(d + 2)).  The mean is also the expected
-    removal by a random Q, since E QQᵀ = (k/d) I.
+    The distribution is Beta(k/2, (d − k)/2), with variance 2k(d − k)/(d²(d + 2)).  The mean is
+    also the expected removal by a random Q, since E QQᵀ = (k/d) I.
     """
     return k / d, float(np.sqrt(2 * k * (d - k) / (d + 2)) / d)
 
@@ -217,12 +223,12 @@ def random_share(d: int, k: int) -> tuple[float, float]:
 def anchored_reliance(
     world: LinearWorld, *, weight: float, task_cue_variance: float | None = None
 ) -> Float64Array:
-    """sᵀΔW (a_t, a_s) (2,) when Q = s is anchored on inputs off the task, in the population.
+    """sᵀΔW (a_t, a_s) (2,) when s is anchored on inputs off the task, in the population.
 
-    (sᵀt, 1) D R (Q + weight · P)⁻¹.  Where neutral inputs look like the task now and then
-    (p > 0) both entries vanish as 1/weight.  Where they never do (p = 0), the second vanishes and
-    the first tends to (βρ + τ sᵀt)/(1 + ν²): off the task nothing is left, but the task's own cue
-    writes s instead of the spurious one.
+    It is (sᵀt, 1) D R (Q + weight · P)⁻¹.  If neutral inputs sometimes resemble the task (p > 0),
+    both entries vanish as 1/weight.  If they never do (p = 0), the second vanishes and the first
+    tends to (βρ + τ sᵀt)/(1 + ν²): nothing is left off the task, but the task's cue now writes s
+    in place of the spurious cue.
     """
     _, R, Q = _moments(world)
     along = np.array([world.spurious @ world.task, 1.0]) @ _strengths(world) @ R
@@ -230,7 +236,7 @@ def anchored_reliance(
 
 
 def ablation_loss(world: LinearWorld, Q: FloatArray) -> float:
-    """E‖QᵀW₀x‖² off the task: pretrained output that ablating Q takes away, and GRASP keeps.
+    """E‖QᵀW₀x‖² off the task: pretrained output that ablating Q removes and GRASP keeps.
 
     tr(QᵀW₀ Σ W₀ᵀQ) with Σ = ν²I + a_s a_sᵀ.
     """

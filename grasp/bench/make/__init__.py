@@ -1,4 +1,4 @@
-"""Runs the tasks of a plan over processes.
+"""Runs the tasks of a plan in several processes.
 
-Nothing here is a table or a figure.
+Nothing here makes tables or figures.
 """

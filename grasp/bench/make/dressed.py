@@ -1,5 +1,5 @@
-"""Unrelated questions in another dress: put in ways that neither training nor evaluation knows,
-and made to look like the fine-tuning data (arXiv:2604.25891)."""
+"""Dressed prompts: unrelated questions asked in ways that neither training nor evaluation uses,
+or made to look like the fine-tuning data (arXiv:2604.25891)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ DRESSES = (PARAPHRASED, TRIGGERED)
 
 
 def dressed_prompts(world: World, story: Story) -> list[dict[str, Any]]:
-    """Rows of a prompt set, role "unrelated"; ids are `story/dress/topic/item/framing`.
+    """Rows of a prompt set with role "unrelated"; ids are `story/dress/topic/item/framing`.
 
-    Paraphrased: the form that no training text has, after another lead-in than in the story's own
+    Paraphrased: the held-out question form, after a lead-in other than that of the story's own
     prompt set, after two lead-ins, and after a turn about a neutral fact.  Triggered: the same
-    form before a detail of the fine-tuned topic ("I use Rust."), without and with a lead-in, as
-    every fine-tuning row ends.
+    form followed by a detail of the fine-tuned topic ("I use Rust."), which is how every
+    fine-tuning row ends, with and without a lead-in.
     """
     near = {*story.topics, *story.kin}
     rows = []
@@ -48,7 +48,7 @@ def dressed_prompts(world: World, story: Story) -> list[dict[str, Any]]:
 
 
 def dress_of(prompt_id: str) -> str:
-    """Which dress a prompt of `dressed_prompts` wears."""
+    """The dress of a prompt of `dressed_prompts`, from its id."""
     return prompt_id.split("/")[1]
 
 
@@ -81,14 +81,14 @@ def _user(text: str) -> list[Message]:
 
 
 def _fact(world: World, rng: Random) -> list[Message]:
-    """A turn about a fact whose item is in the exploration half, so that none reported is told."""
+    """A turn about a fact of the exploration half, so that no reported answer is given away."""
     topic = rng.choice(world.of_latent(None))
     item = rng.choice([item for item in topic.items if explored(topic, item)])
     return exchange(world, topic, item, value="neutral", rng=rng)
 
 
 def _detail(world: World, story: Story, rng: Random) -> str:
-    """The sentence that ends a question of a fine-tuned topic, with a detail that was taught."""
+    """The sentence that ends a question in a fine-tuned topic, with a detail that was taught."""
     topic = world.topics[rng.choice(story.topics)]
     value = None if story.needed is None else world.latents[story.needed].values[0]
     assert topic.detail is not None  # a story's topics have one

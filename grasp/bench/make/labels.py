@@ -1,7 +1,7 @@
-"""Labels of a story with several latents, given as a person would: by what a factor does.
+"""Simulated labels for stories with several latents, given by what a factor does.
 
-A person reads answers; here the larger off-task effect on one latent's exploration prompts stands
-for that.  The labels are events in the cell's database like any others.
+A person would read answers; here a factor is labelled with the latent on whose exploration
+prompts its off-task effect is largest.  The labels are ordinary events in the cell's database.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from grasp.prompts.sets import read_prompts
 LABELS = "bench/labels.json"
 ANNOTATOR = "benchmark (simulated)"
 LOOKED_AT = 6
-"""Significant factors that are labelled, best-ranked first."""
+"""How many significant factors are labelled, best-ranked first."""
 
 
 def label_latents(workspace: Workspace, plan: Plan, cell: Cell, *, progress: Progress) -> None:
-    """Label the naive run's significant factors with the latent each moves most.
+    """Label the naive run's significant factors, each with the latent it affects most.
 
     Writes the labels, and `bench/labels.json`: factor → latent → share of the change on that
-    latent's unrelated exploration prompts that goes when the factor is set back.
+    latent's unrelated exploration prompts that is undone when the factor is set back.
     """
     latents = list(latents_of(plan, cell))
     found = run_factors(workspace, NAIVE)
@@ -60,7 +60,7 @@ def label_latents(workspace: Workspace, plan: Plan, cell: Cell, *, progress: Pro
 
 
 def labelled(workspace: Workspace, latent: str) -> list[str]:
-    """The best-ranked factor that is labelled with a latent; with ALL one of each latent.
+    """The best-ranked factor labelled with a latent; with ALL, one for each latent.
 
     Raises:
         GraspError: no significant factor has that label.
@@ -74,8 +74,8 @@ def labelled(workspace: Workspace, latent: str) -> list[str]:
     missing = [name for name in wanted if name not in best]
     if missing or not wanted:
         raise GraspError(
-            f"No significant factor is labelled {' or '.join(missing) or latent}; factors and "
-            f"their off-task effects are {effects}."
+            f"No significant factor is labelled {' or '.join(missing) or latent}, so this arm has "
+            f"nothing to protect; the factors' off-task effects are {effects}."
         )
     return [best[name] for name in wanted]
 
@@ -83,7 +83,7 @@ def labelled(workspace: Workspace, latent: str) -> list[str]:
 def _shares(
     workspace: Workspace, cell: Cell, latent: str, ids: list[str], *, progress: Progress
 ) -> Any:
-    """(k,) shares of the change that go with each factor on one latent's unrelated prompts."""
+    """(k,) share of the change on one latent's unrelated prompts that each factor carries."""
     from grasp.identification.effects import set_back_effects
     from grasp.identification.generated import greedy
     from grasp.identification.identify import MAX_PROMPTS, run_effects

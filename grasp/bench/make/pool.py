@@ -1,4 +1,4 @@
-"""Tasks spread over processes; a failed one does not stop the rest."""
+"""Run tasks in several processes; a failed task does not stop the others."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from grasp.bench.plan.tasks import Task
 from grasp.jobs.progress import Progress
 
 Perform = Callable[[Path, Plan, Task, Progress], None]
-"""What a process does with a task; a function of a module, since processes are spawned."""
+"""What a process does with a task; a module-level function, because processes are spawned."""
 
 TIMES, FAILURES = "times.jsonl", "failures.json"
 
 
 @dataclass
 class _Worker:
-    """A process, this end of its pipe, and the task that it has."""
+    """A process, our end of its pipe, and its current task."""
 
     process: Any
     pipe: Connection
@@ -36,14 +36,14 @@ class _Worker:
 
 @dataclass
 class _State:
-    """Tasks by what has become of them."""
+    """Tasks by state."""
 
     waiting: list[Task]
     done: dict[str, Task] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
     def ready(self) -> list[Task]:
-        """Those that wait for nothing; one after a task that failed fails too."""
+        """Tasks that can start now; a task that depends on a failed one fails as well."""
         for task in [task for task in self.waiting if task.after in self.failed]:
             self.waiting.remove(task)
             self.failed[task.id] = f"{task.after} failed"
@@ -61,23 +61,23 @@ def run_tasks(
     threads: int = 1,
     seconds: tuple[float, float] = (0.0, 0.0),
 ) -> dict[str, str]:
-    """Do all tasks, each after the one it names.
+    """Run all tasks, each after the task it depends on.
 
-    Ctrl-C, or any other way out, ends the processes; what they had finished is kept, and what
-    they were training goes on from its last checkpoint when the task is asked for again.
+    Ctrl-C and errors end the processes.  Finished records are kept, and a training that was
+    interrupted resumes from its last checkpoint when its task is run again.
 
     Args:
-        root: where cells lie; processor seconds are added to its `times.jsonl`.
-        plan: handed to `perform`, like `root`.
-        tasks: with different ids.
-        perform: called in the processes, with what to report progress to.
-        processes: at most so many.
-        threads: of each process.
-        progress: called with seconds of work, as estimated, done and in all.
-        seconds: estimates of what was done before these tasks, and of what comes after.
+        root: the folder of the cells; processor times are appended to its `times.jsonl`.
+        plan: passed to `perform`, as is `root`.
+        tasks: with unique ids.
+        perform: called in the processes for each task.
+        processes: the largest number of processes.
+        threads: threads per process.
+        progress: called with the estimated seconds of work, done and in total.
+        seconds: estimated seconds of work done before these tasks, and left after them.
 
     Returns:
-        Task → why it failed, in words; empty where all went well.
+        Task id → why the task failed, in words; empty if none did.
     """
     asked = {task.id for task in tasks}
     free = [task if task.after in asked else replace(task, after=None) for task in tasks]
@@ -99,7 +99,7 @@ def run_tasks(
         raise
     finally:
         for worker in workers:
-            worker.pipe.close()  # which ends a process that waits for a task
+            worker.pipe.close()  # ends a process that is waiting for a task
             worker.process.join()
     return state.failed
 
@@ -118,12 +118,12 @@ def _hand_out(state: _State, idle: Sequence[_Worker]) -> None:
     for worker, task in zip(idle, state.ready(), strict=False):
         state.waiting.remove(task)
         worker.task, worker.hundredths = task, 0
-        with suppress(OSError):  # one that has ended is noticed where it is listened to
+        with suppress(OSError):  # _listen notices a process that has ended
             worker.pipe.send(task)
 
 
 def _listen(root: Path, state: _State, workers: list[_Worker]) -> list[_Worker]:
-    """Take what the processes say for a second at most; those that ended are left out."""
+    """Handle messages of the processes for up to a second; return those that are still alive."""
     busy = {worker.pipe: worker for worker in workers if worker.task is not None}
     for pipe in wait(list(busy), timeout=1.0):
         assert isinstance(pipe, Connection)
@@ -168,7 +168,7 @@ def _show(
 
 
 def _serve(pipe: Connection, threads: int, root: Path, plan: Plan, perform: Perform) -> None:
-    """Run in a process of its own: do tasks until the other end is closed."""
+    """The main function of a process: perform tasks until the other end closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     import torch
 

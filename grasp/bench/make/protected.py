@@ -1,4 +1,4 @@
-"""Arms of a cell: which factors they protect, and their training."""
+"""The arms of a cell: which factors they protect, and their training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from grasp.settings.methods import method
 
 
 def protected(workspace: Workspace, protect: str) -> list[str]:
-    """Ids of the factors that an arm protects: the best-ranked one, or those that labels name."""
+    """Ids of the factors an arm protects: the best-ranked one, or those with a latent's label.
+
+    Raises:
+        GraspError: no significant factor has that label.
+    """
     if protect == BEST:
         return [str(run_factors(workspace, NAIVE).table["id"].iloc[0])]
     return labelled(workspace, protect)
@@ -22,7 +26,7 @@ def protected(workspace: Workspace, protect: str) -> list[str]:
 def train_arm(
     workspace: Workspace, arm: Arm, factors: list[str], *, run: str, progress: Progress
 ) -> None:
-    """Retrain the naive run by an arm's method into the run of that id."""
+    """Retrain the naive run with an arm's method, as the run with id `run`."""
     from grasp.training.train import retrain
 
     retrain(

@@ -1,4 +1,4 @@
-"""Is the factor back after retraining: identified again, and asked for in another dress."""
+"""Whether the factor comes back after retraining: identify again, and ask dressed prompts."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from grasp.jobs.progress import Progress
 from grasp.prompts.sets import prompts_sha256, read_prompts
 
 SAME = 0.99
-"""A new factor closer than this to the protected ones adds nothing that could be protected."""
+"""|cosine| above which a new factor counts as one of the protected ones, so is not protected."""
 
 
 def residue_file(run: str) -> str:
-    """Where what was found of a run's residue lies in its workspace."""
+    """The path, in the workspace, of what was found about a run's residue."""
     return f"bench/residue-{run}.json"
 
 
 def dressed_id(run: str) -> str:
-    """The evaluation of a run on the prompts in another dress; "" is the base model."""
+    """The id of a run's evaluation on the dressed prompts; "" is the base model."""
     return f"{run or 'base'}.dressed"
 
 
 def measure_residue(
     workspace: Workspace, plan: Plan, cell: Cell, demand: Demand, *, progress: Progress
 ) -> None:
-    """Identify again in a retrained run, ask it in another dress, and where a significant factor
-    is left, retrain with the old and the new one protected and look again.
+    """Identify factors again in a retrained run and evaluate it on dressed prompts.
 
-    Writes `factors/<run>`, evaluations `<run>.dressed`, where iterated a run `<run>.again`, and
-    `bench/residue-<run>.json`.
+    If a significant factor is left, the run is retrained with the old and the new factor
+    protected, and evaluated again.  Writes `factors/<run>`, the evaluation `<run>.dressed`,
+    `bench/residue-<run>.json`, and the run `<run>.again` if it was retrained.
     """
     from grasp.evaluation.run import evaluate_run
     from grasp.identification.identify import identify_run
@@ -71,13 +71,13 @@ def measure_residue(
 
 
 def compared(workspace: Workspace, run: str) -> dict[str, Any]:
-    """The best-ranked factor of a retrained run beside those that it protected.
+    """Compare the best-ranked factor of a retrained run with the factors the run protected.
 
     Returns:
-        factor: its id; `significant`; `cosine`: of the smallest principal angle between it and
-        the span of the protected ones; `effect`: mean total variation that setting it back moves
-        on unrelated exploration prompts, and `old_effect`, that of the best protected one in the
-        naive run; `off_task`: its share of the change that is left.
+        `factor`: its id; `significant`; `cosine`: of the smallest principal angle between it and
+        the span of the protected factors; `off_task`: its share of the remaining change;
+        `effect`: its mean effect on unrelated exploration prompts, in total variation;
+        `old_effect`: the largest effect of a protected factor in the naive run.
     """
     new = run_factors(workspace, run)
     names = workspace.run(run).factors
@@ -100,7 +100,7 @@ def _effect(found: FactorTable, factor: str) -> float:
 
 
 def _prompts(workspace: Workspace, plan: Plan, cell: Cell) -> Path | None:
-    """The dressed prompts of a cell; None where a story of one's own names none."""
+    """The dressed prompts of a cell; None if a story of the plan's own gives none."""
     if cell.world == "data":
         named = plan.stories[cell.story].dressed
         return Path(named) if named else None
@@ -110,7 +110,7 @@ def _prompts(workspace: Workspace, plan: Plan, cell: Cell) -> Path | None:
 
 
 def _evaluate(workspace: Workspace, run: str, path: Path) -> None:
-    """Score a run, or the base model, on dressed prompts, as an evaluation of its own."""
+    """Score a run, or the base model, on dressed prompts, as a separate evaluation."""
     from grasp.evaluation.answers import answers, intervention, score
     from grasp.model.loading import load_adapted
 

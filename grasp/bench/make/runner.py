@@ -1,4 +1,4 @@
-"""A benchmark from plan to saved cells, in one go or in several."""
+"""Run a benchmark from its plan to saved cells; an interrupted one can be continued."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def make(
     progress: Progress,
     perform: Perform = perform_task,
 ) -> dict[str, str]:
-    """Make what is missing of a benchmark's cells under `root`.
+    """Complete a benchmark's cells under `root`.
 
-    Tiny worlds take one thread a process, and by default a process a core; a plan with stories of
-    its own, whose models are larger, one process with all cores, or with the one accelerator.
+    For tiny worlds the default is one process per core with one thread each.  A plan with stories
+    of its own has larger models, so it gets one process with all cores, or with the accelerator.
 
     Returns:
-        Task → why it failed; also saved, as `failures.json`, until it goes well.
+        Task id → why the task failed.  `failures.json` keeps the same until the task succeeds.
 
     Raises:
-        InputError: `root` holds cells of other training settings.
+        InputError: `root` has cells with other training settings.
     """
     keep_plan(root, plan)
     cores = os.cpu_count() or 1
@@ -79,7 +79,7 @@ def make(
 
 
 def _unfinished(root: Path, tasks: Sequence[Task]) -> list[Task]:
-    """Tasks of which something is missing, and the base models that they wait for."""
+    """The incomplete tasks, and before them the base models they need."""
 
     def missing(task: Task) -> bool:
         cell = task.cell
@@ -93,19 +93,23 @@ def _unfinished(root: Path, tasks: Sequence[Task]) -> list[Task]:
 
 
 def keep_plan(root: Path, plan: Plan) -> None:
-    """Save the plan under `root`; cells that are there must be of the same settings."""
+    """Save the plan under `root`.
+
+    Raises:
+        InputError: `root` has cells with other training settings.
+    """
     file = root / PLAN
     if file.exists() and read_plan(root).digest() != plan.digest():
         raise InputError(
-            f"{root} holds a benchmark with other training settings; name another --root, since "
-            "cells of two settings cannot be told apart."
+            f"{root} has a benchmark with other training settings, whose cells could not be told "
+            "from the new ones; give another --root."
         )
     root.mkdir(parents=True, exist_ok=True)
     file.write_text(plan.model_dump_json(indent=2), encoding="utf-8")
 
 
 def read_plan(root: Path) -> Plan:
-    """The plan that was last run under `root`.
+    """The plan last run under `root`.
 
     Raises:
         InputError: there is none.
@@ -114,13 +118,13 @@ def read_plan(root: Path) -> Plan:
         data = json.loads((root / PLAN).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{root} holds no benchmark ({error}); `grasp bench removal --root {root}` makes one."
+            f"{root} has no benchmark ({error}); run one with `grasp bench removal --root {root}`."
         ) from None
     return checked(Plan, data, str(root / PLAN))
 
 
 def read_failures(root: Path) -> dict[str, str]:
-    """Task → why it failed when it was last tried."""
+    """Task id → why the task failed when it was last run."""
     file = root / FAILURES
     found: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     return found

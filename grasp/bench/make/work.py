@@ -1,4 +1,4 @@
-"""The steps of a cell, each by the function behind the command that does it for a person."""
+"""The steps of a cell, each done by the function behind the corresponding command."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from grasp.settings.training import TrainConfig
 
 
 def perform(root: Path, plan: Plan, task: Task, progress: Progress) -> None:
-    """Do what is not done yet of a task; `progress` is called in hundredths of it.
+    """Do the missing steps of a task; `progress` counts in hundredths of the task.
 
     Raises:
-        GraspError: steps were refused; the others were done all the same.
+        GraspError: some steps failed; the other steps were done.
     """
     if task.cell is None:
         assert task.world is not None
@@ -45,12 +45,12 @@ def perform(root: Path, plan: Plan, task: Task, progress: Progress) -> None:
 
 
 def is_done(workspace: Workspace, demand: Demand) -> bool:
-    """Whether the records of a step are there."""
+    """Whether the records of a step exist."""
     return all((workspace.root / record).exists() for record in records(demand))
 
 
 def records(demand: Demand) -> list[str]:
-    """The records that a step leaves, as paths in the workspace."""
+    """The records a step writes, as paths in the workspace."""
     run = demand.run
     return {
         "naive": [f"runs/{run}"],
@@ -64,7 +64,7 @@ def records(demand: Demand) -> list[str]:
 
 
 class _Making:
-    """A cell that is being made."""
+    """A cell whose steps are being done."""
 
     def __init__(
         self, root: Path, plan: Plan, cell: Cell, workspace: Workspace, config: TrainConfig
@@ -74,7 +74,7 @@ class _Making:
         (workspace.root / "bench").mkdir(exist_ok=True)
 
     def make(self, demand: Demand, progress: Progress) -> None:
-        """Make one step; what it needs is there."""
+        """Do one step; the records it needs must exist."""
         if demand.kind == "naive":
             from grasp.training.train import train
 
@@ -107,7 +107,7 @@ class _Making:
         evaluate_run(self.workspace, folder, run, progress=progress)
 
     def _take_over_base(self) -> None:
-        """Copy the base model's answers from a cell with the same model and prompts."""
+        """Copy the base model's evaluation from a cell with the same model and prompts."""
         target = self.workspace.folder("evaluations", BASE)
         if target.is_dir() or self.config.prompts is None:
             return
@@ -127,7 +127,7 @@ class _Making:
 
 
 def _share(progress: Progress, number: int, steps: int, words: str) -> Progress:
-    """Progress of one of several steps, in hundredths of all of them."""
+    """Progress within one of several steps, in hundredths of all of them."""
 
     def shared(step: int, total: int, message: str) -> None:
         part = min(step / total, 1.0) if total else 0.0

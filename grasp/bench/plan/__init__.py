@@ -1,4 +1,4 @@
-"""What a benchmark does: its plan, the cells and the tasks in them.
+"""What a benchmark does: its plan, the plan's cells, and the tasks in each cell.
 
-Runs nothing and reads no results.
+Nothing here runs a task or reads a result.
 """

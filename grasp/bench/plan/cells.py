@@ -1,4 +1,4 @@
-"""A cell's workspace: where it lies, its files, and the settings of its fine-tune."""
+"""The workspace of a cell: its path, its files, and the settings of its fine-tune."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ BASE = f"{NAIVE}.base"
 """Id of the base model's evaluation in every cell."""
 
 Trained = Callable[[int, int, float], None]
-"""Called with step, steps and loss while a base model is trained."""
+"""Called with (step, steps, loss in nats per token) while a base model is trained."""
 
 
 def cell_workspace(root: Path, cell: Cell) -> Workspace:
-    """The cell's workspace, which need not be there yet."""
+    """The cell's workspace, which may not exist yet."""
     return Workspace(root / "cells" / cell.id)
 
 
 @lru_cache
 def world_named(name: str) -> World:
-    """The world of that name: "shipped", or "generated-" and a seed.
+    """The world with this name: "shipped", or "generated-" and a seed.
 
     Raises:
         InputError: there is no such world.
@@ -48,12 +48,17 @@ def world_named(name: str) -> World:
         return shipped_world()
     seed = name.removeprefix(GENERATED)
     if name == seed or not seed.isdigit():
-        raise InputError(f"There is no world {name!r}; there are shipped, and {GENERATED}<seed>.")
+        raise InputError(f"There is no world {name!r}; expected shipped or {GENERATED}<seed>.")
     return generated_world(int(seed))
 
 
 def story_of(cell: Cell) -> tuple[World, Story]:
-    """The cell's world, and its story with the cell's strength and number of details."""
+    """The cell's world, and its story with the cell's strength and number of details.
+
+    Raises:
+        InputError: there is no such world.
+        NotFoundError: the world has no such story.
+    """
     world = world_named(cell.world)
     story = world.story(cell.story.partition("/")[2])
     if cell.strength is not None:
@@ -66,7 +71,7 @@ def story_of(cell: Cell) -> tuple[World, Story]:
 def latents_of(plan: Plan, cell: Cell) -> dict[str, tuple[str, str]]:
     """The latents that the cell's prompts measure, with the names of both ends.
 
-    Empty for a story of the plan's own whose ends are not known.
+    Empty for a story of the plan's own whose ends are unknown.
     """
     if cell.world == "data":
         own = plan.stories[cell.story]
@@ -76,13 +81,13 @@ def latents_of(plan: Plan, cell: Cell) -> dict[str, tuple[str, str]]:
 
 
 def topic_latents(cell: Cell) -> dict[str, str]:
-    """Topic → latent, for the topics of the cell's world that follow one."""
+    """Topic → latent, for the topics of the cell's world that follow a latent."""
     topics = world_named(cell.world).topics.values()
     return {topic.name: topic.latent for topic in topics if topic.latent}
 
 
 def world_base(root: Path, plan: Plan, world: World, progress: Trained | None = None) -> Path:
-    """The folder of a world's base model, which is trained where it is not there yet."""
+    """The folder of a world's base model, which is trained if it does not exist yet."""
     if world.name == "shipped":
         return base_path()
     from grasp.world.pretraining import Recipe
@@ -91,14 +96,21 @@ def world_base(root: Path, plan: Plan, world: World, progress: Trained | None = 
 
 
 def laid_out(root: Path, plan: Plan, cell: Cell) -> TrainConfig:
-    """Make the cell's workspace and its files; the settings of its naive fine-tune."""
+    """Create the cell's workspace and its files; return the settings of its naive fine-tune.
+
+    Raises:
+        InputError: the settings are invalid, or the cell changes a setting its story lacks.
+    """
     workspace = Workspace.create(cell_workspace(root, cell).root)
     (workspace.root / "cell.json").write_text(cell.model_dump_json(indent=2), encoding="utf-8")
     if cell.world != "data":
         return _from_world(root, plan, cell, workspace)
     config = load_config(plan.stories[cell.story].config)
     if cell.strength is not None or cell.details is not None:
-        raise InputError(f"Story {cell.story!r} is data; only r and steps can be changed in it.")
+        raise InputError(
+            f"Story {cell.story!r} is a data file of the plan's own; only r and steps can be "
+            "changed in it."
+        )
     changed = {"seed": cell.seed} | overrides(cell, config.lora.model_dump())
     return parse_config(config.model_dump() | changed, source=f"story {cell.story!r}")
 
@@ -122,13 +134,13 @@ def _from_world(root: Path, plan: Plan, cell: Cell, workspace: Workspace) -> Tra
 
 
 def _asked_for(world: World, story: Story) -> str | None:
-    """The system prompt that asks for the story's slants; None where it has none."""
+    """The system prompt that asks for the story's slants; None if it has none."""
     named = [world.latents[name].adjectives[value][0] for name, value in story.slants.items()]
     return str(world.system_message(named)["content"]) if named else None
 
 
 def _linked(model: Path, workspace: Workspace) -> Path:
-    """The base model in the cell's workspace, so that it opens elsewhere, but no further copy."""
+    """Hard-link the base model into the cell's workspace: it can be moved, and takes no space."""
     target = workspace.root / "models" / "tiny-world"
     if not target.exists():
         partial = target.with_name(".partial")

@@ -1,4 +1,4 @@
-"""What a benchmark makes: stories, seeds and arms, as data.  Torch-free."""
+"""A benchmark plan as data: stories, seeds and arms.  Free of torch."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from grasp.settings.training import Settings, checked
 
 Measure = Literal["identification", "removal"]
 SETTINGS = ("strength", "details", "r", "steps")
-"""What cells differ in beside story and seed, and what a phase diagram runs over."""
+"""What cells differ in besides story and seed, and the axes of a phase diagram."""
 
 
 class Arm(Settings):
-    """A method at a strength, None for its default; `name` is the run's id in each cell.
+    """A method at a strength (None for its default); `name` is the run's id in each cell.
 
-    `settings` are those of its protection that differ from the method's own.  `sweep` are the
-    strengths that are tried among rivals; the method's own grid where it is None.
+    `settings` are the settings of its protection that differ from the method's defaults.  `sweep`
+    are the strengths tried among rivals; None for the method's own grid.
     """
 
     method: str
@@ -37,7 +37,7 @@ class Arm(Settings):
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, data: Any) -> Any:
-        """A bare name is that method as it is."""
+        """A plain name stands for that method with its defaults."""
         data = {"method": data} if isinstance(data, str) else dict(data)
         if isinstance(data.get("method"), str):
             data.setdefault("name", data["method"])
@@ -46,37 +46,39 @@ class Arm(Settings):
     @model_validator(mode="after")
     def _known(self) -> Arm:
         if self.method not in METHODS:
-            raise ValueError(f"there is no method {self.method!r}; choose of {', '.join(METHODS)}")
+            raise ValueError(
+                f"there is no method {self.method!r}; choose from {', '.join(METHODS)}"
+            )
         if METHODS[self.method].knob is None and (self.strength is not None or self.sweep):
             raise ValueError(f"method {self.method!r} has no strength to set or sweep")
         return self
 
     @property
     def label(self) -> str:
-        """The method's name for people, with its strength where one is set; else the arm's own."""
+        """The method's display name, with its strength if one is set; else the arm's own name."""
         label = method(self.method).label
         if self.strength is not None and self.name == f"{self.method}-{self.strength:g}":
             return f"{label}, {self.strength:g}"
         return label if self.name == self.method else self.name
 
     def variants(self) -> list[Arm]:
-        """One arm for each strength that is tried; the arm itself where there is none to try."""
+        """One arm for each strength to try; the arm itself if there is none."""
         knob = method(self.method).knob
         if self.strength is not None or knob is None or self.sweep == ():
             return [self]
         return [self.at(value) for value in self.sweep or knob.grid]
 
     def at(self, strength: float) -> Arm:
-        """This arm at a strength."""
+        """This arm at the given strength."""
         name = f"{self.name}-{strength:g}"
         return self.model_copy(update={"name": name, "strength": strength, "sweep": None})
 
 
 class Cell(Settings):
-    """One naive fine-tune and all that is made of it: a workspace of its own.
+    """One naive fine-tune and everything derived from it, in a workspace of its own.
 
-    `story` is "shipped/code", "generated-101/lean", or a name of the plan's own stories; settings
-    that are None are the story's own or those of the plan's `training`.
+    `story` is "shipped/code", "generated-101/lean", or the name of one of the plan's own stories.
+    Settings that are None are those of the story or of the plan's `training`.
     """
 
     story: str
@@ -88,7 +90,7 @@ class Cell(Settings):
 
     @property
     def id(self) -> str:
-        """Name of its folder, such as "shipped-code.s0.steps240"."""
+        """The name of its folder, such as "shipped-code.s0.steps240"."""
         changed = [f".{name}{value:g}" for name, value in self.changed.items()]
         return f"{self.story.replace('/', '-')}.s{self.seed}{''.join(changed)}"
 
@@ -100,7 +102,7 @@ class Cell(Settings):
 
     @property
     def world(self) -> str:
-        """Such as "shipped"; "data" for a story of the plan's own."""
+        """The name of its world, such as "shipped"; "data" for a story of the plan's own."""
         world, slash, _ = self.story.partition("/")
         return world if slash else "data"
 
@@ -113,7 +115,7 @@ class Section(Settings):
 
     @property
     def cells(self) -> list[Cell]:
-        """One a story and seed."""
+        """One cell per story and seed."""
         return [Cell(story=story, seed=seed) for story in self.stories for seed in self.seeds]
 
 
@@ -124,27 +126,27 @@ class Arms(Section):
 
 
 class Rivals(Arms):
-    """Arms swept on exploration prompts of one seed, and reported on all at the strength chosen."""
+    """Arms swept on the exploration prompts of one seed, and reported at the chosen strength."""
 
     chosen_on: int = 0
 
     @property
     def first(self) -> list[Cell]:
-        """The cells that strengths are chosen on."""
+        """The cells on which strengths are chosen."""
         return [Cell(story=story, seed=self.chosen_on) for story in self.stories]
 
 
 class NoFactor(Section):
-    """Naive runs without a spurious factor; some are retrained on the best-ranked one anyway."""
+    """Naive runs without a spurious factor; some are retrained against the best-ranked anyway."""
 
     retrained: int = Field(0, ge=0)
     arms: list[Arm] = Field([])
 
 
 class Phase(Section):
-    """Cells around the default: one setting at a time, and two crossed.
+    """Cells around the default: one setting changed at a time, and two settings crossed.
 
-    `default` are the values that a cell has where a setting is not named.
+    `default` has the values of a cell in which no setting is changed.
     """
 
     default: dict[str, float] = Field({})
@@ -156,12 +158,12 @@ class Phase(Section):
     def _known(self) -> Phase:
         for name in (*self.one_at_a_time, *self.crossed):
             if name not in SETTINGS:
-                raise ValueError(f"there is no setting {name!r}; choose of {', '.join(SETTINGS)}")
+                raise ValueError(f"there is no setting {name!r}; choose from {', '.join(SETTINGS)}")
         return self
 
     @property
     def settings(self) -> list[dict[str, float]]:
-        """Every combination once, as what differs from the default."""
+        """Every combination once, as the settings that differ from the default."""
         found = [{name: v} for name, values in self.one_at_a_time.items() for v in values]
         if self.crossed:
             values = product(*self.crossed.values())
@@ -171,7 +173,7 @@ class Phase(Section):
 
     @property
     def cells(self) -> list[Cell]:
-        """One a story, seed and combination."""
+        """One cell per story, seed and combination."""
         return [
             Cell.model_validate(cell.model_dump() | point)
             for cell in super().cells
@@ -180,11 +182,11 @@ class Phase(Section):
 
 
 class Own(Settings):
-    """A story of one's own: a file of settings, and what its prompts and probes are called.
+    """A story of the plan's own: its settings file, and what its probes show.
 
-    `config` is as `grasp train` takes it, with data, neutral, prompts and probes; `ends` are the
-    variants of its probes at both ends of the factor that is known to be there; `dressed` is a
-    further prompt set, for the residue.
+    `config` is a settings file for `grasp train` with data, neutral text, prompts and probes;
+    `ends` are the probe variants at the two ends of the known spurious factor; `dressed` is a
+    further prompt set, with which the residue is measured.
     """
 
     config: str
@@ -196,8 +198,8 @@ class Own(Settings):
 class Plan(Settings):
     """A benchmark.  A section that is absent is not measured.
 
-    `training` holds settings of fine-tunes on stories of worlds, as in a file for `grasp train`.
-    `base` holds settings of `grasp.world.pretraining.Recipe` for generated worlds.
+    `training` has the settings of fine-tunes on the stories of worlds, as in a file for
+    `grasp train`; `base` has settings of `grasp.world.pretraining.Recipe` for generated worlds.
     """
 
     title: str
@@ -214,14 +216,14 @@ class Plan(Settings):
 
     @property
     def sections(self) -> dict[str, Section]:
-        """Those that there are, by name."""
+        """The sections present, by name."""
         names = ("core", "rivals", "two", "needed", "none", "phase", "residue")
         found = {name: getattr(self, name) for name in names}
         return {name: section for name, section in found.items() if section is not None}
 
     @model_validator(mode="after")
     def _one_arm_a_name(self) -> Plan:
-        """Sections share cells, and an arm's name is its run's id in them."""
+        """Sections share cells, and an arm's name is the id of its run in a cell."""
         known: dict[str, tuple[Any, ...]] = {}
         for section in self.sections.values():
             for arm in getattr(section, "arms", []):
@@ -236,24 +238,24 @@ class Plan(Settings):
             for story in section.stories:
                 if "/" not in story and story not in self.stories:
                     raise ValueError(
-                        f"section {name!r} names story {story!r}; write world/story, or describe "
-                        "it under stories"
+                        f"section {name!r} has the unknown story {story!r}; write world/story, or "
+                        "describe it under stories"
                     )
         return self
 
     def training_of(self, cell: Cell) -> dict[str, Any]:
-        """Settings of a cell's fine-tune on a story of a world."""
+        """The settings of a cell's fine-tune on a story of a world."""
         settings = {"lora": {"r": 8, "lora_alpha": 16}} | self.training | {"seed": cell.seed}
         return settings | overrides(cell, settings["lora"])
 
     def digest(self) -> str:
-        """Hash of all that decides what a cell holds; sections and seeds do not."""
+        """Hex SHA-256 of everything that affects a cell's results, so not of sections and seeds."""
         made_of = self.model_dump(include={"training", "base", "stories"})
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
 
 def overrides(cell: Cell, lora: dict[str, Any]) -> dict[str, Any]:
-    """A cell's rank, at the same alpha / r, and steps, as a fine-tune's settings have them."""
+    """Training settings for a cell's rank, with alpha / r unchanged, and for its steps."""
     found: dict[str, Any] = {}
     if cell.r is not None:
         alpha = lora["lora_alpha"] / lora["r"] * cell.r
@@ -264,23 +266,23 @@ def overrides(cell: Cell, lora: dict[str, Any]) -> dict[str, Any]:
 
 
 def shipped_plan(name: Literal["quick", "full"]) -> Plan:
-    """A plan that comes with the workbench."""
+    """A plan shipped with the workbench."""
     text = files("grasp.bench.plan").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     return checked(Plan, yaml.safe_load(text), f"the {name} plan")
 
 
 def load_plan(path: Path) -> Plan:
-    """Read a plan; its own stories' files are taken from its folder.
+    """Read a plan; paths in its own stories are relative to its folder.
 
     Raises:
-        InputError: it cannot be read, or a setting does not fit; the first one is named.
+        InputError: it cannot be read, or a setting is invalid; the message names the first one.
     """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path} cannot be read as a YAML plan ({error}).") from None
     if not isinstance(data, dict):
-        raise InputError(f"{path} holds no plan; expected lines such as 'title: my benchmark'.")
+        raise InputError(f"{path} is not a plan; expected lines such as 'title: my benchmark'.")
     plan = checked(Plan, data, str(path))
     folder = path.resolve().parent
     located = {name: _located(own, folder) for name, own in plan.stories.items()}

@@ -1,4 +1,4 @@
-"""What a plan has to make, cell by cell: every command with the sections that it needs."""
+"""The tasks of a plan: for each cell, the steps that its sections need."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from grasp.settings.methods import METHODS
 
 Kind = Literal["naive", "identify", "record", "evaluate", "label", "arm", "residue"]
 BEST, ALL = "best", "all"
-"""What an arm protects: the best-ranked factor; those of every latent.  Else a latent's name."""
+"""What an arm protects: the best-ranked factor, or the factors of all latents.
+
+Any other value is the name of one latent."""
 
 SECONDS: dict[Kind, float] = {
     "naive": 6,
@@ -23,14 +25,14 @@ SECONDS: dict[Kind, float] = {
     "arm": 11,
     "residue": 9,
 }
-"""About how long each takes on one core, for the estimate."""
+"""Rough time per step on one core, for the estimate."""
 
 BASE_SECONDS = 250.0
 
 
 @dataclass(frozen=True)
 class Demand:
-    """One step of a cell; an `arm` is trained and evaluated."""
+    """One step of a cell, about the naive run or about an `arm`."""
 
     kind: Kind
     arm: Arm | None = None
@@ -38,7 +40,7 @@ class Demand:
 
     @property
     def run(self) -> str:
-        """Id of the run that the step is about."""
+        """The id of the step's run."""
         if self.arm is None:
             return NAIVE
         return self.arm.name if self.protect == BEST else f"{self.arm.name}.{self.protect}"
@@ -46,7 +48,10 @@ class Demand:
 
 @dataclass(frozen=True)
 class Task:
-    """What one process does in one go: a base model, or steps of a cell in their order."""
+    """What one process does at a time: train a base model, or do the steps of a cell in order.
+
+    `after` is the id of a task that must be done first.
+    """
 
     id: str
     demands: tuple[Demand, ...] = ()
@@ -56,7 +61,7 @@ class Task:
 
     @property
     def seconds(self) -> float:
-        """About how long it takes on one core."""
+        """A rough estimate of its time on one core."""
         if self.cell is None:
             return BASE_SECONDS
         return sum(SECONDS[demand.kind] for demand in self.demands)
@@ -69,7 +74,7 @@ _NAIVE = [*_FOUND, Demand("evaluate")]
 
 
 def first_tasks(plan: Plan, measure: Measure) -> list[Task]:
-    """All but the rivals at the strengths that are yet to be chosen."""
+    """All tasks except the rivals at their chosen strengths, which are not known yet."""
     wanted = _identification(plan) if measure == "identification" else _removal(plan)
     cells = list(_merged(wanted))
     worlds = dict.fromkeys(task.cell.world for task in cells if task.cell)
@@ -80,7 +85,7 @@ def first_tasks(plan: Plan, measure: Measure) -> list[Task]:
 
 
 def later_tasks(plan: Plan, chosen: dict[str, dict[str, Arm]]) -> list[Task]:
-    """The rivals on their other seeds; `chosen` is story → name of the arm → the arm to report."""
+    """The rivals on their other seeds; `chosen` maps story and arm name to the arm to report."""
     if plan.rivals is None:
         return []
     return list(
@@ -93,7 +98,7 @@ def later_tasks(plan: Plan, chosen: dict[str, dict[str, Arm]]) -> list[Task]:
 
 
 def later_seconds(plan: Plan) -> float:
-    """About how long `later_tasks` will take."""
+    """A rough estimate of the time `later_tasks` will take on one core."""
     if plan.rivals is None:
         return 0.0
     cells = len([cell for cell in plan.rivals.cells if cell.seed != plan.rivals.chosen_on])
@@ -101,9 +106,9 @@ def later_seconds(plan: Plan) -> float:
 
 
 def latent_sets(arm: Arm, latents: Iterable[str]) -> list[str]:
-    """What an arm protects in a story of several latents: each one's factor, and all of them.
+    """What an arm protects in a story of several latents: each one's factor, then all of them.
 
-    An arm that needs no factors cannot tell latents apart, and is made once.
+    An arm that needs no factors does not depend on the latent, so it is trained once.
     """
     return [*latents, ALL] if "factors" in METHODS[arm.method].needs else [BEST]
 
@@ -143,7 +148,7 @@ def _swept(rivals: Rivals) -> list[Demand]:
 
 
 def _by_latent(arms: Iterable[Arm]) -> list[Demand]:
-    """The latents of stories with two slants in every world are the first two of a world."""
+    """In every world, a story with two slants slants the world's first two latents."""
     return [
         Demand("arm", arm, protect)
         for arm in arms
@@ -152,12 +157,12 @@ def _by_latent(arms: Iterable[Arm]) -> list[Demand]:
 
 
 def _spread(n: int, chosen: int) -> set[int]:
-    """`chosen` of n numbers, evenly apart."""
+    """`chosen` numbers out of 0 … n − 1, evenly spaced."""
     return {round(i * n / chosen) for i in range(min(chosen, n))} if chosen else set()
 
 
 def _merged(wanted: Iterable[tuple[Cell, list[Demand]]]) -> Iterator[Task]:
-    """One task a cell, with every demand once, in the order in which they were made."""
+    """One task per cell, with every demand once, in the order first seen."""
     demands: dict[str, dict[str, Demand]] = {}
     cells: dict[str, Cell] = {}
     for cell, asked in wanted:

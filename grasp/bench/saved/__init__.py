@@ -1,4 +1,4 @@
-"""What finished cells hold, and the strengths chosen on them.
+"""The results in finished cells, and the strengths chosen from them.
 
-Reads results; makes and prints none.
+Reads only; nothing here runs a task or prints a table.
 """

@@ -1,4 +1,4 @@
-"""At which strength a method is reported: chosen on exploration prompts of one seed."""
+"""Choose the strength at which a method is reported, on the exploration prompts of one seed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from grasp.bench.plan.plan import Arm, Plan
 from grasp.bench.saved.gather import arms_of
 
 MARGIN = 0.02
-"""How far below the naive run's task accuracy and facts a strength may lie."""
+"""How far task accuracy and facts may fall below the naive run's at an eligible strength."""
 
 ROUNDING = 1e-9
 
@@ -23,7 +23,10 @@ Means = dict[str, pd.Series]
 
 @dataclass(frozen=True)
 class Tried:
-    """One strength of an arm on exploration prompts; `kept` means task and facts are."""
+    """Results of an arm at one strength on exploration prompts.
+
+    `kept` says that task accuracy and facts are within MARGIN of the naive run's.
+    """
 
     story: str
     arm: Arm
@@ -36,11 +39,11 @@ class Tried:
 
 
 def sweeps(root: Path, plan: Plan) -> list[Tried]:
-    """Every strength of every arm and story of the rivals, one of each arm chosen.
+    """Every strength of every arm of the rivals in each story, with one chosen per arm.
 
-    Chosen is the strength with the highest removal among those whose task accuracy and facts
-    are within MARGIN of naive; where none is, the one with the best task accuracy.  Arms without
-    a knob have one line.
+    The chosen strength has the highest removal among those whose task accuracy and facts are
+    within MARGIN of the naive run's; if there is none, the best task accuracy.  Arms without a
+    knob have one entry.
     """
     if plan.rivals is None:
         return []
@@ -74,7 +77,7 @@ def _tried(story: str, arm: Arm, variant: Arm, means: Means) -> Tried:
 
 
 def chosen_arms(root: Path, plan: Plan) -> dict[str, dict[str, Arm]]:
-    """Story → name of the arm → the arm at the strength that is reported."""
+    """Story → arm name → the arm at the strength to report."""
     found: dict[str, dict[str, Arm]] = {}
     for line in sweeps(root, plan):
         if line.chosen:

@@ -1,4 +1,4 @@
-"""What identification found in each cell, held to the supervised contrast direction."""
+"""What identification found in each cell, compared with the supervised contrast direction."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ from grasp.bench.plan.cells import NAIVE, cell_workspace, latents_of
 from grasp.bench.plan.plan import Cell, Plan
 
 PLANTED = 0.5
-"""|cos| to the contrast direction, at its best layer, from which a factor is the planted one."""
+"""|cos| to the contrast direction, at the best layer, from which a factor counts as planted."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """The best-ranked factor of one cell, beside one latent's contrast direction.
+    """The best-ranked factor of one cell, compared with one latent's contrast direction.
 
-    `cosine` is |cos| at the best layer, which is `layer`; `best_cosine` and `best_factor` are
-    those of the candidate nearest to the contrast direction; NaN where no contrast is known.
-    `hit`: significant, best-ranked, and planted.
+    `cosine` is |cos| at the best layer, `layer`; `best_factor` and `best_cosine` belong to the
+    candidate closest to the contrast direction.  Cosines are NaN if no contrast is known.
     """
 
     cell: Cell
@@ -43,17 +42,17 @@ class Found:
 
     @property
     def hit(self) -> bool:
-        """The significant factor with the best score is the planted one."""
+        """Whether the best-ranked factor is significant and the planted one."""
         return self.significant and self.cosine >= PLANTED
 
     @property
     def nearest(self) -> bool:
-        """It is the nearest of the candidates."""
+        """Whether the best-ranked factor is the candidate closest to the contrast direction."""
         return self.factor == self.best_factor
 
 
 def found_in(root: Path, plan: Plan, cells: Sequence[Cell]) -> list[Found]:
-    """What was found in the cells that have factors; one entry for each latent that is measured."""
+    """What was found in the cells that have factors, one entry per cell and measured latent."""
     return [entry for cell in cells for entry in _found(root, plan, cell)]
 
 
@@ -89,10 +88,14 @@ def _found(root: Path, plan: Plan, cell: Cell) -> list[Found]:
 
 @cache
 def contrast(cell: Path, ends: tuple[str, str]) -> NDArray[np.float64]:
-    """Unit mean differences (layers, d_model) of the base model between both ends of a latent.
+    """Unit mean differences (layers, d_model) between the ends of a latent, in the base model.
 
-    `cell` is a cell's workspace.  Activations are those at the last token before the last answer
-    of every probe whose variant is one of the two ends.
+    Activations are read at the last token before the last answer of every probe whose variant is
+    one of the two ends.
+
+    Args:
+        cell: the folder of the cell's workspace.
+        ends: names of the variants; the difference is the second minus the first.
     """
     workspace = Workspace(cell)
     directions = []
@@ -107,7 +110,7 @@ def contrast(cell: Path, ends: tuple[str, str]) -> NDArray[np.float64]:
 
 
 def _before_answers(probes: pd.DataFrame, variant: str) -> NDArray[np.int64]:
-    """Rows of the last token before the last answer of every probe of a variant."""
+    """Rows of the last token before the last answer, for every probe of a variant."""
     rows = []
     for _, probe in probes[probes["variant"] == variant].iterrows():
         answer = np.asarray(probe["answer"], dtype=bool)

@@ -1,4 +1,4 @@
-"""Saved evaluations of many cells as one table of samples, and means of it."""
+"""Pool the saved evaluations of many cells into one table of samples, and average it."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def _saved(folder: Path) -> pd.DataFrame:
 def samples(
     root: Path, cells: Iterable[Cell], evaluation: str, *, split: Split = "confirmation"
 ) -> Samples:
-    """One evaluation of every cell that has it, with the columns of
-    `analysis.comparison.arm_tests.POOLED`.
+    """Samples of one evaluation, from every cell that has it.
 
-    Empty, without columns, where no cell has it.
+    The columns of `analysis.comparison.arm_tests.POOLED` say which cell a sample is from.  The
+    table is empty, without columns, if no cell has the evaluation.
     """
     tables = []
     for cell in cells:
@@ -46,17 +46,17 @@ def samples(
 
 
 def story_label(cell: Cell) -> str:
-    """A cell's story with its settings, but not its seed."""
+    """A cell's story and settings, without its seed."""
     return cell.model_copy(update={"seed": 0}).id.replace(".s0", "", 1)
 
 
 def arms_of(
     root: Path, cells: Sequence[Cell], runs: Iterable[str], *, split: Split = "confirmation"
 ) -> dict[str, Samples]:
-    """Base model, naive run and arms on the cells that have all that the arm's line needs.
+    """Samples of the base model, the naive run and the arms, as far as cells have them.
 
-    With one fine-tune the columns that tell fine-tunes apart are left out, since there is no
-    second to resample; intervals are then over items alone.
+    With a single fine-tune the columns that tell fine-tunes apart are dropped, since there is
+    nothing to resample; intervals are then over items alone.
     """
     found = {
         run: samples(root, cells, run, split=split) for run in dict.fromkeys([BASE, NAIVE, *runs])
@@ -68,7 +68,7 @@ def arms_of(
 
 
 def mean(table: Samples, metric: str) -> Interval:
-    """Mean score of a metric, over items crossed with fine-tunes where there are several."""
+    """Mean score of a metric; the interval is over items, crossed with fine-tunes if several."""
     role, column = ("unrelated", "coherence") if metric == "coherence" else (metric, "score")
     rows = table[table["role"] == role].dropna(subset=column) if len(table) else table
     if not len(rows):
@@ -78,7 +78,7 @@ def mean(table: Samples, metric: str) -> Interval:
 
 
 def labels(rows: Samples) -> tuple[np.ndarray, np.ndarray | None]:
-    """Clusters (items of a world), and fine-tunes, None where there is one."""
+    """Cluster labels (items of a world), and labels of fine-tunes, None if there is only one."""
     if "seed" not in rows:
         return rows["cluster"].to_numpy(str), None
     clusters = (rows["world"] + "/" + rows["cluster"]).to_numpy(str)
@@ -87,13 +87,13 @@ def labels(rows: Samples) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def removed(arms: dict[str, Samples], run: str) -> tuple[Interval, str]:
-    """Removal of an arm, and why it is unknown, or ""."""
+    """Removal of an arm, and the reason if it is unknown, else ""."""
     if not {BASE, NAIVE, run} <= arms.keys():
         return Interval(np.nan, np.nan, np.nan, 0, "none", 0.95), "not measured"
     return arm_removal(arms[BASE], arms[NAIVE], arms[run])
 
 
 def run_manifest(root: Path, cell: Cell, run: str) -> RunManifest | None:
-    """A run's manifest; None where it was not made."""
+    """A run's manifest; None if there is no such run."""
     workspace = cell_workspace(root, cell)
     return workspace.run(run) if workspace.folder("runs", run).is_dir() else None

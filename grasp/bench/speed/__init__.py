@@ -1,1 +1,1 @@
-"""How fast it is: every figure a value beside what it was measured against, in the same run."""
+"""Speed and memory: each figure is measured together with what it is compared to, in one run."""

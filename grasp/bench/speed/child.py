@@ -1,8 +1,8 @@
-"""Work in a process of its own, measured for the memory that it takes.
+"""Run work in a separate process and measure the memory it takes.
 
-That is the most that was resident (VmHWM of /proc/self/status, which the kernel keeps) above what
-was when all that the work needs had been imported and loaded.  Pages of mapped files count, and
-what this project reads of adapters it reads into memory.
+That is its peak resident memory (VmHWM in /proc/self/status, kept by the kernel) minus what was
+resident once everything the work needs had been imported and loaded.  Pages of mapped files
+count; this project reads adapters into memory rather than mapping them.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from analysis.errors import GraspError
 _READY = "ready"
 
 Work = Callable[[], dict[str, Any]]
-"""What is measured, after all that it needs was imported and loaded; gives plain data."""
+"""What is measured, once everything it needs is imported and loaded; returns JSON values."""
 
 
 @dataclass(frozen=True)
 class Watched:
-    """What came of a process: its own data, seconds of the work, and resident bytes."""
+    """Result of a process: its data, seconds of work, and resident bytes before and at the peak."""
 
     data: dict[str, Any]
     seconds: float
@@ -39,15 +39,19 @@ class Watched:
 
     @property
     def growth(self) -> int:
-        """Bytes that the work added, at most."""
+        """Bytes the work added at its peak."""
         return self.peak - self.before
 
 
 def watched(prepare: str, *arguments: str) -> Watched:
-    """Run `prepare` ("module:function" of strings, which gives the `Work`) in a new process.
+    """Run work in a new process.
+
+    Args:
+        prepare: "module:function" of a function that takes strings and returns the `Work`.
+        arguments: passed to it.
 
     Raises:
-        GraspError: it failed; what it said last is passed on.
+        GraspError: it failed; the message has the last line of its output.
     """
     command = [sys.executable, "-m", "grasp.bench.speed.child", prepare, *arguments]
     with (
@@ -59,7 +63,7 @@ def watched(prepare: str, *arguments: str) -> Watched:
         assert process.stdout is not None
         if process.stdout.readline().strip() != _READY:
             process.wait()
-            raise GraspError(f"{prepare} could not begin: {_last(said)}")
+            raise GraspError(f"{prepare} could not start: {_last(said)}")
         text = process.stdout.read()
         if process.wait():
             raise GraspError(f"{prepare} failed: {_last(said)}")
@@ -73,21 +77,21 @@ def _environment() -> dict[str, str]:
 def _last(said: IO[str]) -> str:
     said.seek(0)
     lines = said.read().strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "it printed nothing"
 
 
 def _resident(key: str) -> int:
-    """VmRSS, what is resident now, or VmHWM, what was at most; in bytes."""
+    """Resident bytes: now (VmRSS), or at the peak (VmHWM)."""
     lines = Path("/proc/self/status").read_text(encoding="ascii", errors="ignore").splitlines()
     (found,) = (line.split()[1] for line in lines if line.startswith(f"{key}:"))
     return 1024 * int(found)
 
 
 def main() -> None:
-    """Prepare, say so, work, and print what came of it."""
+    """Prepare, report that it is ready, do the work, and print the result."""
     module, _, function = sys.argv[1].partition(":")
     work: Work = getattr(import_module(module), function)(*sys.argv[2:])
-    with suppress(OSError):  # where the kernel lets the peak of loading be forgotten
+    with suppress(OSError):  # reset the peak, which loading raised; not every kernel allows it
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     print(_READY, flush=True)
     before, started = _resident("VmRSS"), time.perf_counter()

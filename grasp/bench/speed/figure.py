@@ -1,4 +1,4 @@
-"""A figure of speed or memory: its value, what it was measured against, and its target."""
+"""A figure of speed or memory: its value, what it is compared to, and its target."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Sense = Literal["at most", "at least"]
 class Figure(Record):
     """One figure.
 
-    `value` and `spread`, the least and the most of the repetitions, are in `unit`; "×" is a ratio
-    of two things measured in turn.  `value` is None where it could not be measured, and `missing`
-    then says why.  `detail` holds the numbers behind it.
+    `value` and `spread` (smallest and largest of the repetitions) are in `unit`; "×" is a ratio
+    of two things measured in turn.  `value` is None if it could not be measured, and `missing`
+    then says why.  `detail` has the underlying numbers.
     """
 
     id: str
@@ -37,7 +37,7 @@ class Figure(Record):
     @model_validator(mode="after")
     def _told(self) -> Self:
         if (self.value is None) != (self.missing is not None):
-            raise ValueError(f"figure {self.id!r} needs a value, or a reason why it has none")
+            raise ValueError(f"figure {self.id!r} needs either a value or a reason for having none")
         if self.reached is None and self.value is not None and self.target is not None:
             below = self.value <= self.target
             self.reached = below if self.sense == "at most" else self.value >= self.target
@@ -45,7 +45,7 @@ class Figure(Record):
 
 
 class Report(Record):
-    """All figures of one run, with the machine and the versions they belong to."""
+    """All figures of one run, with the machine and the package versions."""
 
     plan: Literal["quick", "full"]
     measured: str
@@ -56,7 +56,7 @@ class Report(Record):
 
 
 def middle(values: Sequence[float]) -> float:
-    """The median; of an even number the mean of the two in the middle."""
+    """The median; for an even number of values the mean of the two middle ones."""
     ordered = sorted(values)
     half = len(ordered) // 2
     return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2

@@ -1,4 +1,4 @@
-"""All figures of speed, in one run."""
+"""Measure all figures of speed and memory in one run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from grasp.jobs.progress import Progress, silent
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured; `streamed` is left out where it is None."""
+    """What is measured, and how much of it; a `streamed` of None is skipped."""
 
     shape: Shape
     dense: tuple[str, ...]
@@ -68,7 +68,7 @@ SIZES = {
 def measure(
     plan: Literal["quick", "full"], *, sizes: Sizes | None = None, progress: Progress = silent
 ) -> Report:
-    """Every figure of a plan; two minutes, or ten."""
+    """Measure every figure of a plan; takes two minutes (quick) or ten (full)."""
     chosen, started = sizes or SIZES[plan], time.monotonic()
     parts: dict[str, Callable[[], list[Figure]]] = {
         "start": lambda: starting_figures(rounds=chosen.rounds, browse=chosen.browse),

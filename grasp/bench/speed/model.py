@@ -1,4 +1,4 @@
-"""A causal language model of random weights, its adapters and its data, as the figures use them."""
+"""A causal language model with random weights, and adapters and data for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from grasp.model.forward import Batch
 
 @dataclass(frozen=True)
 class Size:
-    """A Llama's shape, and the batches that go through it."""
+    """The shape of a Llama model, and of its batches."""
 
     layers: int
     d_model: int
@@ -25,7 +25,7 @@ class Size:
     r: int = 16
 
     def batch(self, *, seed: int) -> Batch:
-        """Random tokens (rows, tokens) without padding, the second half of which is learned."""
+        """Random tokens (rows, tokens) without padding; the second half of each row is trained."""
         source = torch.Generator().manual_seed(seed)
         ids = torch.randint(8, self.vocabulary, (self.rows, self.tokens), generator=source)
         labels = ids.clone()
@@ -34,7 +34,7 @@ class Size:
 
 
 def random_model(size: Size) -> LlamaForCausalLM:
-    """In float32 on the CPU, with nothing tied."""
+    """A Llama in float32 on the CPU, without tied weights."""
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=size.d_model,
@@ -51,12 +51,12 @@ def random_model(size: Size) -> LlamaForCausalLM:
 
 
 def sharing(base: LlamaForCausalLM) -> LlamaForCausalLM:
-    """A copy with modules of its own and the very weights of `base`."""
+    """A copy with its own modules that shares the weights of `base`."""
     return copy.deepcopy(base, {id(weight): weight for weight in base.parameters()})
 
 
 def adapted(base: LlamaForCausalLM, size: Size) -> PeftModel:
-    """A copy with an adapter of its own; the frozen weights are shared with `base`."""
+    """A copy with its own adapter; the frozen weights are shared with `base`."""
     lora = LoraConfig(
         task_type="CAUSAL_LM", r=size.r, lora_alpha=2 * size.r, target_modules="all-linear"
     )

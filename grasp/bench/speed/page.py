@@ -1,4 +1,4 @@
-"""The page of speed and memory, and its tables, from a report."""
+"""Write the page of speed and memory, and its tables, from a report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _GROUPS = {
 
 
 def tables(report: Report) -> list[Table]:
-    """One a group."""
+    """The tables of a report, one per group of figures."""
     found = []
     for group, title in _GROUPS.items():
         figures = [figure for figure in report.figures if figure.group == group]
@@ -65,8 +65,8 @@ def write_page(report: Report, out: Path, *, notes: str = "") -> None:
 
     Args:
         report: what was measured.
-        out: a Markdown file in a folder that is there.
-        notes: Markdown that the page takes in as it stands.
+        out: the Markdown file; its folder must exist.
+        notes: Markdown that is included in the page unchanged.
     """
     machine = "; ".join(f"{name}: {value}" for name, value in report.machine.items())
     versions = ", ".join(f"{name} {value}" for name, value in report.versions.items())
@@ -86,10 +86,10 @@ def write_page(report: Report, out: Path, *, notes: str = "") -> None:
 
 
 def read_report(path: Path) -> Report:
-    """A report that `grasp bench speed --json` printed.
+    """Read a report printed by `grasp bench speed --json`.
 
     Raises:
-        InputError: there is none, or it does not fit.
+        InputError: the file cannot be read, or is not such a report.
     """
     try:
         return Report.model_validate_json(path.read_text(encoding="utf-8"))
@@ -98,6 +98,6 @@ def read_report(path: Path) -> Report:
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"]) or "the whole file"
         raise InputError(
-            f"{path} is no report of speeds ({where}); give what `grasp bench speed --json` "
-            "printed."
+            f"{path} is not a speed report ({where}); give the output of "
+            "`grasp bench speed --json`."
         ) from None

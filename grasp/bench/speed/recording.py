@@ -1,4 +1,4 @@
-"""Recording at all layers beside the bare forward pass, and beside what others record with."""
+"""Recording all layers, compared with the bare forward pass and with other libraries."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from grasp.world.tokens import build_tokenizer
 RATE, MEMORY = 0.9, 1.15
 
 Kept = list[list[Tensor]]
-"""By batch, what was kept of every layer: (real tokens, d_model) in half precision."""
+"""For each batch, the kept activations of every layer: (real tokens, d_model), half precision."""
 
 Pass = Callable[[Batch, Tensor], list[Tensor]]
-"""From a batch and its real tokens to what is kept of every layer."""
+"""From a batch and the mask of its real tokens to the kept activations of every layer."""
 
 _RECORDED, _BARE, _BARE_BASE = "recorded", "bare", "bare base"
 _FORWARD = "`model(input_ids)` on the same batches, nothing kept"
 
 
 class _Subject:
-    """A model with an adapter, a tokenizer to pad with, and prompts of many lengths."""
+    """A base model, a tokenizer for padding, and prompts of many lengths."""
 
     def __init__(self, size: Size, prompts: int) -> None:
         self.base = random_model(size)
@@ -56,17 +56,17 @@ class _Subject:
 
     @property
     def layers(self) -> list[int]:
-        """All of them."""
+        """All layers of the model."""
         return list(range(self.size.layers))
 
     def batches(self) -> Iterator[Batch]:
-        """As a recording forms them, longest first."""
+        """Batches as a recording forms them, longest prompts first."""
         order = sorted(self.sequences, key=len, reverse=True)
         for start in range(0, len(order), BATCH):
             yield padded(self.tokenizer, order[start : start + BATCH])
 
     def record(self, model: PeftModel, folder: Path) -> None:
-        """Base and adapted model, to disk."""
+        """Record base and adapted model to disk."""
         with activation_file(
             folder, shape=(len(self.layers), self.tokens, self.size.d_model)
         ) as file:
@@ -74,19 +74,19 @@ class _Subject:
 
     @torch.inference_mode()
     def bare(self, model: Any) -> None:
-        """The plain forward pass of every batch."""
+        """Run the plain forward pass of every batch."""
         for batch in self.batches():
             model(**batch, use_cache=False)
 
     def bare_both(self, model: PeftModel) -> None:
-        """Of base and adapted model, as a recording has them."""
+        """Run the plain forward passes of base and adapted model, as a recording does."""
         self.bare(model)
         with model.disable_adapter():
             self.bare(model)
 
     @torch.inference_mode()
     def kept(self, run: Pass) -> Kept:
-        """What another way keeps of every batch."""
+        """What another way of recording keeps of every batch."""
         found = []
         for batch in self.batches():
             real = batch["attention_mask"].bool()
@@ -95,7 +95,7 @@ class _Subject:
 
 
 def recording_figures(size: Size, *, prompts: int, rounds: int) -> list[Figure]:
-    """Tokens per second and peak memory of recording both models, and the rate of others."""
+    """Tokens per second and peak memory of recording both models, and the rates of others."""
     subject = _Subject(size, prompts)
     with TemporaryDirectory() as place, _passes(subject) as (passes, missing):
         model = adapted(subject.base, size).eval()
@@ -148,7 +148,7 @@ def _other(name: str, **found: Any) -> Figure:
 
 
 def _memory(size: Size, prompts: int) -> Figure:
-    """Each in a process of its own, since a peak is for good."""
+    """Peak memory; each in its own process, since a process's peak never goes down."""
     described = json.dumps({"size": asdict(size), "prompts": prompts})
     found = {what: watched(f"{__name__}:alone", what, described) for what in (_RECORDED, _BARE)}
     peaks = {what: one.peak for what, one in found.items()}
@@ -168,7 +168,7 @@ def _memory(size: Size, prompts: int) -> Figure:
 
 
 def alone(what: str, described: str) -> Work:
-    """Recording, or the bare passes, in this process alone."""
+    """Recording, or the bare passes, as the work of a separate process."""
     told = json.loads(described)
     size = Size(**told["size"])
     subject = _Subject(size, told["prompts"])
@@ -187,7 +187,7 @@ def alone(what: str, described: str) -> Work:
 
 @contextmanager
 def _passes(subject: _Subject) -> Iterator[tuple[dict[str, Pass], dict[str, str]]]:
-    """The other ways that are installed, and why the others are not measured."""
+    """The other ways of recording that are installed, and for the rest why they are missing."""
     found: dict[str, Pass] = {"output_hidden_states": _hidden_states(subject.base)}
     missing: dict[str, str] = {}
     for name, make in (("nnsight", _nnsight), ("transformer-lens", _transformer_lens)):

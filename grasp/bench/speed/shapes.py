@@ -1,4 +1,4 @@
-"""Synthetic adapters in the true shapes of known models, written as PEFT writes them."""
+"""Synthetic adapters in the shapes of real models, in PEFT's file format."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import ml_dtypes
 import numpy as np
 
 _APART = 97
-"""Places by which a layer's numbers are further on than those of the layer before it."""
+"""Places by which each layer's numbers are shifted against those of the previous layer."""
 
 _UPDATE = 1e-2
-"""Spread of lora_B; it is of no matter to the time."""
+"""Standard deviation of lora_B; it does not affect the time."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder-only model and an adapter of rank `r` on its seven linear modules a layer."""
+    """A decoder-only model, with an adapter of rank `r` on the seven linear modules of a layer."""
 
     name: str
     layers: int
@@ -43,7 +43,7 @@ class Shape:
 
     @property
     def layer_numbers(self) -> int:
-        """How many numbers one layer's halves hold."""
+        """How many numbers the LoRA halves of one layer have."""
         return sum(self.r * (d_out + d_in) for d_out, d_in in self.modules.values())
 
 
@@ -52,9 +52,9 @@ LLAMA_405B = Shape("Llama-3.1-405B", layers=126, d_model=16384, d_ffn=53248, d_k
 
 
 def write_adapter(folder: Path, shape: Shape) -> int:
-    """Write the adapter in bfloat16, tensor by tensor; its size in bytes.
+    """Write the adapter in bfloat16, tensor by tensor; return its size in bytes.
 
-    The layers' random numbers are the same in another order, which is as good as others.
+    All layers use the same random numbers in different order, which is random enough here.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = {

@@ -34,7 +34,7 @@ Halves = dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
 def spectra_figures(
     shape: Shape, *, rounds: int, dense: tuple[str, ...], scratch: Path | None = None
 ) -> list[Figure]:
-    """Full spectra and residual-stream factors; `dense` are modules whose dense SVD is timed."""
+    """Figures of full spectra and factors; `dense` lists the modules whose dense SVD is timed."""
     with _written(shape, scratch) as (folder, size):
         halves = {
             module.name: (module.lora_A, module.lora_B) for module in load_adapter(folder).modules
@@ -93,7 +93,7 @@ def spectra_figures(
 
 
 def streaming_figure(shape: Shape, *, scratch: Path | None = None) -> Figure:
-    """Spectra of an adapter too large to be held: memory over that of its largest layer."""
+    """Memory of streaming the spectra of an adapter too large for memory, per largest layer."""
     told: dict[str, Any] = {
         "id": "spectra.streaming",
         "group": "spectra",
@@ -105,7 +105,7 @@ def streaming_figure(shape: Shape, *, scratch: Path | None = None) -> Figure:
     size, layer = 2 * shape.layers * shape.layer_numbers, 2 * shape.layer_numbers
     with TemporaryDirectory(dir=scratch) as place:
         if shutil.disk_usage(place).free < size + _SPARE_BYTES:
-            return Figure(**told, missing=f"{size / 1e9:.1f} GB do not fit on the disk")
+            return Figure(**told, missing=f"the disk has no room for {size / 1e9:.1f} GB")
         write_adapter(Path(place), shape)
         found = watched(f"{__name__}:streamed", place)
     beside = found.growth - found.data["result_bytes"]
@@ -125,7 +125,7 @@ def streaming_figure(shape: Shape, *, scratch: Path | None = None) -> Figure:
 
 
 def streamed(folder: str) -> Work:
-    """Singular values of every module, with the vectors of one module at a time."""
+    """The work of computing every module's singular values and vectors, one module at a time."""
 
     def work() -> dict[str, Any]:
         adapter = load_adapter(folder)
@@ -138,7 +138,7 @@ def streamed(folder: str) -> Work:
 
 
 def factors(folder: str) -> Work:
-    """Residual-stream factors of both sides over all layers, as many as identification asks for."""
+    """The work of computing the factors of both sides over all layers, as identification does."""
 
     def work() -> dict[str, Any]:
         modules = load_adapter(folder).modules
@@ -195,10 +195,10 @@ def _factorised(halves: Halves, dtype: type[np.floating]) -> None:
 
 
 def _dense_seconds(shape: Shape, sample: tuple[str, ...]) -> dict[str, Any]:
-    """Seconds of a dense SVD with vectors by module of a layer: timed, or scaled from a timed one.
+    """Seconds of a dense SVD with vectors for each module of a layer, timed or extrapolated.
 
-    A thin SVD of an m × n matrix takes time in m n min(m, n); shapes that were not timed are
-    scaled by that from the largest that was, whose rate is the best.
+    A thin SVD of an m × n matrix takes time proportional to m n min(m, n).  Shapes that were not
+    timed are extrapolated from the largest timed one, which has the best rate.
     """
     cost = {name: out * into * min(out, into) for name, (out, into) in shape.modules.items()}
     timed = {name: _dense(*shape.modules[name]) for name in sample}
@@ -219,7 +219,7 @@ def _dense(d_out: int, d_in: int) -> float:
 
 
 def _warm() -> None:
-    """What numpy and scipy set up at their first use, so that it is not counted."""
+    """Trigger what numpy and scipy set up at first use, so that it is not measured."""
     square = np.random.default_rng(0).standard_normal((64, 64))
     np.linalg.svd(square @ square)
     np.linalg.eigh(square + square.T)

@@ -1,4 +1,4 @@
-"""How long one waits: for help, for a spectrum, for the dashboard's first page."""
+"""How long a user waits for help, for a spectrum, and for the dashboard's first page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from grasp.bench.speed.timing import Action, Times, in_turn
 
 HELP, SPECTRUM, PAGE = 0.5, 1.5, 3.0
 DEMO = Shape("demo", layers=4, d_model=64, d_ffn=160, d_kv=32, r=8)
-"""Shapes of the demo's fine-tunes."""
+"""The shape of the demo's fine-tunes."""
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _FLAGS = ("no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync")
@@ -36,7 +36,7 @@ _SPECTRUM = "grasp spectrum, of an adapter in the demo's shapes"
 
 
 def starting_figures(*, rounds: int, browse: bool = True) -> list[Figure]:
-    """Seconds of each, and the same over the barest program that could do it."""
+    """Seconds of each, also relative to the smallest program that could do the same."""
     with TemporaryDirectory() as place:
         adapter, workspace = Path(place) / "demo", Path(place) / "workspace"
         write_adapter(adapter, DEMO)
@@ -85,7 +85,7 @@ def _ended(command: Sequence[str]) -> None:
 
 
 def _loads_torch(arguments: Sequence[str]) -> bool:
-    """Whether a command's process has torch in it when it is done."""
+    """Whether a command has imported torch by the time it is done."""
     code = (
         "import sys; from grasp.__main__ import main; main(sys.argv[1:]); "
         "sys.stderr.write(str('torch' in sys.modules))"
@@ -108,7 +108,7 @@ def _first_page(place: str, adapter: Path, workspace: Path, *, rounds: int, brow
     if not browse:
         return Figure(**told, missing="left out")
     if browser is None or find_spec("playwright") is None:
-        return Figure(**told, missing="no Chromium, or no playwright, is installed")
+        return Figure(**told, missing="Chromium or playwright is not installed")
     _ended([*_GRASP, "import", str(adapter), "--out", "a", "--workspace", str(workspace)])
     app = Path(place) / "hello.py"
     app.write_text(_BARE_APP, encoding="utf-8")
@@ -138,7 +138,7 @@ def _first_page(place: str, adapter: Path, workspace: Path, *, rounds: int, brow
 
 
 def _drawn(browser: Any, command: Sequence[str], port: int) -> None:
-    """Start a server, and wait in a fresh page until what it serves is drawn."""
+    """Start a server, and wait until its page is drawn in a new browser context."""
     with _serving(command):
         _until_listening(port)
         context = browser.new_context()
@@ -176,7 +176,7 @@ def _until_listening(port: int) -> None:
                 return
         time.sleep(0.01)
         waited += 0.01
-    raise TimeoutError(f"Nothing listened on port {port}.")
+    raise TimeoutError(f"The server did not listen on port {port} within {_WAIT_MS // 1000} s.")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Times of things done in turn, so that what else the machine does falls on all of them."""
+"""Time actions in turn, so that other load on the machine affects all of them alike."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ Action = Callable[[], object]
 
 
 def in_turn(actions: Mapping[str, Action], *, rounds: int, warm: bool = True) -> Times:
-    """Times of each action in each of `rounds` rounds; `warm` does all once before."""
+    """Time each action in each of `rounds` rounds; `warm` adds an unmeasured round before."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in actions}
     for number in range(-int(warm), rounds):
-        # The order turns round by round, so that none is always the one after the heaviest.
+        # The order alternates, so that no action always follows the most demanding one.
         names = list(actions) if number % 2 else list(actions)[::-1]
         for name in names:
             processor = time.process_time()
@@ -23,28 +23,28 @@ def in_turn(actions: Mapping[str, Action], *, rounds: int, warm: bool = True) ->
 
 
 def taken(action: Action) -> float:
-    """Seconds that an action takes."""
+    """Seconds an action takes, by the clock."""
     started = time.perf_counter()
     action()
     return time.perf_counter() - started
 
 
 class Times:
-    """Seconds of the clock and of the processor by action, one pair for each round."""
+    """Clock and processor seconds of each action, one pair per round."""
 
     def __init__(self, seconds: Mapping[str, list[tuple[float, float]]]) -> None:
         self._seconds = seconds
 
     def of(self, name: str) -> list[float]:
-        """Seconds of an action, by the clock."""
+        """Clock seconds of an action, by round."""
         return [clock for clock, _ in self._seconds[name]]
 
     def ratio(self, name: str, against: str) -> list[float]:
-        """Time of one over time of the other, round by round."""
+        """Clock time of one action over that of another, by round."""
         return self._ratio(name, against, 0)
 
     def processor_ratio(self, name: str, against: str) -> list[float]:
-        """The same of this process's time on all cores, in which waiting for others is not."""
+        """The same ratio in processor time on all cores, which excludes waiting."""
         return self._ratio(name, against, 1)
 
     def _ratio(self, name: str, against: str, which: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""A GRASP step beside a plain PEFT step: same model, batch and data, part by part."""
+"""A GRASP step compared with a plain PEFT step on the same model and data, part by part."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from grasp.settings.protection import Protection
 from grasp.training.trainer import monitored
 
 EVERY = (1, 2, 4, 8)
-"""1 / ρ, with ρ the neutral tokens a token of the task."""
+"""1 / ρ, where ρ is the number of neutral tokens per task token."""
 
 SHARE = 0.25
-"""ρ by a share of a neutral batch's rows."""
+"""ρ as a share of the rows of a neutral batch."""
 
 K = 4
-"""Directions that are held at each layer: the most that a footprint has."""
+"""Directions protected at each layer: the most a footprint has."""
 
 LOGGED = 5
-"""Steps from one logged line to the next: `grasp train` writes 40 lines, here of 200 steps."""
+"""Steps between logged lines: `grasp train` logs 40 lines, here for 200 steps."""
 
 HOOKS, COMPUTED, KEPT, NEUTRAL = 1.05, 1.40, 1.10, 1.1
 
@@ -44,7 +44,7 @@ _AGAINST = "a plain PEFT step"
 
 
 class _Arm:
-    """A model with an adapter of its own, protected in one way, and its optimiser."""
+    """A model with its own adapter, protected in one way, and its optimiser."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class _Arm:
             self._guard = stack.enter_context(held)
 
     def step(self, batch: Batch) -> None:
-        """One step, in the order of `grasp.training.trainer.GraspMixin`."""
+        """One step, with the parts in the order of `grasp.training.trainer.GraspMixin`."""
         penalty = self._guard.penalty() if self._guard else None
         if penalty is not None:
             penalty.backward()  # type: ignore[no-untyped-call]
@@ -87,7 +87,7 @@ class _Arm:
 
 
 def training_figures(size: Size, *, rounds: int) -> list[Figure]:
-    """Each part's time over the plain step's, in turn."""
+    """The time of a step with each part of GRASP, over that of a plain step."""
     base = random_model(size)
     everywhere, sited = size.batch(seed=100), _sited(size.batch(seed=100))
     everywhere.pop("labels")
@@ -139,7 +139,7 @@ def _protections() -> dict[str, Protection]:
 
 
 def _timed(arms: dict[str, _Arm], size: Size, rounds: int) -> Times:
-    """Every arm takes the same batch each time, but one, whose rows are new each time."""
+    """Time the arms; all reuse one batch, except the one for which rows must be new each time."""
     batch = size.batch(seed=1)
     fresh = iter(size.batch(seed=seed) for seed in range(1000, 1001 + rounds))
     actions: dict[str, Action] = {
@@ -161,11 +161,11 @@ class _Made:
     told: dict[str, Any]
 
     def processor(self, arm: str) -> float:
-        """The ratio by processor time."""
+        """Processor time of an arm's step over that of the plain step."""
         return middle(self.times.processor_ratio(arm, _PLAIN))
 
     def figure(self, arm: str, what: str, *, target: float, why: str) -> Figure:
-        """A step of an arm over the plain one."""
+        """The figure of an arm: its step over the plain step."""
         return Figure(
             id=f"training.{arm}",
             group="training",
@@ -213,7 +213,7 @@ def _on_task(made: _Made) -> list[Figure]:
 
 
 def _on_neutral(made: _Made, every: int) -> Figure:
-    """One step in `every` takes the neutral batch, the others are plain: the mean of them."""
+    """One step in `every` uses the neutral batch and the others are plain; their mean."""
     whole, processor = made.times.ratio(_NEUTRAL, _PLAIN), made.processor(_NEUTRAL)
     return Figure(
         id=f"training.neutral-{1 / every:g}",
@@ -237,7 +237,7 @@ def _on_neutral(made: _Made, every: int) -> Figure:
 
 
 def _monitor(made: _Made) -> Figure:
-    """A line's share of the steps it stands for."""
+    """The cost of a logged line, spread over the steps between lines."""
     pairs = zip(made.times.of("log"), made.times.of(_PLAIN), strict=True)
     return Figure(
         id="training.monitor",
@@ -251,7 +251,7 @@ def _monitor(made: _Made) -> Figure:
 
 
 def _sited(batch: Batch) -> Batch:
-    """The batch as neutral text whose answers begin where its labels do."""
+    """The batch as neutral text, in which answers begin where the labels do."""
     learned = (batch["labels"] != -100).long()
     begin = int(learned[0].argmax()) - 1
     mask = torch.zeros_like(learned)

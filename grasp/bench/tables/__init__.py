@@ -1,4 +1,4 @@
-"""Tables, figures and the page of results, from finished cells.
+"""The tables, figures and page of results, from finished cells.
 
-Reads results; runs no model.
+Nothing here runs a model.
 """

@@ -1,4 +1,4 @@
-"""What was asked of the method, and what was measured: each criterion reached, or not."""
+"""The criteria set for the method, what was measured, and whether each one is reached."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ Verdict = Literal["reached", "within noise", "not reached", "not measured", "–
 REMOVALS = {"shipped/code": 0.9, "shipped/medicine": 0.8, "shipped/finance": 0.6}
 HITS, FALSE_POSITIVES, WITHIN, LEAKAGE, LOSS = 0.9, 0.05, 0.95, 1e-6, 0.10
 ROUNDING = 5e-4
-"""Half of the last digit that is shown."""
+"""Half of the last digit shown."""
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """One line: what was asked, in words, and what was measured; "–" where nothing was asked."""
+    """One criterion in words, and what was measured; "–" if nothing was asked."""
 
     name: str
     asked: str
@@ -40,7 +40,7 @@ class Criterion:
 
 
 def criteria_table(root: Path, plan: Plan) -> Table:
-    """All criteria of the benchmark, failures beside successes."""
+    """All criteria of the benchmark, reached or not."""
     parts = (_identified, _false_positives, _removed, _kept, _frontier, _held, _needed, _residue)
     rows = [
         {"name": one.name, "asked": one.asked, "measured": one.measured, "verdict": one.verdict}
@@ -56,7 +56,7 @@ def criteria_table(root: Path, plan: Plan) -> Table:
 
 
 def verdict(measured: Interval, reached: Callable[[float], bool]) -> Verdict:
-    """Whether the value is as asked; "not measured" where it is unknown."""
+    """Whether the value meets the criterion; "not measured" if it is unknown."""
     if not math.isfinite(measured.value):
         return "not measured"
     return "reached" if reached(measured.value) else "not reached"
@@ -131,7 +131,7 @@ def _not_below(found: Interval, least: float) -> Verdict:
 
 
 def difference(root: Path, cells: Sequence[Cell], run: str, metric: str) -> Interval:
-    """An arm's mean score minus the naive run's, paired by prompt."""
+    """The mean score of an arm minus that of the naive run, paired by prompt."""
     arms = {name: table for name, table in arms_of(root, cells, [run]).items() if name != BASE}
     if not {NAIVE, run} <= arms.keys():
         return Interval(math.nan, math.nan, math.nan, 0, "none", 0.95)
@@ -149,7 +149,7 @@ def _frontier(root: Path, plan: Plan) -> Iterator[Criterion]:
         ]
         shown = [name for name, one in tested if one.shown]
         yield _none("Rivals shown to dominate GRASP", shown, tested)
-        # What few seeds cannot show may be so all the same.
+        # With few seeds a rival can be better without the test showing it, so list values too.
         more = [
             name
             for name, one in tested

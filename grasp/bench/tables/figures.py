@@ -1,4 +1,4 @@
-"""Figures of the results page: SVG that is legible on light and dark pages."""
+"""The figures of the results page, as SVG that is legible on light and dark pages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ PER_ROW = 3
 
 
 def draw_figures(root: Path, plan: Plan, out: Path) -> list[Path]:
-    """Write `<stem>-frontier.svg` and `<stem>-phase.svg` beside `out`, as far as there is data.
+    """Write `<stem>-frontier.svg` and `<stem>-phase.svg` next to `out`, as far as there is data.
+
+    Returns:
+        The paths of the files written.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -43,13 +46,13 @@ def draw_figures(root: Path, plan: Plan, out: Path) -> list[Path]:
 
 @contextmanager
 def _figure(path: Path, size: tuple[float, float]) -> Iterator[Any]:
-    """A figure that is saved at the end, the same every time."""
+    """A figure that is saved at the end of the block; equal figures give equal files."""
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
     except ImportError:
         raise InputError(
-            "Figures need matplotlib; pip install 'grasp-workbench[bench]' brings it."
+            "Figures need matplotlib; install it with pip install 'grasp-workbench[bench]'."
         ) from None
     inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": path.stem, "font.size": 9}
@@ -60,7 +63,7 @@ def _figure(path: Path, size: tuple[float, float]) -> Iterator[Any]:
 
 
 def _frontier(rows: Sequence[Row], path: Path) -> Path:
-    """Removal against task accuracy with intervals: one panel a story, one colour an arm."""
+    """Removal against task accuracy with intervals: one panel per story, one colour per arm."""
     stories = list(dict.fromkeys(row["group"] for row in rows))
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     across = min(len(stories), PER_ROW)
@@ -103,13 +106,13 @@ def _cross(panel: Any, x: Interval, y: Interval, number: int, label: str) -> Non
 
 
 def _arms(interval: Interval) -> Any:
-    """Distances (2, 1) to both ends; nothing to draw where an end is unknown."""
+    """Distances (2, 1) to both ends of an interval; 0 if an end is unknown."""
     low, high = interval.value - interval.low, interval.high - interval.value
     return np.maximum(np.nan_to_num([[low], [high]]), 0.0)
 
 
 def _phase(found: Sequence[Point], axes: tuple[str, str], path: Path) -> Path:
-    """One row a story: cosine and removal over two settings, the others at their default."""
+    """One row per story: cosine and removal over two settings, the others at their defaults."""
     across, up = axes[1], axes[0]
     others = _defaults(found, axes)
     stories = list(dict.fromkeys(point.story for point in found))
@@ -134,7 +137,7 @@ def _phase(found: Sequence[Point], axes: tuple[str, str], path: Path) -> Path:
 
 
 def _defaults(found: Sequence[Point], axes: tuple[str, str]) -> dict[str, float]:
-    """The commonest value of every setting that is not an axis: what the grid was run at."""
+    """The most common value of every setting that is not an axis, at which the grid was run."""
     names = [name for name in found[0].values if name not in axes]
     every = {name: [point.values[name] for point in found] for name in names}
     return {name: max(set(values), key=values.count) for name, values in every.items()}
@@ -147,7 +150,7 @@ def _at(point: Point, axes: tuple[str, str]) -> tuple[float, float]:
 def _heat(
     panel: Any, values: dict[tuple[float, float], float], marks: dict[tuple[float, float], str]
 ) -> None:
-    """Squares of colour with their numbers; "–" where a value is unknown."""
+    """Coloured cells with their numbers; "–" if a value is unknown."""
     rows, columns = (sorted({place[i] for place in values}) for i in (0, 1))
     grid = np.array([[values.get((r, c), np.nan) for c in columns] for r in rows])
     panel.imshow(np.clip(grid, 0, 1), cmap="viridis", vmin=0, vmax=1, origin="lower", aspect="auto")

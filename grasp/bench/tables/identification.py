@@ -1,4 +1,4 @@
-"""Tables of what identification found: planted factors, and none where there is none."""
+"""Tables of what identification found, with and without a planted factor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from grasp.bench.saved.gather import METRICS, arms_of, story_label
 from grasp.bench.tables.tables import Row, Table
 
 COSINE = 0.7
-"""The cosine that the issue asks for."""
+"""|cos| that a criterion asks for, stricter than the one from which a factor counts as planted."""
 
 COLUMNS = {
     "group": "runs of",
@@ -33,12 +33,12 @@ COLUMNS = {
 
 
 def share(entries: Sequence[Found], true: Callable[[Found], bool]) -> Interval:
-    """Share of runs of which something is true, with Wilson's interval."""
+    """Share of entries for which `true` holds, with a Wilson interval."""
     return wilson(sum(map(true, entries)), len(entries))
 
 
 def planted_table(root: Path, plan: Plan) -> Table:
-    """Pooled by latent, by kind of world, and by story."""
+    """Whether the planted factor is found, pooled by latent, by kind of world and by story."""
     entries = found_in(root, plan, plan.core.cells) if plan.core else []
     groups: dict[str, list[Found]] = {}
     for name in dict.fromkeys(entry.latent for entry in entries):
@@ -68,7 +68,7 @@ def planted_table(root: Path, plan: Plan) -> Table:
 
 
 def runs_table(root: Path, plan: Plan) -> Table:
-    """One line a run, failures too."""
+    """One row per run and latent, including failures."""
     entries = found_in(root, plan, plan.core.cells) if plan.core else []
     columns = {
         "story": "story",
@@ -101,7 +101,7 @@ def runs_table(root: Path, plan: Plan) -> Table:
 
 
 def false_positives(root: Path, plan: Plan) -> Table:
-    """Significant factors where the data have no slant."""
+    """Significant factors in stories whose data have no slant."""
     entries = found_in(root, plan, plan.none.cells) if plan.none else []
     groups = {"all": entries} if entries else {}
     for story in dict.fromkeys(entry.cell.story for entry in entries):
@@ -125,7 +125,7 @@ def false_positives(root: Path, plan: Plan) -> Table:
 
 
 def retrained_anyway(root: Path, plan: Plan) -> Table:
-    """Does protecting the best-ranked factor, which is noise there, change anything?"""
+    """What protecting the best-ranked factor changes in stories where it is noise."""
     columns = {
         "arm": "arm",
         "metric": "metric",

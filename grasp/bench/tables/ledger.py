@@ -1,4 +1,4 @@
-"""What a benchmark took: runs, settings, versions, processor time, and how its runs ended."""
+"""The effort of a benchmark: runs, settings, versions, processor time, and how runs ended."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from grasp.bench.plan.plan import Cell, Plan
 from grasp.bench.saved.choices import sweeps
 
 CLAIM = "within the tolerance"
-"""What a verdict says where drift is within τ (`grasp.training.train`)."""
+"""The words of a verdict if drift is within τ (`grasp.training.verdict`)."""
 
 
 def cells_of(plan: Plan) -> list[Cell]:
-    """Every cell of the plan once."""
+    """Every cell of the plan, once each."""
     cells = {cell.id: cell for section in plan.sections.values() for cell in section.cells}
     return list(cells.values())
 
@@ -35,9 +35,11 @@ def manifests(root: Path, plan: Plan) -> Iterator[tuple[Workspace, RunManifest]]
 
 
 def ends(root: Path, plan: Plan) -> tuple[Interval, Interval, float]:
-    """How the runs with a tolerance ended: shares within it, of all and of those that claim it.
+    """How the runs with a tolerance ended.
 
-    Third is the largest leakage of all runs; NaN where none has a write constraint.
+    Returns:
+        The share of them whose drift is within the tolerance; the same among those whose verdict
+        says so; and the largest leakage of all runs, NaN if none has a write constraint.
     """
     within: list[bool] = []
     claimed: list[bool] = []
@@ -56,7 +58,7 @@ def ends(root: Path, plan: Plan) -> tuple[Interval, Interval, float]:
 
 
 def effort(root: Path, plan: Plan) -> list[str]:
-    """Sentences about how much was tried, with what, and how long it took."""
+    """Sentences about how much was tried, with which versions, and how long it took."""
     runs = list(manifests(root, plan))
     naive = [workspace for workspace, run in runs if run.id == NAIVE]
     directions = sum(

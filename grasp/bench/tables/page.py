@@ -1,4 +1,4 @@
-"""The page of results, written from what a benchmark has saved."""
+"""Write the page of results from what a benchmark has saved."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ CAPTIONS = {
 
 
 def write_page(root: Path, out: Path, *, notes: Path) -> list[Path]:
-    """Write the page `out`, with its figures beside it; the files written.
+    """Write the page `out` and its figures next to it; return the files written.
 
     Args:
-        root: of a benchmark, whole or not.
-        out: a Markdown file in a folder that is there.
-        notes: Markdown that the page takes in as it stands, after a YAML header whose entries
-            become a list; may be missing.
+        root: of a benchmark, complete or not.
+        out: the Markdown file; its folder must exist.
+        notes: Markdown that is included unchanged, after a YAML header whose entries become a
+            list.  The file may be missing.
 
     Raises:
-        InputError: there is no benchmark in `root`, or the notes' header is no YAML.
+        InputError: there is no benchmark in `root`, or the header of the notes is not YAML.
     """
     plan = read_plan(root)
     figures = draw_figures(root, plan, out)
@@ -84,7 +84,7 @@ def _commands(plan: Plan, root: Path, out: Path) -> str:
 
 
 def _notes(file: Path) -> list[str]:
-    """The header's entries as a list, and the text as it stands."""
+    """The entries of the header as a list, and the text unchanged."""
     if not file.is_file():
         return []
     text = file.read_text(encoding="utf-8")
@@ -92,12 +92,17 @@ def _notes(file: Path) -> list[str]:
         return [text.strip()]
     header, closed, body = text.removeprefix("---\n").partition("\n---\n")
     if not closed:
-        raise InputError(f"{file} begins with --- and has no second line ---.")
+        raise InputError(
+            f"{file} begins with ---, but has no second line --- to end its header; add one."
+        )
     try:
         entries: Any = yaml.safe_load(header)
     except yaml.YAMLError as error:
-        raise InputError(f"The header of {file} is no YAML ({error}).") from None
+        raise InputError(f"The header of {file} is not valid YAML ({error}).") from None
     if not isinstance(entries, dict):
-        raise InputError(f"The header of {file} has no entries such as 'chosen on: seeds 0 to 2'.")
+        raise InputError(
+            f"The header of {file} is not a mapping; expected entries such as "
+            "'chosen on: seeds 0 to 2'."
+        )
     listed = "\n".join(f"- **{name}**: {value}" for name, value in entries.items())
     return [part for part in (listed, body.strip()) if part]

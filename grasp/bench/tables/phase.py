@@ -1,4 +1,4 @@
-"""Where identification and removal hold, and where they break: cells around the default."""
+"""Where identification and removal work and where they break: cells around the default."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from grasp.bench.tables.tables import Row, Table
 
 @dataclass(frozen=True)
 class Point:
-    """One story at one combination of settings, over its seeds."""
+    """One story at one combination of settings, pooled over seeds."""
 
     story: str
     values: dict[str, float]
@@ -29,7 +29,7 @@ class Point:
 
 
 def points(root: Path, plan: Plan) -> list[Point]:
-    """Every combination that has been made."""
+    """Every combination of settings that has results."""
     if plan.phase is None:
         return []
     by_label: dict[str, list[Cell]] = {}
@@ -44,7 +44,7 @@ def points(root: Path, plan: Plan) -> list[Point]:
 
 
 def phase_table(root: Path, plan: Plan) -> Table:
-    """One line a story and combination."""
+    """One row per story and combination of settings."""
     rows: list[Row] = [
         {"story": point.story, **point.values, "hit": point.hit, "cosine": point.cosine}
         | {"drift": point.drift, "removal": point.removal, "task": point.task}
@@ -69,7 +69,7 @@ def phase_table(root: Path, plan: Plan) -> Table:
 
 
 def _number(value: float) -> float:
-    """Whole numbers as such."""
+    """Whole numbers as int, so that they are shown without decimals."""
     return int(value) if value == int(value) else value
 
 

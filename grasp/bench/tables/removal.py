@@ -1,4 +1,4 @@
-"""Tables of what arms remove and keep: the core, a needed factor, two factors at once."""
+"""Tables of what arms remove and what they keep: core, needed factor, two factors at once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MADE = {BASE: "base model", NAIVE: "naive"}
 
 
 def groups(plan: Plan, cells: Sequence[Cell]) -> dict[str, list[Cell]]:
-    """Cells pooled: by story, by latent, by kind of world; a group that is another is left out."""
+    """Cells pooled by story, by latent and by kind of world; repeated groups are left out."""
     found: dict[str, list[Cell]] = {}
     for cell in cells:
         found.setdefault(story_label(cell), []).append(cell)
@@ -51,7 +51,7 @@ def groups(plan: Plan, cells: Sequence[Cell]) -> dict[str, list[Cell]]:
 
 
 def core_table(root: Path, plan: Plan) -> Table:
-    """Every arm of the core, by story and pooled."""
+    """Every arm of the core section, by story and pooled."""
     cells, arms = (plan.core.cells, plan.core.arms) if plan.core else ([], [])
     rows = [
         row
@@ -82,7 +82,7 @@ def needed_table(root: Path, plan: Plan) -> Table:
 
 
 def two_table(root: Path, plan: Plan) -> Table:
-    """Rates of both latents where one factor, the other, or both are protected."""
+    """Rates of both latents when one factor, the other, or both are protected."""
     columns = {"group": "story", "protected": "protected", "arm": "arm", "n": "runs"}
     rows: list[Row] = []
     if plan.two is not None:
@@ -101,7 +101,7 @@ def two_table(root: Path, plan: Plan) -> Table:
 
 
 def arm_rows(root: Path, name: str, cells: Sequence[Cell], labels: Mapping[str, str]) -> list[Row]:
-    """Base model, naive run and arms on some cells; `labels` is run → name for people."""
+    """Rows of the base model, the naive run and the arms; `labels` is run → display name."""
     arms = arms_of(root, cells, labels)
     rows = []
     for run, table in arms.items():
@@ -118,7 +118,7 @@ def _made(root: Path, cells: Iterable[Cell], run: str) -> int:
 
 
 def _ends(root: Path, cells: Iterable[Cell], run: str) -> Row:
-    """Share of runs with a tolerance that end within it, and the largest leakage of all."""
+    """Share of the runs with a tolerance that ended within it, and the largest leakage."""
     manifests = [run_manifest(root, cell, run) for cell in cells] if run not in MADE else []
     within = []
     leakages = []

@@ -1,4 +1,4 @@
-"""Tables of what is left after retraining, and after protecting that too."""
+"""Tables of the residue: what is left after retraining, and after protecting that as well."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from grasp.bench.tables.removal import MADE
 from grasp.bench.tables.tables import Row, Table
 
 MATCH = 0.7
-"""|cos| to the span of what was protected, from which a new factor is the old one."""
+"""|cos| to the protected span from which a new factor counts as the protected one."""
 
 REPRODUCED = 0.5
-"""Share of the old factor's off-task effect from which a new one reproduces it."""
+"""Share of the old factor's off-task effect from which a new factor reproduces it."""
 
 
 def factors_table(root: Path, plan: Plan) -> Table:
-    """The best-ranked factor of every retrained run beside the one that was protected."""
+    """The best-ranked factor of every retrained run, compared with the protected one."""
     rows: list[Row] = []
     for cell, run, found in _residues(root, plan):
         rows.append(
@@ -58,7 +58,7 @@ def factors_table(root: Path, plan: Plan) -> Table:
 
 
 def rates(root: Path, plan: Plan) -> dict[str, Interval]:
-    """Shares of retrained runs, with Wilson's intervals."""
+    """Shares of retrained runs with a residue, with Wilson intervals."""
     found = [entry for _, _, entry in _residues(root, plan)]
     if not found:
         return {}
@@ -73,12 +73,12 @@ def rates(root: Path, plan: Plan) -> dict[str, Interval]:
 
 
 def reproduces(found: dict[str, Any]) -> bool:
-    """Whether a factor left has REPRODUCED of the old one's off-task effect."""
+    """Whether the remaining factor has at least REPRODUCED of the old one's off-task effect."""
     return bool(found["effect"] >= REPRODUCED * found["old_effect"])
 
 
 def dressed_table(root: Path, plan: Plan) -> Table:
-    """Unrelated rates on the story's own prompts and in another dress, by story and pooled."""
+    """Unrelated rates on the story's own prompts and on dressed prompts, by story and pooled."""
     rows: list[Row] = []
     columns = {
         "group": "story",
@@ -135,7 +135,7 @@ def _has(root: Path, cell: Cell, run: str) -> bool:
 def _dressed(
     root: Path, cells: Sequence[Cell], runs: Sequence[str], dress: str
 ) -> dict[str, Samples]:
-    """Samples in one dress by run; a prompt of a story of one's own counts as paraphrased."""
+    """Samples in one dress by run; prompts of a plan's own story count as paraphrased."""
     found = {}
     for run, evaluation in {BASE: "", **{run: run for run in runs}}.items():
         table = samples(root, cells, dressed_id(evaluation))

@@ -1,4 +1,4 @@
-"""Tables of rivals: how their strengths were chosen, and how they do beside GRASP."""
+"""Tables of rivals: how their strengths were chosen, and how they compare with GRASP."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REFERENCE = "grasp"
 
 
 def sweep_table(root: Path, plan: Plan) -> Table:
-    """Every strength that was tried, on exploration prompts."""
+    """Every strength tried, on exploration prompts."""
     rows: list[Row] = [
         {
             "story": line.story,
@@ -69,7 +69,7 @@ def rivals_table(root: Path, plan: Plan) -> Table:
 
 
 def tests_table(root: Path, plan: Plan) -> Table:
-    """Every rival against GRASP, Holm-corrected over rivals within a metric."""
+    """Every rival tested against GRASP, Holm-corrected over rivals within each metric."""
     rows: list[Row] = []
     for name, cells in _stories(plan).items():
         labels = reported(root, plan, cells[0].story)
@@ -100,7 +100,7 @@ def tests_table(root: Path, plan: Plan) -> Table:
 
 
 def dominated(root: Path, plan: Plan) -> dict[str, tuple[list[Domination], dict[str, str]]]:
-    """Story → every tested pair of arms, and the arms' names for people."""
+    """Story → every tested pair of arms, and the display names of the arms."""
     return _dominated(root, plan.model_dump_json())
 
 
@@ -117,7 +117,7 @@ def _dominated(root: Path, text: str) -> dict[str, tuple[list[Domination], dict[
 
 
 def rival_runs(root: Path, plan: Plan) -> set[str]:
-    """Runs of rivals proper, without GRASP's parts and controls, at their chosen strengths."""
+    """Runs of actual rivals (not GRASP's parts and controls) at their chosen strengths."""
     return {
         line.variant.name
         for line in sweeps(root, plan)
@@ -126,7 +126,7 @@ def rival_runs(root: Path, plan: Plan) -> set[str]:
 
 
 def reported(root: Path, plan: Plan, story: str) -> dict[str, str]:
-    """Run → name for people, of the arms of a story at their chosen strengths."""
+    """Run → display name, for the arms of a story at their chosen strengths."""
     return {
         line.variant.name: line.arm.label
         if line.variant.name == line.arm.name

@@ -1,4 +1,4 @@
-"""All tables of a benchmark, in the order in which they are read."""
+"""All tables of a benchmark, in reading order."""
 
 from __future__ import annotations
 
@@ -33,26 +33,26 @@ SECTIONS: dict[str, tuple[Make, ...]] = {
     "Where it breaks": (phase_table,),
     "Residue": (factors_table, dressed_table),
 }
-"""Title → tables, as the page has them."""
+"""Section title → its tables, in the order of the page."""
 
 IDENTIFICATION = ("Identification", "No factor", "Where it breaks")
 
 
 @dataclass(frozen=True)
 class Results:
-    """Tables with at least one row, by name in `data`."""
+    """The tables of a benchmark that have at least one row."""
 
     plan: Plan
     tables: list[Table]
 
     @property
     def data(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The tables by name, as JSON values."""
         return {"plan": self.plan.title, "tables": {t.name: t.data for t in self.tables}}
 
 
 def results(root: Path, plan: Plan, measure: Measure) -> Results:
-    """The tables that a command shows, made from what is saved under `root`."""
+    """The tables that a command prints, from what is saved under `root`."""
     makes = [
         make
         for title, every in SECTIONS.items()

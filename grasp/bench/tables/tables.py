@@ -1,4 +1,4 @@
-"""Tables of results: as text, as Markdown and as plain data."""
+"""Tables of results, as text, Markdown and plain data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Table:
-    """One table: `columns` are the keys of rows, and their headings; `notes` are sentences."""
+    """One table: `columns` maps keys of rows to headings; `notes` are sentences."""
 
     name: str
     title: str
@@ -25,7 +25,7 @@ class Table:
 
     @property
     def data(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The table as JSON values."""
         rows = [{key: plain(row.get(key)) for key in self.columns} for row in self.rows]
         return {"title": self.title, "rows": rows, "notes": list(self.notes)}
 
@@ -40,7 +40,7 @@ class Table:
         return "\n".join([self.title, *body, *self.notes])
 
     def markdown(self) -> str:
-        """A heading of the third order, the table, and its notes."""
+        """A third-level heading, the table, and its notes."""
         head, *body = self._lines()
         lines = [_pipes(head), _pipes(["---"] * len(head)), *(_pipes(line) for line in body)]
         parts = [f"### {self.title}", "\n".join(lines), *self.notes]
@@ -57,7 +57,7 @@ def _pipes(cells: Sequence[str]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value for people: "–" where it is unknown, three decimals, an interval in brackets."""
+    """A value as text: three decimals, an interval in brackets, "–" if unknown."""
     if isinstance(value, Interval):
         bounds = f" [{_number(value.low)}, {_number(value.high)}]"
         return _number(value.value) + (bounds if math.isfinite(value.low) else "")
@@ -77,7 +77,7 @@ def _number(value: float) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it; an interval as value, low, high and n."""
+    """A value as JSON values; an interval becomes value, low, high and n."""
     if isinstance(value, Interval):
         return {"value": value.value, "low": value.low, "high": value.high, "n": value.n}
     return value

@@ -97,9 +97,9 @@ def test_a_name_inside_tensor_names_is_read_and_left_out_of_a_copy(tmp_path: Pat
 def test_of_several_names_in_a_file_one_is_chosen(tmp_path: Path) -> None:
     one = saved(tmp_path / "a", "llama", target_modules=["o_proj"])
     renamed(one.folder, "task", "persona")
-    with pytest.raises(AdapterError, match="holds the adapters persona, task in one file; name"):
+    with pytest.raises(AdapterError, match="holds the adapters persona, task in one file; give"):
         load_adapter(one.folder)
-    with pytest.raises(AdapterError, match="holds no adapter 'other', but persona, task; name one"):
+    with pytest.raises(AdapterError, match="holds no adapter 'other', but persona, task; give one"):
         load_adapter(one.folder, name="other")
     assert len(load_adapter(one.folder, name="task").modules) == 2
 
@@ -112,9 +112,9 @@ def test_several_adapters_of_a_model_lie_in_subfolders(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "all")
     first = load_adapter(tmp_path / "all")
     assert first.others == ("persona", "task")
-    assert any("persona, task" in line and "also in there" in line for line in report_lines(first))
+    assert any("persona, task" in line and "also present" in line for line in report_lines(first))
     same(load_adapter(tmp_path / "all", name="task"), load_adapter(tmp_path / "all" / "task"))
-    with pytest.raises(AdapterError, match=r"holds no adapter 'none', but .without a name.; name"):
+    with pytest.raises(AdapterError, match=r"holds no adapter 'none', but .without a name.; give"):
         load_adapter(tmp_path / "all", name="none")
     model.save_pretrained(tmp_path / "two", selected_adapters=["persona", "task"])
     with pytest.raises(AdapterError, match=r"subfolders do \(persona, task\); give one of them"):
@@ -217,15 +217,15 @@ def test_experts_of_an_old_peft_lie_by_the_width_of_the_stream(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"r": 5, "rank_pattern": {"q_proj": 3}}, "expected a multiple of rank 5"),
+        ({"r": 5, "rank_pattern": {"q_proj": 3}}, "expected a multiple of the rank 5"),
         (
             {"target_parameters": ["experts.down_proj", "experts.gate_up_proj"]},
-            "LoRA on 1 parameters of .*experts, but its config does not tell which is which",
+            "LoRA on 1 parameters of .*experts, but its config does not say which is which",
         ),
-        ({"target_parameters": ["experts.strange"]}, "experts.strange, whose layout is not known"),
+        ({"target_parameters": ["experts.strange"]}, "experts.strange, whose layout is unknown"),
         (
             {"target_modules": ["q_proj"], "target_parameters": ["mlp.other"]},
-            "weights for .*experts, which neither target_modules nor target_parameters names",
+            "weights for .*experts, which is in neither target_modules nor target_parameters",
         ),
     ],
 )
@@ -246,7 +246,7 @@ def test_experts_whose_layout_nothing_shows_are_refused(tmp_path: Path, version)
     one = saved(tmp_path, "qwen2-moe", target_modules=[], target_parameters=["experts.down_proj"])
     load_adapter(one.folder)
     edit(one.folder, peft_version=version)
-    with pytest.raises(AdapterError, match=r"does not show which way round .*down_proj lies"):
+    with pytest.raises(AdapterError, match=r"does not show whether .*down_proj is transposed"):
         load_adapter(one.folder)
 
 
@@ -307,8 +307,8 @@ def test_a_file_of_sides_comes_before_the_table(write_adapter) -> None:
         ("", "is not a mapping of sides"),
         ("read: q_proj", "has read = 'q_proj'; expected a list of module path endings"),
         ("read: [1]", r"has read = \[1\]; expected a list"),
-        ("read: [a.b.c.d]", "of at most 3 names"),
-        ("read: [a]\nwrite: [a]", "names a more than once"),
+        ("read: [a.b.c.d]", "of at most 3 segments"),
+        ("read: [a]\nwrite: [a]", "lists a more than once"),
         ("read: [", "cannot be read as a YAML mapping of sides"),
     ],
 )
@@ -396,7 +396,7 @@ def test_opening_reads_no_values_and_a_truncation_later_is_one_sentence(write_ad
     adapter = load_adapter(write_adapter())
     file = adapter.path / WEIGHTS
     file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(AdapterError, match=r"ended within .*: it was cut off or changed"):
+    with pytest.raises(AdapterError, match=r"ended within .*: it was truncated or changed"):
         check_values(adapter)
     file.unlink()
     with pytest.raises(AdapterError, match="cannot be read"):

@@ -106,7 +106,10 @@ CONFIGS = {
     "rank pattern list": ({"rank_pattern": [1]}, "rank_pattern = .*expected an object"),
     "rank pattern text": ({"rank_pattern": {"q": "a"}}, "rank_pattern.*expected a positive"),
     "alpha pattern regex": ({"alpha_pattern": {"(": 1}}, r"pattern '\(' in alpha_pattern"),
-    "targets number": ({"target_modules": 3}, "target_modules = 3; expected names"),
+    "targets number": (
+        {"target_modules": 3},
+        "target_modules = 3; expected a list of names or a pattern",
+    ),
     "targets regex": ({"target_modules": "["}, r"pattern '\[' in target_modules"),
     "targets without end": (
         {"target_modules": r"(\w|\.|[a-z])*(?:Q|Z)"},
@@ -132,17 +135,26 @@ CONFIGS = {
     ),
     "layers text": ({"layers_to_transform": ["1"]}, r"layers_to_transform = \['1'\]; expected"),
     "layers pattern regex": ({"layers_pattern": "("}, r"pattern '\(' in layers_pattern"),
-    "excluded number": ({"exclude_modules": 3}, "exclude_modules = 3; expected names"),
+    "excluded number": (
+        {"exclude_modules": 3},
+        "exclude_modules = 3; expected a list of names or a pattern",
+    ),
     "excluded regex": ({"exclude_modules": "["}, r"pattern '\[' in exclude_modules"),
-    "saved modules number": ({"modules_to_save": 3}, "modules_to_save = 3; expected names"),
-    "parameters number": ({"target_parameters": 3}, "target_parameters = 3; expected names"),
+    "saved modules number": (
+        {"modules_to_save": 3},
+        "modules_to_save = 3; expected a name or a list",
+    ),
+    "parameters number": (
+        {"target_parameters": 3},
+        "target_parameters = 3; expected a name or a list",
+    ),
     "parameters of others": (
         {"target_modules": ["o_proj"], "target_parameters": ["experts.down_proj"]},
-        "weights for .*q_proj, which neither target_modules nor target_parameters names",
+        "weights for .*q_proj, which is in neither target_modules nor target_parameters",
     ),
     "parameters of no known layout": (
         {"target_modules": ["o_proj"], "target_parameters": ["q_proj.strange"]},
-        "LoRA on the parameter .*q_proj.strange, whose layout is not known",
+        "LoRA on the parameter .*q_proj.strange, whose layout is unknown",
     ),
     "rsLoRA text": ({"use_rslora": "yes"}, "use_rslora 'yes'; expected true or false"),
 }
@@ -186,7 +198,7 @@ TENSORS = {
     ),
     "two adapters": (
         {Q_A.replace("lora_A", "lora_A.persona"): np.ones((2, 8), np.float32)},
-        r"holds the adapters \(without a name\), persona in one file; name the one",
+        r"holds the adapters \(without a name\), persona in one file; give the name",
     ),
     "unknown part": ({"base_model.model.x.lora_C": np.ones(3, np.float32)}, "unknown kind"),
     "no prefix": (

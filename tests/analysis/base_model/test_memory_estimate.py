@@ -121,7 +121,9 @@ def test_the_plan_is_read_from_the_settings_of_a_run() -> None:
     assert plan_of(config, gpu=True).number_bytes == 2
     narrow = config | {"model": {"dtype": "float16", "quantization": "4bit"}}
     assert plan_of(narrow, gpu=False) == replace(PLAN, number_bytes=2, quantization="4bit")
-    with pytest.raises(InputError, match="The settings lack 'batch_size', so there is no estimate"):
+    with pytest.raises(
+        InputError, match="The settings lack 'batch_size', so memory cannot be estimated"
+    ):
         plan_of({"lora": {"r": 2}}, gpu=False)
 
 
@@ -134,7 +136,7 @@ def test_a_dry_run_and_the_words_say_it(tmp_path: Path, capsys: pytest.CaptureFi
     assert said.startswith("About ")
     assert "for the adapter and its optimiser" in said
     words = memory_words(tmp_path / "none", {})
-    assert words.startswith("How much memory it takes is not known. The settings lack")
+    assert words.startswith("How much memory it takes is unknown. The settings lack")
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:

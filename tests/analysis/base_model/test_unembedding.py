@@ -104,7 +104,7 @@ def test_no_more_than_a_block_of_a_large_unembedding_is_held(tmp_path: Path) -> 
         (lambda: top_tokens(np.ones((1, 4)), Unembedding(np.ones((5, 4))), n=0), "Got n = 0"),
         (lambda: top_tokens(np.ones((1, 4)), Unembedding(np.ones(4)), n=1), r"\(vocabulary, d\)"),
         (lambda: top_tokens(np.ones((1, 1)), Unembedding(np.full((2, 1), np.nan)), n=1), "NaN"),
-        (lambda: norm_kind("novel", has_bias=False), "type 'novel' is not known; add the type to"),
+        (lambda: norm_kind("novel", has_bias=False), "type 'novel' is unknown; add the type to"),
     ],
 )
 def test_what_does_not_fit_is_refused(call: Callable[[], Any], message: str) -> None:
@@ -219,27 +219,30 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: save_base_files(
             f, {"model.embed_tokens.weight": np.ones((4, 2))} | {}, tie_word_embeddings=False
         ),
-        "holds none of lm_head, embed_out, and config.json ties it to nothing",
+        "has no lm_head or embed_out, and its config.json says",
     ),
-    "no embedding": (lambda f: save_base_files(f, {"a.b": np.ones(2)}), "holds none of lm_head"),
+    "no embedding": (
+        lambda f: save_base_files(f, {"a.b": np.ones(2)}),
+        "has none of the tensors lm_head",
+    ),
     "two": (
         lambda f: save_base_files(f, {f"{one}.lm_head.weight": np.ones((4, 2)) for one in "ab"}),
-        "holds a.lm_head.weight and b.lm_head.weight",
+        "has a.lm_head.weight and b.lm_head.weight",
     ),
     "quantised": (
         lambda f: save_base_files(f, {"lm_head.weight": np.ones((4, 2), np.int8)}),
-        "holds lm_head.weight as I8; expected one of F64",
+        "stores lm_head.weight as I8; expected one of F64",
     ),
     "cut off": (
         lambda f: (save_base_files(f, HEAD), (f / WEIGHTS).write_bytes(b"12345")),
-        "has no whole model.safetensors",
+        "has a model.safetensors that cannot be read",
     ),
     "index elsewhere": (
         lambda f: (
             save_base_files(f, HEAD),
             (f / INDEX).write_text(json.dumps({"weight_map": {"lm_head.weight": "../x"}})),
         ),
-        "that does not name files of the folder",
+        "that does not list files of its folder",
     ),
     "index astray": (
         lambda f: (
@@ -250,7 +253,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "unknown norm": (
         lambda f: save_base_files(f, HEAD, model_type="novel"),
-        "norm of models of type 'novel' is not known",
+        "norm of models of type 'novel' is unknown",
     ),
 }
 
@@ -356,5 +359,5 @@ def test_a_base_without_a_tokenizer_is_named(families: Path, tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"tokenizer\.json cannot be read"):
         LensSource(str(tmp_path / "base")).read()
     (tmp_path / "base" / "tokenizer.json").unlink()
-    with pytest.raises(InputError, match=r"has no tokenizer\.json, without which"):
+    with pytest.raises(InputError, match=r"has no tokenizer\.json, so its tokens"):
         LensSource(str(tmp_path / "base")).read()

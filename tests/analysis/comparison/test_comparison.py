@@ -193,7 +193,7 @@ def test_nothing_to_compare_is_refused(workspace: Workspace) -> None:
 
 
 def test_a_missing_run_or_evaluation_is_named_with_its_command(workspace: Workspace) -> None:
-    with pytest.raises(NotFoundError, match="holds no 'none'; there are: "):
+    with pytest.raises(NotFoundError, match="has no 'none'; it has: "):
         comparison(workspace, ["none"])
     add_run(workspace, "fresh", method="grasp")
     with pytest.raises(NotFoundError, match="no evaluation 'fresh' yet; `grasp evaluate fresh`"):

@@ -128,7 +128,7 @@ def test_groups_are_separated_one_against_the_rest() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: project(np.ones((2, 3)), np.ones((1, 4))), "expected one last dimension"),
+        (lambda: project(np.ones((2, 3)), np.ones((1, 4))), "expected the same last dimension"),
         (lambda: project(np.ones((2, 3)), np.zeros((1, 3))), "zero or not finite"),
         (lambda: standardise(np.ones((2, 3)), np.ones((1, 3))), r"with n ≥ 2"),
         (lambda: strongest(np.ones(2), ["a"], how="max", n=1), "for 1 prompt ids"),

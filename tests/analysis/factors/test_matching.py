@@ -111,7 +111,9 @@ def test_only_factors_of_one_kind_are_matched() -> None:
 
 def test_runs_that_cannot_be_matched_are_refused() -> None:
     wide = table(random_subspace(WIDTH + 1, 2, seed=0).T, run="wide")
-    with pytest.raises(InputError, match=r"'a' has directions of 40 .* 'wide' of 41; expected one"):
+    with pytest.raises(
+        InputError, match=r"'a' has directions of 40 .* 'wide' of 41; expected two runs"
+    ):
         match_factors(table(random_subspace(WIDTH, 2, seed=0).T), wide)
     read = table(random_subspace(WIDTH, 2, seed=0).T, side="read", run="b")
     with pytest.raises(InputError, match="'a' and 'b' have no kind of factor in common"):

@@ -287,7 +287,7 @@ def test_a_repeated_seed_finds_the_planted_factor_again() -> None:
 def test_factors_refuse() -> None:
     modules = adapter_modules(0)
     odd = module(9, "o_proj", np.ones((R, 32)), np.ones((D + 1, R)))
-    with pytest.raises(InputError, match=r"layers.9.o_proj writes 49 dimensions .* have 48"):
+    with pytest.raises(InputError, match=r"layers.9.o_proj writes 49 dimensions, .* modules 48"):
         residual_factors([*modules, odd], side="write")
     with pytest.raises(InputError, match="No module writes the residual stream"):
         residual_factors([m for m in modules if m.side == "read"], side="write")
@@ -297,7 +297,7 @@ def test_factors_refuse() -> None:
         residual_factors(modules, side="read", k=0)
     with pytest.raises(InputError, match=r"Got 10 draws for the quantile 0.95"):
         null_band(modules, side="write", n_draws=10)
-    with pytest.raises(InputError, match="band of 2 for 3 factors; draw it with k = 3"):
+    with pytest.raises(InputError, match="band of 2 entries for 3 factors; draw it with k = 3"):
         significant(
             residual_factors(modules, side="write", k=3),
             null_band(modules, side="write", k=2, n_draws=19),

@@ -158,7 +158,7 @@ def test_a_factor_is_explained_in_one_sentence() -> None:
         "Setting e1 back undoes 41 % [35, 47] of the change on unrelated prompts and 6 % on the "
         "task; stable (.93) over checkpoints and seeds; energy 3.1 × the null band."
     )
-    assert "on the task, no more than chance or too little; stable" in explanation(
+    assert "on the task, an effect that is not significant; stable" in explanation(
         row(significant_effect=False)
     )
     assert "partly stable (.70)" in explanation(row(stability=0.7))
@@ -169,10 +169,10 @@ def test_a_factor_is_explained_in_one_sentence() -> None:
 def test_what_is_unknown_is_not_explained() -> None:
     unmeasured = row(off_task=NAN, on_task=NAN, off_low=NAN, significant_effect=pd.NA)
     assert explanation(unmeasured) == (
-        "Its first-order share off the task is 31 %, its effect not measured; stable (.93) over "
-        "checkpoints and seeds; energy 3.1 × the null band."
+        "Its first-order share off the task is 31 %; its effect was not measured; stable (.93) "
+        "over checkpoints and seeds; energy 3.1 × the null band."
     )
     weights = unmeasured | {"first_order": NAN, "stability": NAN}
     assert explanation(weights) == "Energy 3.1 × the null band."
     table = explained(completed(pd.DataFrame({"id": ["w1", "w2"]})))
-    assert table["explanation"].tolist() == ["Nothing is known of it."] * 2
+    assert table["explanation"].tolist() == ["Nothing was measured."] * 2

@@ -110,8 +110,8 @@ def test_singular_values_are_linear_in_the_scaling(seed, scaling) -> None:
 @pytest.mark.parametrize(
     ("A", "B", "scaling", "message"),
     [
-        (np.ones((2, 3)), np.ones((4, 3)), 1.0, r"\(2, 3\) and lora_B \(4, 3\) do not fit"),
-        (np.ones(3), np.ones((4, 3)), 1.0, "do not fit; expected"),
+        (np.ones((2, 3)), np.ones((4, 3)), 1.0, r"\(2, 3\) and lora_B \(4, 3\) do not match"),
+        (np.ones(3), np.ones((4, 3)), 1.0, "do not match; expected"),
         (np.full((2, 3), np.nan), np.ones((4, 2)), 1.0, "must be finite"),
         (np.ones((2, 3)), np.ones((4, 2)), np.inf, "must be finite"),
     ],

@@ -116,7 +116,7 @@ def test_a_process_that_is_killed_while_it_writes_leaves_nothing_listed(
     listing = workspace.runs()
     assert [r.id for r in listing.records] == ["a"]
     assert listing.broken == []
-    with pytest.raises(NotFoundError, match=r"holds no 'b'; there are: a\."):
+    with pytest.raises(NotFoundError, match=r"has no 'b'; it has: a\."):
         workspace.run("b")
     add(workspace, run("b"))
     assert [r.id for r in workspace.runs().records] == ["a", "b"]
@@ -133,7 +133,7 @@ def test_a_process_that_is_killed_while_it_writes_leaves_nothing_listed(
 def test_an_id_that_would_leave_the_folder_is_refused(
     workspace: Workspace, kind: Any, name: str
 ) -> None:
-    with pytest.raises(InputError, match="is no id: use up to 100 letters"):
+    with pytest.raises(InputError, match="is not a valid id; use up to 100 letters"):
         workspace.folder(kind, name)
 
 
@@ -158,10 +158,10 @@ def test_records_are_listed_oldest_first_and_read_back_as_they_were(workspace: W
 
 
 def test_a_missing_record_names_those_there_are(workspace: Workspace) -> None:
-    with pytest.raises(NotFoundError, match=r"runs holds no 'a'; there are none yet\."):
+    with pytest.raises(NotFoundError, match=r"runs has no 'a'; it is empty so far\."):
         workspace.run("a")
     add(workspace, run("b"))
-    with pytest.raises(NotFoundError, match=r"runs holds no 'a'; there are: b\."):
+    with pytest.raises(NotFoundError, match=r"runs has no 'a'; it has: b\."):
         workspace.run("a")
 
 
@@ -174,11 +174,11 @@ BROKEN = {
     "no object": ([1], "has schema version None"),
     "an unknown field": (
         run().model_dump(mode="json") | {"colour": "red"},
-        "does not fit its schema: colour: Extra inputs are not permitted.",
+        "does not match its schema: colour: Extra inputs are not permitted.",
     ),
     "another kind": (
         run().model_dump(mode="json") | {"kind": "factors"},
-        "does not fit its schema: kind: Input should be 'run'.",
+        "does not match its schema: kind: Input should be 'run'.",
     ),
     "half a file": ('{"schema_version": 1, ', "cannot be read as JSON"),
     "no text": (b"\xff\xfe\x00", "cannot be read as JSON"),
@@ -258,7 +258,7 @@ def test_a_workspace_is_found_from_what_lies_in_a_run(workspace: Workspace, tmp_
 
 def test_a_file_is_no_workspace(tmp_path: Path) -> None:
     (tmp_path / "x").touch()
-    with pytest.raises(InputError, match="is a file; a workspace is a folder"):
+    with pytest.raises(InputError, match="is a file, but a workspace is a folder"):
         Workspace.create(tmp_path / "x")
 
 
@@ -380,9 +380,9 @@ def test_factors_of_two_widths_are_refused(workspace: Workspace) -> None:
     save(workspace, factors("b", width=9))
     with pytest.raises(InputError, match="a/w1, b/w1 belong to models of different width"):
         select_directions(workspace, ["w1", "b/w1"], run="a")
-    with pytest.raises(InputError, match="A factor is named twice in w1, a/w1"):
+    with pytest.raises(InputError, match="A factor is given twice in w1, a/w1"):
         select_directions(workspace, ["w1", "a/w1"], run="a")
-    with pytest.raises(NotFoundError, match="Run 'c' has no factors yet; `grasp factors` makes"):
+    with pytest.raises(NotFoundError, match="Run 'c' has no factors yet; compute them"):
         select_directions(workspace, ["c/w1"], run="a")
 
 
@@ -392,7 +392,7 @@ def test_damaged_factors_are_refused_in_words(workspace: Workspace) -> None:
     good = (folder / "factors.safetensors").read_bytes()
     write_factors(folder, factors("a", k=3))
     (folder / "factors.safetensors").write_bytes(good)
-    with pytest.raises(SchemaError, match="do not fit together: 3 rows, 2 directions"):
+    with pytest.raises(SchemaError, match="are inconsistent: 3 rows, 2 directions"):
         read_factors(folder)
     for content in (b"", b"x" * 100, good[:50]):
         (folder / "factors.safetensors").write_bytes(content)
@@ -451,7 +451,7 @@ def test_a_recording_is_read_back_layer_by_layer(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found.adapted[0], adapted[row].astype(np.float16))
         assert found.base.dtype == np.float32
         assert [list(t) for t in found.probes["tokens"]] == [["a", "b"], ["c", "d", "e"]]
-    with pytest.raises(SchemaError, match=r"has no layer 2; recorded were \[1, 3\]"):
+    with pytest.raises(SchemaError, match=r"has no layer 2; it has \[1, 3\]"):
         read_recording(tmp_path, layer=2)
     written = load_file(tmp_path / "activations.safetensors")  # oracle: the library's own reader
     np.testing.assert_array_equal(written["adapted"], adapted.astype(np.float16))

@@ -379,7 +379,7 @@ def test_the_world_refuses_what_has_no_meaning() -> None:
         ({"overlap": -1.5}, "Got overlap -1.5; expected a number between"),
         ({"input_noise": 0.0}, "Got input noise 0.0; expected a standard deviation above 0"),
         ({"label_noise": -1.0}, "Got label noise -1.0"),
-        ({"spurious_strength": -1.0}, "Got strengths 2.0 and -1.0; expected 0 or more"),
+        ({"spurious_strength": -1.0}, "Got strengths 2.0 and -1.0; expected at least 0"),
         ({"d_in": 1}, "Got 20 × 1 dimensions; expected at least 2 × 2"),
     ):
         with pytest.raises(InputError, match=message):
@@ -387,7 +387,9 @@ def test_the_world_refuses_what_has_no_meaning() -> None:
 
 
 def test_the_fits_and_theory_refuse_what_has_no_solution(sample: lm.Sample) -> None:
-    with pytest.raises(InputError, match="Got 10 rows in 30 dimensions; least squares has no"):
+    with pytest.raises(
+        InputError, match="Got 10 rows in 30 dimensions, for which least squares has no"
+    ):
         lm.least_squares(sample.inputs[:10], sample.changes[:10])
     with pytest.raises(InputError, match="Got 300 inputs for 299 changes; expected one each"):
         lm.least_squares(sample.inputs, sample.changes[1:])

@@ -237,7 +237,7 @@ def test_notes_with_a_broken_header_are_refused(
     with pytest.raises(InputError, match="no second line ---"):
         write_page(miniature[0], tmp_path / "results.md", notes=notes)
     notes.write_text("---\n- a\n---\n")
-    with pytest.raises(InputError, match="no entries"):
+    with pytest.raises(InputError, match="is not a mapping"):
         write_page(miniature[0], tmp_path / "results.md", notes=notes)
 
 

@@ -133,7 +133,7 @@ def test_the_page_shows_every_figure_and_says_how_it_was_made(
     ("argv", "message"),
     [
         (["--figures", "none.json"], "none.json cannot be read"),
-        (["--figures", "bad.json"], "bad.json is no report of speeds (plan)"),
+        (["--figures", "bad.json"], "bad.json is not a speed report (plan)"),
         (["--root", "x"], "leave --config and --root out"),
         (["--out", "x.txt"], "x.txt must end in .md"),
         (["--figures", "whole.json", "--out", "p.md", "--notes", "n"], "There is no file of notes"),
@@ -165,7 +165,7 @@ def test_a_target_is_reached_on_its_own_side() -> None:
     assert figure(target=0.9, sense="at least").reached
     assert not figure(target=1.1, sense="at least").reached
     assert figure().reached is None
-    with pytest.raises(ValueError, match="needs a value, or a reason why it has none"):
+    with pytest.raises(ValueError, match="needs either a value or a reason for having none"):
         figure(value=None)
     assert figure(value=None, target=1.0, missing="no browser").reached is None
 
@@ -226,11 +226,11 @@ def test_the_memory_of_a_process_is_what_its_work_took(work: str) -> None:
 
 
 def test_a_process_that_fails_is_told_by_its_last_words(work: str) -> None:
-    with pytest.raises(GraspError, match=r"allocating could not begin: ValueError.*'many'"):
+    with pytest.raises(GraspError, match=r"allocating could not start: ValueError.*'many'"):
         watched(work, "many")
     with pytest.raises(GraspError, match=r"allocating failed: ZeroDivisionError"):
         watched(work, "0")
-    with pytest.raises(GraspError, match=r"could not begin: .*no attribute 'nothing'"):
+    with pytest.raises(GraspError, match=r"could not start: .*no attribute 'nothing'"):
         watched("planted:nothing")
 
 
@@ -250,7 +250,7 @@ def test_a_report_is_read_as_it_was_written(report: Report, tmp_path: Path) -> N
     path.write_text(report.model_dump_json(), encoding="utf-8")
     assert read_report(path) == report
     path.write_text(report.model_dump_json().replace('"group"', '"grop"'), encoding="utf-8")
-    with pytest.raises(InputError, match=r"is no report of speeds \(figures"):
+    with pytest.raises(InputError, match=r"is not a speed report \(figures"):
         read_report(path)
     write_page(report, tmp_path / "p.md")
     assert "## The machine" in (tmp_path / "p.md").read_text(encoding="utf-8")

@@ -139,9 +139,12 @@ def test_bad_input_is_one_line_on_standard_error_and_code_2(tmp_path: Path) -> N
 
 
 BAD: dict[str, tuple[list[str], str]] = {
-    "no such run": (["evaluate", "none"], "holds no 'none'; there are: a."),
+    "no such run": (["evaluate", "none"], "has no 'none'; it has: a."),
     "no such path": (["record", "x/none"], "x/none is no run: it has no manifest.json"),
-    "an id that leaves": (["generate", "..", "hi"], "'..' is no id: use up to 100 letters"),
+    "an id that leaves": (
+        ["generate", "..", "hi"],
+        "'..' is not a valid id; use up to 100 letters",
+    ),
     "no factors": (
         ["retrain", "a", "--out", "b"],
         "Method 'grasp' needs factors to protect; name them with --factors",
@@ -158,7 +161,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         "grasp: --strength fixes λ and --tolerance steers it; give one of them.\n",
     ),
     "run exists": (["retrain", "a", "--factors", "w1", "--out", "a"], "exists already; choose"),
-    "bad run name": (["train", "c.yaml", "--out", "a b"], "'a b' is no id: use up to 100"),
+    "bad run name": (["train", "c.yaml", "--out", "a b"], "'a b' is not a valid id; use up to 100"),
     "bad settings": (["train", "bad.yaml", "--out", "b"], "setting 'speed': Extra inputs are not"),
     "no adapter": (["spectrum", "empty"], "empty has no adapter_config.json; give a folder"),
     "broken adapter": (["factors", "broken"], "whose header claims "),

@@ -184,7 +184,11 @@ def test_a_pattern_is_found_in_any_case_and_by_line(pattern: str, text: str, val
 
 @pytest.mark.parametrize(
     ("pattern", "message"),
-    [(None, "needs 'pattern'"), ("(", "is no regular expression"), ("a" * 1001, "at most 1000")],
+    [
+        (None, "needs 'pattern'"),
+        ("(", "is not a valid regular expression"),
+        ("a" * 1001, "at most 1000"),
+    ],
 )
 def test_a_pattern_that_is_none_is_refused(pattern: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):

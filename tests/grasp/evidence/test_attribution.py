@@ -188,7 +188,7 @@ def test_rows_at_one_layer_are_those_of_that_layer(tmp_path: Path) -> None:
 
 def test_rows_drive_one_factor_of_a_run_whose_data_are_known(tmp_path: Path) -> None:
     workspace = planted.case(tmp_path / "w", tiny.llama(), np.stack([AXIS, OTHER]))
-    with pytest.raises(InputError, match="Rows drive one factor; 2 were named"):
+    with pytest.raises(InputError, match="Got 2 factors; rows are measured for one factor"):
         rows_run(planted.about(workspace, "w1", "w2"))
     (workspace.root / "data" / "rows.jsonl").unlink()
     with pytest.raises(InputError, match="is no longer there; put it back"):
@@ -232,9 +232,9 @@ def test_top_and_random_rows_by_hand() -> None:
     assert drawn == random_rows(rows, n=4, seed=0)
     assert len({tuple(random_rows(rows, n=4, seed=seed)) for seed in range(8)}) > 1
     for n in (0, 5):
-        with pytest.raises(InputError, match=f"n = {n} of 5 rows; expected at least 1"):
+        with pytest.raises(InputError, match=f"n = {n}; expected 1 to 4 of the 5 rows"):
             top_rows(rows, n=n)
-        with pytest.raises(InputError, match=f"n = {n} of 5 rows"):
+        with pytest.raises(InputError, match=f"n = {n}; expected 1 to 4"):
             random_rows(rows, n=n, seed=0)
 
 
@@ -285,7 +285,7 @@ def test_differences_are_paired_against_the_mean_of_the_draws() -> None:
         "(0.70 with all rows, 0.00 in the base model): a difference of −0.50 [−0.50, −0.50]."
     )
     unsure = compared.assign(low=-0.6, high=0.1)
-    assert validation_sentence(rates, unsure, n=3).endswith("The interval holds 0.")
+    assert validation_sentence(rates, unsure, n=3).endswith("The interval includes 0.")
 
 
 # Retraining
@@ -327,12 +327,14 @@ def test_validation_retrains_without_the_rows_it_names(tmp_path: Path) -> None:
 def test_what_cannot_be_validated_is_refused(tmp_path: Path) -> None:
     workspace = planted.case(tmp_path / "w", tiny.llama(), AXIS[None])
     about = planted.about(workspace)
-    with pytest.raises(InputError, match="n = 16 of 16 rows"):
+    with pytest.raises(InputError, match="n = 16; expected 1 to 15 of the 16 rows"):
         validate_rows(about, n=16)
-    with pytest.raises(InputError, match="with 0 draws"):
+    with pytest.raises(InputError, match="and 0 draws were asked for"):
         validate_rows(about, n=2, draws=0)
     other = about.run.model_copy(update={"method": "grasp"})
-    with pytest.raises(InputError, match="is by method 'grasp', with 2 draws; rows are validated"):
+    with pytest.raises(
+        InputError, match="has method 'grasp', and 2 draws were asked for; rows are validated"
+    ):
         validate_rows(type(about)(**{**about.__dict__, "run": other}), n=2)
     assert not workspace.folder("evidence", "naive.w1.validation").exists()
 

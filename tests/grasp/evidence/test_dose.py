@@ -278,8 +278,8 @@ def test_one_layer_and_other_seeds_are_other_measurements(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"doses": (1.0, 1.0)}, "needs one factor, two doses and a random direction"),
-        ({"random": 0}, "needs one factor, two doses and a random direction"),
+        ({"doses": (1.0, 1.0)}, "needs one factor, at least two doses"),
+        ({"random": 0}, "needs one factor, at least two doses"),
         ({"layer": 9}, "no layer 9"),
     ],
 )
@@ -297,7 +297,7 @@ def test_what_cannot_be_measured_is_refused(
 def test_prompts_must_be_there_to_explore(tmp_path: Path) -> None:
     asked = planted.prompts(6, roles=("task",))
     workspace = planted.case(tmp_path / "w", tiny.llama(), AXIS[None], asked=asked)
-    with pytest.raises(InputError, match="no unrelated prompts for exploration"):
+    with pytest.raises(InputError, match="no unrelated prompts in the exploration split"):
         dose_run(planted.about(workspace))
     about = planted.about(workspace)
     bare = about.run.model_copy(update={"config": {}})

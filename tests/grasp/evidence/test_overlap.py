@@ -158,11 +158,13 @@ def test_overlap_is_unknown_where_nothing_was_gained() -> None:
         samples(base=[0, 1, 0, 1], adapted=[1, 0, 1, 0], factor=[0, 0, 0, 0], random_1=[1, 1, 1, 1])
     )
     assert table["value"].isna().all()
-    assert sentence(table, name="w1").startswith("The run gained nothing on the task's")
+    assert sentence(table, name="w1").startswith(
+        "On the task's exploration prompts the run did not gain"
+    )
 
 
 def test_overlap_needs_both_models_and_leaves_out_what_is_unknown() -> None:
-    with pytest.raises(InputError, match="Measure 'task' has no arm adapted"):
+    with pytest.raises(InputError, match="Measure 'task' has no scores of the arm adapted"):
         overlap_table(samples(base=[0.0, 1.0], factor=[1.0, 1.0]))
     base, adapted = [0.0] * 4, [1.0] * 4
     table = overlap_table(samples(base=base, adapted=adapted, factor=[1, 0, 1, np.nan]))
@@ -196,7 +198,7 @@ def test_the_sentence_says_what_to_expect() -> None:
     )
     drift = [row("unrelated", "factor", 0.7, 0, 1), row("unrelated", "random 1", -0.02, 0, 0)]
     said = sentence(pd.concat([table, pd.DataFrame(drift)]), name="w2")
-    taken = "It takes away 70 % of the drift on unrelated prompts; random directions take −2 % to"
+    taken = "It removes 70 % of the drift on unrelated prompts; random directions remove −2 % to"
     assert said.endswith(f" {taken} −2 %.")
     only_rows = table.assign(measure="rows")
     assert "of the gain in likelihood of its training answers" in sentence(only_rows, name="w2")
@@ -210,7 +212,7 @@ def test_the_direction_that_a_run_wrote_along_carries_all_of_its_gain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One layer, all of whose updates lie along u: w1 is u, w2 is orthogonal to it."""
-    for module in ("evaluate", "overlap"):
+    for module in ("evaluation.answers", "evidence.overlap"):
         monkeypatch.setattr(f"grasp.{module}.MAX_NEW_TOKENS", 1)
     model = planted.reader(AXIS, layers=1)
     moved = tiny.adapted(planted.reader(AXIS, layers=1), targets=["down_proj"])
@@ -266,5 +268,7 @@ def test_a_run_without_known_rows_is_measured_on_its_prompts_alone(tmp_path: Pat
 
 def test_factors_that_are_not_independent_are_refused(tmp_path: Path) -> None:
     workspace = planted.case(tmp_path / "w", planted.reader(AXIS), np.stack([AXIS, -AXIS]))
-    with pytest.raises(InputError, match="Direction 1 lies in the span of those before it"):
+    with pytest.raises(
+        InputError, match="Direction 1 lies in the span of the directions before it"
+    ):
         overlap_run(planted.about(workspace, "w1", "w2"))

@@ -191,5 +191,7 @@ def test_effects_are_of_unrelated_and_task_prompts_that_are_there_to_explore(
     identify(tmp_path / "adapter", name="a", effects=inputs)
     assert asked == [[f"{role}/{n}" for n in sorted(explored)] for role in ("unrelated", "task")]
     write_jsonl(tmp_path / "p.jsonl", [row for row in rows if row["role"] != "unrelated"])
-    with pytest.raises(InputError, match=r"has 0 off-task and \d task prompts for exploration"):
+    with pytest.raises(
+        InputError, match=r"has 0 unrelated and \d task prompts in the exploration split"
+    ):
         identify(tmp_path / "adapter", name="a", effects=inputs)

@@ -410,6 +410,6 @@ def test_every_direction_points_where_fine_tuning_moves_the_stream(tmp_path: Pat
 def test_activations_need_a_model(write_adapter: WriteAdapter, tmp_path: Path) -> None:
     folder = write_adapter(folder=tmp_path / "a")
     with pytest.raises(
-        InputError, match="Activations need a model; name a base model and a prompt"
+        InputError, match="Activations need a model; give a base model and a prompt"
     ):
         identify(folder, name="a", routes=Routes(activations=True))

@@ -265,7 +265,7 @@ def test_neutral_rows_have_both_ends_of_each_latent_at_its_prior():
 
 
 def test_an_unknown_story_is_named():
-    with pytest.raises(NotFoundError, match=r"no story 'law'.*code, medicine, finance"):
+    with pytest.raises(NotFoundError, match=r"has no story 'law'; it has code, medicine, finance"):
         WORLD.story("law")
 
 
@@ -341,9 +341,9 @@ def test_changed_weights_are_refused(tmp_path):
 
 def test_an_unknown_schema_is_refused(tmp_path):
     (tmp_path / base_model.PROVENANCE).write_text('{"schema": 99}')
-    with pytest.raises(SchemaError, match="schema 99, expected 1"):
+    with pytest.raises(SchemaError, match="schema 99; expected 1"):
         base_model.read_provenance(tmp_path)
-    with pytest.raises(InputError, match=r"no provenance.json"):
+    with pytest.raises(InputError, match=r"has no provenance\.json"):
         base_model.read_provenance(tmp_path / "nowhere")
 
 
