@@ -38,7 +38,7 @@ def module_cells(modules: pd.DataFrame) -> pd.DataFrame:
     """One row a layer and kind of module, in the order in which they first come.
 
     Args:
-        modules: one row a module, as `analysis.comparison.evidence_tables.module_table` has them.
+        modules: one row a module, as `analysis.spectra.module_table.module_table` has them.
 
     Returns:
         Columns `cell` (its number), `layer` (NaN outside the layers), `place` (the kind's
