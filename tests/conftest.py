@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from safetensors.numpy import save_file
+
+from analysis.store.workspace import Workspace
 
 # Seeded, and without a clock, since a loaded machine is no failure.
 settings.register_profile("workbench", derandomize=True, database=None, deadline=None)
@@ -70,3 +73,20 @@ def plain_tensors() -> dict[str, np.ndarray]:
 def tensors() -> dict[str, np.ndarray]:
     """The tensors that `write_adapter` writes by default, to be spoilt by a test."""
     return plain_tensors()
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with a record of every kind, to be copied."""
+    from tests.support import synthetic
+
+    workspace = synthetic.build(tmp_path_factory.mktemp("synthetic") / "workspace")
+    workspace.database.engine.dispose()
+    return workspace.root
+
+
+@pytest.fixture
+def whole(template: Path, tmp_path: Path) -> Workspace:
+    """A copy of that workspace, which a test may change."""
+    shutil.copytree(template, tmp_path / "whole")
+    return Workspace(tmp_path / "whole")

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from analysis.adapters.files import CONFIG, INDEX, WEIGHTS
 from analysis.errors import AdapterError
 
 _NAME = re.compile(r"checkpoint-(\d{1,12})")
@@ -25,16 +26,23 @@ def step_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def by_step(root: Path) -> list[Checkpoint]:
-    """The adapters of checkpoint-100, … in a folder or its `checkpoints`, by step; may be none."""
-    from analysis.adapters.load import CONFIG
-
+def by_step(root: Path) -> dict[int, Path]:
+    """Step → adapter of checkpoint-100, … in a folder or its `checkpoints`, earliest first."""
     found: dict[int, Path] = {}
     for config in [*root.glob(f"*/{CONFIG}"), *root.glob(f"checkpoints/*/{CONFIG}")]:
         step = step_of(config.parent.name)
         if step is not None:
             found.setdefault(step, config.parent)
-    return [Checkpoint(step, path) for step, path in sorted(found.items())]
+    return dict(sorted(found.items()))
+
+
+def saved_by_step(root: Path) -> dict[int, Path]:
+    """Those of `by_step` that have their weights; one that a trainer is writing is left out."""
+    return {step: path for step, path in by_step(root).items() if _has_weights(path)}
+
+
+def _has_weights(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (WEIGHTS, INDEX))
 
 
 def checkpoints(folder: str | Path) -> list[Checkpoint]:
@@ -46,12 +54,10 @@ def checkpoints(folder: str | Path) -> list[Checkpoint]:
     Raises:
         AdapterError: there are none.
     """
-    from analysis.adapters.load import CONFIG
-
     root = Path(folder)
     if root.name == "adapter" and (root.parent / "checkpoints").is_dir():
         root = root.parent
-    steps = by_step(root)
+    steps = [Checkpoint(step, path) for step, path in by_step(root).items()]
     if not steps:
         raise AdapterError(
             f"{root} holds no checkpoints; expected folders checkpoint-100, checkpoint-200, … "

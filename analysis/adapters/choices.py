@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.adapters.checkpoints import checkpoints, step_of
-from analysis.adapters.files import read_json, stored_tensors
-from analysis.adapters.load import CONFIG
+from analysis.adapters.files import CONFIG, read_json, stored_tensors
 from analysis.errors import AdapterError
 
 _NAMED = re.compile(r".+\.lora_(?:embedding_)?[AB]\.([^.]+?)(?:\.weight)?")

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.adapters.files import (
+    CONFIG,
     DTYPES,
     INDEX,
     WEIGHTS,
@@ -19,7 +20,7 @@ from analysis.adapters.files import (
     own_file,
     stored_tensors,
 )
-from analysis.adapters.load import CONFIG, Adapter, check_values
+from analysis.adapters.load import Adapter, check_values
 from analysis.errors import AdapterError
 
 _PAPERS = (".json", ".jsonl", ".md", ".txt", ".jinja", ".yaml", ".yml", ".model")

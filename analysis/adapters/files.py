@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from analysis.errors import AdapterError
 from analysis.text import printable
 
+CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 INDEX = WEIGHTS + ".index.json"
 PICKLE = "adapter_model.bin"

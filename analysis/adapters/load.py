@@ -25,8 +25,10 @@ from analysis.adapters.architectures import (
     module_order,
     module_side,
 )
+from analysis.adapters.checkpoints import step_of
 from analysis.adapters.config import check_config, module_rank, module_scaling, targets
 from analysis.adapters.files import (
+    CONFIG,
     DTYPES,
     INDEX,
     PICKLE,
@@ -40,8 +42,6 @@ from analysis.adapters.files import (
 from analysis.adapters.fused_experts import expert_halves, lies_flipped, parameters
 from analysis.adapters.tensors import Contents, Halves, sorted_tensors
 from analysis.errors import AdapterError
-
-CONFIG = "adapter_config.json"
 
 _MAX_CONFIG_BYTES = 4 << 20
 _FILES = (CONFIG, WEIGHTS, INDEX, PICKLE)
@@ -275,7 +275,5 @@ def _adapter_folder(path: Path, name: str | None) -> tuple[Path, str | None]:
 
 def _named_adapters(path: Path) -> list[str]:
     """Subfolders that hold an adapter each, numbers in their names in order."""
-    from analysis.adapters.checkpoints import step_of
-
     found = (config.parent.name for config in path.glob("*/" + CONFIG))
     return sorted(found, key=lambda one: (step_of(one) or 0, one))

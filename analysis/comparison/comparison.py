@@ -132,6 +132,29 @@ def answers(
     return table
 
 
+def find_flips(answers: pd.DataFrame, *, arm: str, against: str, threshold: float) -> pd.DataFrame:
+    """Prompts whose score is on the other side of `threshold` in `arm` than in `against`.
+
+    Args:
+        answers: as `answers` gives them.
+        arm: run id, or "base".
+        against: run id, or "base".
+        threshold: scores above it count as yes; prompts that one of the two did not
+            answer are left out.
+
+    Returns:
+        Columns prompt_id, role, group, prompt, then score and answer of both, largest
+        difference first.
+    """
+    columns = [f"{what}:{name}" for name in (against, arm) for what in ("score", "answer")]
+    before, after = answers[f"score:{against}"], answers[f"score:{arm}"]
+    known = before.notna() & after.notna()
+    flipped = answers[known & ((before > threshold) != (after > threshold))]
+    size = (flipped[f"score:{arm}"] - flipped[f"score:{against}"]).abs()
+    order = size.sort_values(ascending=False, kind="stable").index
+    return flipped.loc[order, ["prompt_id", "role", "group", "prompt", *columns]]
+
+
 def load_arms(workspace: Workspace, run_ids: Sequence[str]) -> list[Arm]:
     """The base model and the runs, in the order given, with their evaluations.
 

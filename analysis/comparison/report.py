@@ -7,10 +7,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from html import escape
 from typing import Any
 
 import pandas as pd
+from markupsafe import Markup
 
 from analysis.comparison.comparison import (
     BASE,
@@ -30,6 +30,7 @@ from analysis.comparison.wording import (
     small_number,
     verdict_text,
 )
+from analysis.markup import html_table, render
 from analysis.statistics.paired_tests import signed
 from analysis.store.records import ROLES, RunManifest, Split, code_revision
 from analysis.store.workspace import Workspace
@@ -62,26 +63,18 @@ def report(
     dominations = dominated(workspace, run_ids, split=split)
     names = {run.id: run.id for run in runs} | dict(labels or {}) | {BASE: "Base model"}
     root = runs[0].root
-    title = f"Comparison: {_title(workspace, root)}"
-    said = [*sentences(table, dominations, names), tried(workspace, root).text]
-    body = [
-        f"<h1>{escape(title)}</h1>",
-        f"<p>{escape(_about(workspace, runs, split))}</p>",
-        _section("Means", _means(table, names)),
-        "<figure>" + intervals_svg(table, names, DRAWN) + "<figcaption>Points are means, bars "
-        "95 % intervals from a bootstrap over items.</figcaption></figure>",
-        *_both_directions(instruments(workspace, run_ids, split=split), names),
-        _section("Against the naive run", _tests(table, names)),
-        _section("How to read it", "".join(f"<p>{escape(one)}</p>" for one in said)),
-        _section("Runs", _runs(runs, names)),
-        _section("Commands", f"<pre>{escape(_commands(runs, split))}</pre>"),
-        f"<footer>{escape(_made())}</footer>",
-    ]
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>"
-        f"<body><main>{''.join(body)}</main></body></html>"
+    return render(
+        "comparison/templates/report.html.jinja",
+        title=f"Comparison: {_title(workspace, root)}",
+        about=_about(workspace, runs, split),
+        means=_means(table, names),
+        figure=intervals_svg(table, names, DRAWN),
+        directions=_both_directions(instruments(workspace, run_ids, split=split), names),
+        tests=_tests(table, names),
+        said=[*sentences(table, dominations, names), tried(workspace, root).text],
+        runs=_runs(runs, names),
+        commands=_commands(runs, split),
+        made=f"Made {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by grasp {code_revision()}.",
     )
 
 
@@ -110,14 +103,14 @@ def _about(workspace: Workspace, runs: Sequence[RunManifest], split: Split) -> s
     )
 
 
-def _means(table: pd.DataFrame, names: Mapping[str, str]) -> str:
+def _means(table: pd.DataFrame, names: Mapping[str, str]) -> Markup:
     metrics = [metric for metric in LISTED if (table["metric"] == metric).any()]
     cells = {(row["run"], row["metric"]): row for row in table.to_dict("records")}
     rows = [
         [names[run], *(_mean(cells.get((run, metric))) for metric in metrics)]
         for run in dict.fromkeys(table["run"])
     ]
-    return _table(["Arm", *(metric_name(metric).capitalize() for metric in metrics)], rows)
+    return html_table(["Arm", *(metric_name(metric).capitalize() for metric in metrics)], rows)
 
 
 def _mean(row: Mapping[Any, Any] | None) -> str:
@@ -129,8 +122,8 @@ def _mean(row: Mapping[Any, Any] | None) -> str:
     return f"{signed(row['value'])}\n{bounds}\nn = {int(row['n'])}"
 
 
-def _both_directions(found: Sequence[ArmReading], names: Mapping[str, str]) -> list[str]:
-    """What sets asked as statements and as reversals measured; nothing where there are none."""
+def _both_directions(found: Sequence[ArmReading], names: Mapping[str, str]) -> Markup | None:
+    """What sets asked as statements and as reversals measured; None where there are none."""
     rows = []
     for one in (one for one in found if one.reading.both):
         reading, bias = one.reading, one.reading.agreement
@@ -141,21 +134,17 @@ def _both_directions(found: Sequence[ArmReading], names: Mapping[str, str]) -> l
         agreeing = "–" if bias is None else _mean(asdict(bias))
         rows.append([names[one.run], about, reading.end or "–", *means, spreads, agreeing])
     header = ["Arm", "Instrument", "1 means", "Statements", "Reversals", "Spread", "Agreement bias"]
-    note = (
-        "<p>Spread is the mean standard deviation between the wordings of an item; agreement bias "
-        "the rate of agreeing with statements and reversals alike, minus one half.</p>"
-    )
-    return [_section("Both directions", _table(header, rows) + note)] if rows else []
+    return html_table(header, rows) if rows else None
 
 
 def _spread(value: float) -> str:
     return signed(value) if math.isfinite(value) else "unknown"
 
 
-def _tests(table: pd.DataFrame, names: Mapping[str, str]) -> str:
+def _tests(table: pd.DataFrame, names: Mapping[str, str]) -> Markup | None:
     tests = table[table["p"].notna() & (table["run"] != BASE)]
     if tests.empty:
-        return "<p>Nothing was tested.</p>"
+        return None
     rows = [
         [
             names[row["run"]],
@@ -170,15 +159,15 @@ def _tests(table: pd.DataFrame, names: Mapping[str, str]) -> str:
         for row in tests.to_dict("records")
     ]
     header = ["Arm", "Metric", "Difference", "p", "p, Holm", "Detectable", "Items", "Kept?"]
-    return _table(header, rows)
+    return html_table(header, rows)
 
 
-def _runs(runs: Sequence[RunManifest], names: Mapping[str, str]) -> str:
+def _runs(runs: Sequence[RunManifest], names: Mapping[str, str]) -> Markup:
     rows = [
         [names[run.id], run.id, run.method, ", ".join(run.factors) or "–", _seed(run), run.verdict]
         for run in runs
     ]
-    return _table(["Arm", "Run", "Method", "Factors protected", "Seed", "Verdict"], rows)
+    return html_table(["Arm", "Run", "Method", "Factors protected", "Seed", "Verdict"], rows)
 
 
 def _seed(run: RunManifest) -> str:
@@ -211,47 +200,3 @@ def _command(run: RunManifest) -> str:
     if run.seed is not None:
         argv += ["--seed", str(run.seed)]
     return shlex.join([*argv, "--out", run.id])
-
-
-def _made() -> str:
-    return f"Made {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by grasp {code_revision()}."
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{content}</section>"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
-    body = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in rest)
-        + "</tr>"
-        for first, *rest in rows
-    )
-    return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 0; }
-main { max-width: 1100px; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .3rem .7rem .3rem 0; vertical-align: top;
-  border-bottom: 1px solid rgba(125, 133, 143, .35); font-weight: 400; white-space: pre; }
-thead th, tbody th { font-weight: 600; }
-figure { margin: 1.5rem 0; overflow-x: auto; }
-figcaption, footer { font-size: .82rem; opacity: .75; }
-svg { min-width: 640px; width: 100%; font-size: 12px; fill: currentColor; }
-svg .head { font-weight: 600; } svg .tick { text-anchor: middle; font-size: 11px; }
-svg .grid { stroke: currentColor; opacity: .25; } svg .bar { stroke: #1f77c9; stroke-width: 2; }
-svg circle { fill: #1f77c9; }
-pre { overflow-x: auto; padding: .8rem; border: 1px solid rgba(125, 133, 143, .35); }
-footer { margin-top: 2.5rem; }
-@media print { .scroll, figure, pre { overflow: visible; } pre { white-space: pre-wrap; } }
-"""

@@ -6,18 +6,19 @@ The dashboard's charts need their library's scripts, megabytes of them; a report
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+from markupsafe import Markup
 
 from analysis.comparison.wording import metric_name
+from analysis.markup import render
 
 NAMES, PANEL, GAP, ROW, TOP = 190, 200, 44, 30, 40  # px
 
 
-def intervals_svg(table: pd.DataFrame, labels: Mapping[str, str], metrics: Sequence[str]) -> str:
+def intervals_svg(table: pd.DataFrame, labels: Mapping[str, str], metrics: Sequence[str]) -> Markup:
     """One row an arm, one panel a metric: the mean as a point, the 95 % interval as a bar.
 
     Args:
@@ -27,47 +28,43 @@ def intervals_svg(table: pd.DataFrame, labels: Mapping[str, str], metrics: Seque
     """
     shown = [metric for metric in metrics if (table["metric"] == metric).any()]
     runs = list(dict.fromkeys(table["run"]))
-    width = NAMES + len(shown) * (PANEL + GAP)
-    height = TOP + ROW * len(runs) + 30
-    names = [
-        f'<text x="0" y="{_y(row) + 4}">{escape(labels.get(run, run))}</text>'
-        for row, run in enumerate(runs)
-    ]
-    panels = [
-        _panel(table[table["metric"] == metric], runs, metric, NAMES + number * (PANEL + GAP))
-        for number, metric in enumerate(shown)
-    ]
-    described = ", ".join(metric_name(metric) for metric in shown)
-    return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="Means and 95 % intervals of {escape(described)}">'
-        f"{''.join(names)}{''.join(panels)}</svg>"
+    return render(
+        "comparison/templates/intervals.svg.jinja",
+        width=NAMES + len(shown) * (PANEL + GAP),
+        height=TOP + ROW * len(runs) + 30,
+        top=TOP,
+        bottom=TOP + ROW * len(runs),
+        described=", ".join(metric_name(metric) for metric in shown),
+        names=[(labels.get(run, run), _y(row)) for row, run in enumerate(runs)],
+        panels=[
+            _panel(table[table["metric"] == metric], runs, metric, NAMES + number * (PANEL + GAP))
+            for number, metric in enumerate(shown)
+        ],
     )
 
 
-def _panel(rows: pd.DataFrame, runs: Sequence[str], metric: str, left: float) -> str:
+def _panel(rows: pd.DataFrame, runs: Sequence[str], metric: str, left: float) -> dict[str, Any]:
     low, high = _limits(rows)
 
     def x(value: float) -> float:
         return round(left + PANEL * (value - low) / (high - low), 1)
 
-    bottom = TOP + ROW * len(runs)
-    parts = [f'<text x="{left}" y="16" class="head">{escape(metric_name(metric))}</text>']
-    for tick in (low, (low + high) / 2, high):
-        parts.append(f'<line class="grid" x1="{x(tick)}" x2="{x(tick)}" y1="{TOP}" y2="{bottom}"/>')
-        parts.append(f'<text x="{x(tick)}" y="{bottom + 18}" class="tick">{_tick(tick)}</text>')
     by_run: dict[str, dict[Any, Any]] = {str(r["run"]): r for r in rows.to_dict("records")}
-    for number, run in enumerate(runs):
-        if run in by_run and math.isfinite(by_run[run]["value"]):
-            parts.append(_mark(by_run[run], x, _y(number)))
-    return "".join(parts)
+    return {
+        "left": left,
+        "title": metric_name(metric),
+        "ticks": [(x(tick), _tick(tick)) for tick in (low, (low + high) / 2, high)],
+        "marks": [
+            _mark(by_run[run], x, _y(number))
+            for number, run in enumerate(runs)
+            if run in by_run and math.isfinite(by_run[run]["value"])
+        ],
+    }
 
 
-def _mark(row: Mapping[Any, Any], x: Any, y: float) -> str:
-    bar = ""
-    if math.isfinite(row["low"]) and math.isfinite(row["high"]):
-        bar = f'<line class="bar" x1="{x(row["low"])}" x2="{x(row["high"])}" y1="{y}" y2="{y}"/>'
-    return f'{bar}<circle cx="{x(row["value"])}" cy="{y}" r="4.5"/>'
+def _mark(row: Mapping[Any, Any], x: Callable[[float], float], y: float) -> dict[str, Any]:
+    known = math.isfinite(row["low"]) and math.isfinite(row["high"])
+    return {"x": x(row["value"]), "y": y, "bar": (x(row["low"]), x(row["high"])) if known else None}
 
 
 def _limits(rows: pd.DataFrame) -> tuple[float, float]:

@@ -276,8 +276,8 @@ def checkpoints_of(run_folder: Path, *, low_rank_part: bool = False) -> list[Ada
 
     `low_rank_part` is that of `analysis.adapters.load.load_adapter`.
     """
-    earlier = by_step(run_folder)[:-1]
-    return [load_adapter(one.path, low_rank_part=low_rank_part) for one in earlier]
+    earlier = list(by_step(run_folder).values())[:-1]
+    return [load_adapter(path, low_rank_part=low_rank_part) for path in earlier]
 
 
 def _check_width(columns: Float64Array, others: Sequence[Float64Array]) -> None:

@@ -38,7 +38,7 @@ def module_cells(modules: pd.DataFrame) -> pd.DataFrame:
     """One row per layer and kind of module, in order of first appearance.
 
     Args:
-        modules: one row per module, as from `analysis.comparison.evidence_tables.module_table`.
+        modules: one row a module, as `analysis.spectra.module_table.module_table` has them.
 
     Returns:
         Columns `cell` (its number), `layer` (NaN outside the layers), `place` (the kind's

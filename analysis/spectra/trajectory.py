@@ -7,14 +7,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.adapters.checkpoints import step_of
-
 
 @dataclass(frozen=True)
 class Stage:
     """A checkpoint or the finished adapter: its place on the axis of steps, and its name.
 
-    `modules` is its table from `analysis.comparison.evidence_tables.module_table`.
+    `modules` is its table, as `analysis.spectra.module_table.module_table` gives it.
     """
 
     step: int
@@ -22,13 +20,8 @@ class Stage:
     modules: pd.DataFrame
 
 
-def finished_step(names: Sequence[str]) -> int:
-    """Where to draw the finished adapter: one checkpoint interval after the last checkpoint.
-
-    Args:
-        names: at least one folder name such as checkpoint-100, in order of steps.
-    """
-    steps = [step_of(name) or 0 for name in names]
+def finished_step(steps: Sequence[int]) -> int:
+    """Where the finished adapter is drawn: as far after the last checkpoint as that one is."""
     return steps[-1] + (steps[-1] - steps[-2] if len(steps) > 1 else steps[-1])
 
 

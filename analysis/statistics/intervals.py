@@ -44,20 +44,20 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
     Raises:
         InputError: not 0 ≤ successes ≤ n, or confidence outside (0, 1).
 
-    Source: Wilson 1927, JASA 22, as in `scipy.stats.binomtest`.
+    Source: Wilson 1927, JASA 22, by `statsmodels.stats.proportion.proportion_confint`.
     """
+    # Half a second to import, which a first page that shows no rate does not wait for.
+    from statsmodels.stats.proportion import proportion_confint
+
     _check_confidence(confidence)
     if not 0 <= successes <= n:
         raise InputError(f"Got {successes} successes of {n}; expected 0 ≤ successes ≤ n.")
     if n == 0:
         return _unknown(0, "wilson", confidence)
-    z, share = _z(confidence), successes / n
-    centre = share + z**2 / (2 * n)
-    width = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    # At the ends the bound is exact, and rounding must not carry it past them.
-    low = 0.0 if successes == 0 else (centre - width) / (1 + z**2 / n)
-    high = 1.0 if successes == n else (centre + width) / (1 + z**2 / n)
-    return Interval(share, low, high, n, "wilson", confidence)
+    low, high = proportion_confint(successes, n, alpha=1 - confidence, method="wilson")
+    # At the ends the bound is exact, where rounding may leave it a little inside.
+    low, high = 0.0 if successes == 0 else low, 1.0 if successes == n else high
+    return Interval(successes / n, low, high, n, "wilson", confidence)
 
 
 def bootstrap_mean(
@@ -224,7 +224,8 @@ def auc(positive: ArrayLike, negative: ArrayLike, *, confidence: float = 0.95) -
     if variance < 1e-15 or not 0 < area < 1:
         return _separated(area, m, n, confidence)
     logit, width = np.log(area / (1 - area)), np.sqrt(variance) / (area * (1 - area))
-    bounds = logit + _z(confidence) * width * np.array([-1, 1])
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    bounds = logit + z * width * np.array([-1, 1])
     low_bound, high_bound = 1 / (1 + np.exp(-bounds))
     return Interval(area, float(low_bound), float(high_bound), m + n, "delong", confidence)
 
@@ -288,10 +289,6 @@ def _columns(*given: ArrayLike) -> list[Float64Array]:
 def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
         raise InputError(f"Got confidence {confidence}; expected a share between 0 and 1.")
-
-
-def _z(confidence: float) -> float:
-    return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
 def _unknown(n: int, method: str, confidence: float) -> Interval:

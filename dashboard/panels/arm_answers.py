@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from analysis.comparison import evidence_tables
+from analysis.comparison.comparison import find_flips
 from analysis.store.records import ROLES
 from dashboard.state.selection import GROUP, PROMPT, ROLE, Key, picker
 from dashboard.style import notices
@@ -51,7 +51,7 @@ def flips(answers: pd.DataFrame, names: dict[str, str], root: str) -> None:
     role = st.pills("Role", roles, key=Key.FLIPS_ROLE, default=ANY, required=True,
                     label_visibility="collapsed")  # fmt: skip
     answers = answers if role == ANY else answers[answers["role"] == role]
-    found = evidence_tables.flips(answers, arm=arm, against=against, threshold=FLIP)
+    found = find_flips(answers, arm=arm, against=against, threshold=FLIP)
     st.markdown(
         literal(
             f"{len(found)} of {len(answers)} prompts are on the other side of {FLIP:g} in "

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import streamlit as st
 
-from analysis.comparison import evidence_tables
+from analysis.adapters.checkpoints import saved_by_step
 from analysis.errors import GraspError
 from analysis.store.database import Job
+from analysis.store.logs import tail
 from analysis.store.workspace import Workspace
 from dashboard.figures import training
 from dashboard.queue import commands
@@ -82,7 +83,7 @@ def _panel(workspace: Workspace, job_id: int, was_active: bool) -> None:
     folder = _folder(workspace, job)
     if folder is not None:
         _curves(job, folder)
-    log = evidence_tables.tail(workspace.root / "jobs" / f"{job.id}.log", lines=LOG_LINES)
+    log = tail(workspace.root / "jobs" / f"{job.id}.log", lines=LOG_LINES)
     if log:
         with st.expander("Log, last lines", key="job-log"):
             st.code(log, language=None)
@@ -178,13 +179,11 @@ def _ending(workspace: Workspace, job: Job, folder: Path | None) -> None:
 
 def checkpoint_words(folder: Path) -> str:
     """Whether something of an ended run can be used, in one sentence."""
-    found = evidence_tables.checkpoints(folder)
+    found = saved_by_step(folder)
     if not found:
         return "No checkpoint was saved, so nothing of this run can be used."
-    return (
-        f"A checkpoint at step {found[-1].name.rpartition('-')[2]} is whole and can be used as a "
-        f"plain adapter: {found[-1]}."
-    )
+    step, path = list(found.items())[-1]
+    return f"A checkpoint at step {step} is whole and can be used as a plain adapter: {path}."
 
 
 def requeue(workspace: Workspace, job_id: int) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from analysis.comparison import evidence_tables
+from analysis.adapters.checkpoints import saved_by_step
+from analysis.spectra.module_table import module_place
 from analysis.spectra.trajectory import Stage, finished_step, trajectory_table
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
@@ -25,10 +26,10 @@ _PLAIN_CHART = {"displayModeBar": False}
 
 def show(workspace: Workspace, run: RunManifest, module: str, *, log: bool, low_rank: bool) -> None:
     """Charts of a module at every checkpoint of a run; nothing where it has none."""
-    found = evidence_tables.checkpoints(workspace.folder("runs", run.id))
+    found = saved_by_step(workspace.folder("runs", run.id))
     if not found:
         return
-    size = sum(one.stat().st_size for folder in found for one in folder.glob("adapter_model*"))
+    size = sum(one.stat().st_size for at in found.values() for one in at.glob("adapter_model*"))
     st.subheader("Over training", anchor=False)
     weight = f" ({size / 2**20:,.0f} MiB)" if size >= 1 << 20 else ""
     if not st.toggle(
@@ -41,15 +42,12 @@ def show(workspace: Workspace, run: RunManifest, module: str, *, log: bool, low_
     _charts(folders, module, log=log, low_rank=low_rank)
 
 
-def _with_finished(found: list[Path], adapter: Path) -> list[tuple[int, str, Path]]:
+def _with_finished(found: dict[int, Path], adapter: Path) -> list[tuple[int, str, Path]]:
     """Step, name and folder of each stage; the finished one where it is none of the others."""
-    names = [path.name for path in found]
-    stages = [
-        (int(name.rpartition("-")[2]), f"step {name.rpartition('-')[2]}", path)
-        for name, path in zip(names, found, strict=True)
-    ]
-    if adapter_cache.weights_digest(found[-1]) != adapter_cache.weights_digest(adapter):
-        stages.append((finished_step(names), "finished", adapter))
+    stages = [(step, f"step {step}", path) for step, path in found.items()]
+    last = stages[-1][2]
+    if adapter_cache.weights_digest(last) != adapter_cache.weights_digest(adapter):
+        stages.append((finished_step(list(found)), "finished", adapter))
     return stages
 
 
@@ -75,7 +73,7 @@ def _charts(
             "into one direction of this module."
         )
     with right, st.container(border=True, height="stretch"):
-        place = evidence_tables.module_place(module)
+        place = module_place(module)
         st.plotly_chart(
             figures.checkpoint_scree(lines, log=log, module=place),
             key=Key.TRAJECTORY_SCREE,

@@ -15,8 +15,8 @@ import pandas as pd
 import streamlit as st
 
 from analysis.adapters.load import load_adapter
-from analysis.comparison import evidence_tables
 from analysis.errors import InputError
+from analysis.spectra.module_table import module_table
 from analysis.spectra.report import adapter_report
 from analysis.spectra.spectrum import ModuleSpectrum, module_spectra
 from dashboard.state.caches import Stamp, stamp
@@ -87,13 +87,13 @@ def _spectra(digest: str, low_rank_part: bool, _adapter: str) -> list[ModuleSpec
 
 
 def modules(adapter: Path, *, low_rank_part: bool = False) -> pd.DataFrame:
-    """One row a module, as `analysis.comparison.evidence_tables.module_table` has them."""
+    """One row a module, as `analysis.spectra.module_table.module_table` has them."""
     return _modules(digest(adapter), low_rank_part, str(adapter))
 
 
 @st.cache_data(max_entries=256, show_spinner=False)
 def _modules(digest: str, low_rank_part: bool, _adapter: str) -> pd.DataFrame:
-    return evidence_tables.module_table(_spectra(digest, low_rank_part, _adapter))
+    return module_table(_spectra(digest, low_rank_part, _adapter))
 
 
 def factor_spectrum(

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from analysis.comparison import comparison as comparing
 from analysis.comparison import effort as trying
-from analysis.comparison import evidence_tables
 from analysis.comparison.arm_tests import Domination
 from analysis.comparison.effort import Tried
 from analysis.comparison.evaluation import Evaluation, read_evaluation
 from analysis.errors import NotFoundError
 from analysis.store.evidence import Evidence, read_evidence
 from analysis.store.factor_table import FactorTable, read_factors
+from analysis.store.logs import read_metrics
 from analysis.store.recording import Recording, read_recording
 from analysis.store.records import RecordingManifest, Split, read_manifest
 from analysis.store.workspace import Workspace
@@ -159,7 +159,7 @@ def _stamps(workspace: Workspace, runs: Sequence[str]) -> tuple[Stamp, ...]:
 
 def metrics(file: Path) -> pd.DataFrame:
     """A run's metrics as they stand; never kept, since a live run adds to them."""
-    return evidence_tables.read_metrics(file)
+    return read_metrics(file)
 
 
 def projections(workspace: Workspace, run: str, factor: str, *, layer: int) -> pd.DataFrame:

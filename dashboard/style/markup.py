@@ -8,7 +8,10 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
+
+from analysis import markup as tables
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|$~:&^])")
 _LOW = (31, 119, 201)
@@ -60,18 +63,9 @@ def interval(value: float, low: float, high: float, n: float) -> str:
 
 def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str) -> str:
     """A table; header and caption are text, cells are HTML that is already safe."""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
-    body = "".join(f"<tr>{_cells(row)}</tr>" for row in rows)
-    return (
-        f'<div class="table-scroll"><table class="plain" aria-label="{escape(caption)}">'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-        f'<p class="table-note">{escape(caption)}</p>'
-    )
-
-
-def _cells(row: Sequence[str]) -> str:
-    first, *rest = row
-    return f'<th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in rest)
+    safe = [[Markup(cell) for cell in row] for row in rows]
+    table = tables.html_table(header, safe, css="plain", label=caption)
+    return f'<div class="table-scroll">{table}</div><p class="table-note">{escape(caption)}</p>'
 
 
 def _number(value: float) -> str:

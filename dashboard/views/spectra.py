@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from analysis.comparison import evidence_tables
+from analysis.adapters.checkpoints import saved_by_step
 from analysis.errors import GraspError
 from analysis.spectra import module_groups
+from analysis.spectra.module_table import module_place
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
 from dashboard.figures import spectra as figures
@@ -55,9 +56,7 @@ def page() -> None:
 def _overlays(workspace: Workspace, run: RunManifest) -> dict[str, Path]:
     """Adapters that can be drawn beside the run: its checkpoints and its family."""
     folder = workspace.folder("runs", run.id)
-    others = {
-        f"step {path.name.rpartition('-')[2]}": path for path in evidence_tables.checkpoints(folder)
-    }
+    others = {f"step {step}": path for step, path in saved_by_step(folder).items()}
     for other in workspace.runs().records:
         if other.id != run.id and other.root == run.root and runs.has_adapter(workspace, other.id):
             others[other.id] = runs.adapter_folder(workspace, other.id)
@@ -184,7 +183,7 @@ def _module_scree(
             continue
         lines += [figures.Scree(name, one.singular_values) for one in found if one.name == module]
     st.plotly_chart(
-        figures.module_scree(lines, log=log, module=evidence_tables.module_place(module)),
+        figures.module_scree(lines, log=log, module=module_place(module)),
         key=Key.MODULE_SCREE,
         config=_PLAIN_CHART,
     )

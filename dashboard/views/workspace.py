@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from analysis.adapters.choices import uses_dora
-from analysis.comparison import evidence_tables
+from analysis.comparison.settings import settings_table
 from analysis.errors import GraspError
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
@@ -157,7 +157,7 @@ def _origin(root: str, family: list[RunManifest]) -> None:
     everything = st.toggle(
         "All settings, versions and hashes", key=f"{Key.ALL_SETTINGS}-{root}", value=False
     )
-    table = evidence_tables.settings_table(family, only_different=not everything)
+    table = settings_table(family, only_different=not everything)
     if table.empty:
         st.caption("These runs do not differ in any setting.")
         return

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from analysis.adapters.architectures import read_family
-from analysis.adapters.load import CONFIG, Adapter, load_adapter
+from analysis.adapters.files import CONFIG
+from analysis.adapters.load import Adapter, load_adapter
 from analysis.store.workspace import is_id
 from grasp.foreign.pickled import readable_adapter
 

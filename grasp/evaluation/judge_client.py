@@ -14,6 +14,13 @@ from types import TracebackType
 from typing import Any
 
 import httpx2
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_exponential,
+)
 
 from analysis.errors import InputError
 from grasp.settings.judge import KEY_VARIABLES, JudgeSettings
@@ -25,6 +32,9 @@ LONGEST_WAIT = 120.0
 """Seconds between two attempts, at most, whatever the server asks for."""
 
 _SHOWN = 200
+
+_Said = tuple[str, tuple[int | None, int | None]]
+"""A reply's text, and its tokens in and out."""
 
 
 class JudgeError(InputError):
@@ -115,27 +125,34 @@ class JudgeClient:
         Raises:
             JudgeError: it was refused, kept failing, or the budget is spent.
         """
-        wait, problem = self._settings.backoff, ""
-        for attempt in range(1, self._settings.attempts + 1):
-            self._wait(self._pace.turn())
-            self._count()
-            found = self._once(model, text)
-            if not isinstance(found, _Trouble):
-                said, counts = found
-                return Reply(self._clean(said), attempt, *counts)
-            problem = found.text
-            if found.after is not None:
-                self._pace.hold(min(found.after, LONGEST_WAIT))
-            elif attempt < self._settings.attempts:
-                # Not all at once again; the numbers decide nothing that is reported.
-                self._wait(min(wait * random.uniform(0.75, 1.25), LONGEST_WAIT))
-            wait *= 2
-        raise JudgeError(
-            f"The judge at {self._settings.base_url} failed {self._settings.attempts} times "
-            f"({problem}); what was judged is kept, so run the same command again to go on."
+        again = Retrying(
+            retry=retry_if_exception_type(_Trouble),
+            stop=stop_after_attempt(self._settings.attempts),
+            wait=self._backoff,
+            sleep=self._wait,
+            reraise=True,
         )
+        try:
+            said, counts = again(self._once, model, text)
+        except _Trouble as problem:
+            raise JudgeError(
+                f"The judge at {self._settings.base_url} failed {self._settings.attempts} times "
+                f"({problem}); what was judged is kept, so run the same command again to go on."
+            ) from None
+        return Reply(self._clean(said), int(again.statistics["attempt_number"]), *counts)
 
-    def _once(self, model: str, text: str) -> tuple[str, tuple[int | None, int | None]] | _Trouble:
+    def _backoff(self, state: RetryCallState) -> float:
+        """Seconds after a failed attempt; none where the server's own wish holds up every turn."""
+        problem = state.outcome.exception() if state.outcome is not None else None
+        if isinstance(problem, _Trouble) and problem.after is not None:
+            return 0.0
+        # Not all at once again; the numbers decide nothing that is reported.
+        wait = wait_exponential(multiplier=self._settings.backoff)(state)
+        return min(wait * random.uniform(0.75, 1.25), LONGEST_WAIT)
+
+    def _once(self, model: str, text: str) -> _Said:
+        self._wait(self._pace.turn())
+        self._count()
         body = {
             "model": model,
             "messages": [{"role": "user", "content": text}],
@@ -145,9 +162,12 @@ class JudgeClient:
         try:
             response = self._client.post(f"{self._settings.base_url}/chat/completions", json=body)
         except httpx2.TransportError as error:
-            return _Trouble(f"{type(error).__name__}", None)
+            raise _Trouble(type(error).__name__) from error
         if response.status_code in AGAIN:
-            return _Trouble(f"HTTP {response.status_code}", _retry_after(response))
+            after = _retry_after(response)
+            if after is not None:
+                self._pace.hold(min(after, LONGEST_WAIT))
+            raise _Trouble(f"HTTP {response.status_code}", after)
         if response.status_code != 200:
             self.stop()  # no other question would be taken either
             raise JudgeError(
@@ -174,22 +194,22 @@ class JudgeClient:
         return text.replace(self._key, "[key]") if self._key else text
 
 
-@dataclass(frozen=True)
-class _Trouble:
-    """Why an attempt failed, and how long the server asks to wait."""
+class _Trouble(Exception):
+    """Why an attempt failed that may succeed later; `after` is how long the server asks to wait."""
 
-    text: str
-    after: float | None
+    def __init__(self, text: str, after: float | None = None) -> None:
+        super().__init__(text)
+        self.after = after
 
 
-def _said(response: httpx2.Response) -> tuple[str, tuple[int | None, int | None]] | _Trouble:
+def _said(response: httpx2.Response) -> _Said:
     try:
         data = response.json()
         text = data["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError):
-        return _Trouble("a reply that is no chat completion", None)
+        raise _Trouble("a reply that is no chat completion") from None
     if not isinstance(text, str):
-        return _Trouble("a reply without text", None)
+        raise _Trouble("a reply without text")
     usage = data.get("usage")
     return text, (_tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens"))
 

@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from analysis.adapters.files import INDEX, PICKLE, WEIGHTS, own_file
-from analysis.adapters.load import CONFIG
+from analysis.adapters.files import CONFIG, INDEX, PICKLE, WEIGHTS, own_file
 from analysis.errors import AdapterError
 
 

@@ -83,8 +83,9 @@ def _shrink_intruders(
     """ΔW ← ΔW − share · U Uᵀ ΔW with U the intruder dimensions of W + ΔW, arXiv:2410.21228.
 
     Intruders are those of its leading left singular vectors whose largest |cosine| with the left
-    singular vectors of W is below ε.  The paper scales their singular values in W + ΔW, which
-    also takes from W and needs a higher rank; here only the update shrinks, exactly.
+    singular vectors of W is below ε.  The paper, and `peft.tuners.lora.intruders` with it, scale
+    their singular values in W + ΔW, which also takes from W and is then cut to the rank of the
+    LoRA; here only the update shrinks, exactly.  Where UᵀW = 0 both are the same.
     """
     for module, a, b, scaling in _modules(model):
         intruders = intruder_dimensions(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,19 +20,6 @@ from dashboard.queue import worker_process  # noqa: E402
 from tests.support import synthetic  # noqa: E402
 
 Open = Callable[..., AppTest]
-
-
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    workspace = synthetic.build(tmp_path_factory.mktemp("synthetic") / "workspace")
-    workspace.database.engine.dispose()
-    return workspace.root
-
-
-@pytest.fixture
-def whole(template: Path, tmp_path: Path) -> Workspace:
-    shutil.copytree(template, tmp_path / "whole")
-    return Workspace(tmp_path / "whole")
 
 
 @pytest.fixture

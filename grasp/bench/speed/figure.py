@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -55,13 +56,6 @@ class Report(Record):
     figures: list[Figure]
 
 
-def middle(values: Sequence[float]) -> float:
-    """The median; for an even number of values the mean of the two middle ones."""
-    ordered = sorted(values)
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
-
-
 def measured(values: Sequence[float]) -> dict[str, Any]:
     """`value` and `spread` of a figure, from its repetitions."""
-    return {"value": middle(values), "spread": (min(values), max(values))}
+    return {"value": median(values), "spread": (min(values), max(values))}

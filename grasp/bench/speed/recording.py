@@ -9,6 +9,7 @@ from dataclasses import asdict
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -21,7 +22,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.store.recording import activation_file
 from grasp.bench.speed.child import Work, watched
-from grasp.bench.speed.figure import Figure, measured, middle
+from grasp.bench.speed.figure import Figure, measured
 from grasp.bench.speed.model import Size, adapted, random_model, sharing
 from grasp.bench.speed.timing import Action, in_turn
 from grasp.data.tokenise import padded
@@ -111,7 +112,7 @@ def recording_figures(size: Size, *, prompts: int, rounds: int) -> list[Figure]:
         "tokens": subject.tokens,
         "layers": size.layers,
         "d_model": size.d_model,
-        "bare forward, tokens/s": 2 * subject.tokens / middle(times.of(_BARE)),
+        "bare forward, tokens/s": 2 * subject.tokens / median(times.of(_BARE)),
     }
     rate = Figure(
         id="recording.rate",
@@ -125,7 +126,7 @@ def recording_figures(size: Size, *, prompts: int, rounds: int) -> list[Figure]:
         detail=told
         | {
             "why": "the unembedding does not run",
-            "by processor time, ×": middle(times.processor_ratio(_BARE, _RECORDED)),
+            "by processor time, ×": median(times.processor_ratio(_BARE, _RECORDED)),
         },
     )
     others = [

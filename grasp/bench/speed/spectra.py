@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -19,7 +20,7 @@ from analysis.factors.routes import SIDES
 from analysis.spectra.module_svd import module_svds
 from analysis.spectra.spectrum import module_spectra
 from grasp.bench.speed.child import Work, watched
-from grasp.bench.speed.figure import Figure, measured, middle
+from grasp.bench.speed.figure import Figure, measured
 from grasp.bench.speed.shapes import Shape, write_adapter
 from grasp.bench.speed.timing import in_turn, taken
 
@@ -52,7 +53,7 @@ def spectra_figures(
             "r": shape.r,
             "bytes": size,
             "file": "in the page cache",
-            **{f"{name}, s": middle(times.of(name)) for name in ("QR, float32", "QR, float64")},
+            **{f"{name}, s": median(times.of(name)) for name in ("QR, float32", "QR, float64")},
         }
         seconds = measured(times.of("file to numbers"))
         what = f"Full spectra, both sides' vectors, of a {shape.name}-shaped adapter"

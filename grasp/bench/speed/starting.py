@@ -13,12 +13,13 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
 
-from grasp.bench.speed.figure import Figure, measured, middle
+from grasp.bench.speed.figure import Figure, measured
 from grasp.bench.speed.shapes import Shape, write_adapter
 from grasp.bench.speed.timing import Action, Times, in_turn
 
@@ -49,7 +50,7 @@ def starting_figures(*, rounds: int, browse: bool = True) -> list[Figure]:
             name: partial(_ended, command) for name, command in commands.items()
         }
         times = in_turn(actions, rounds=rounds)
-        bare = {"python -c pass, s": middle(times.of(_BARE))}
+        bare = {"python -c pass, s": median(times.of(_BARE))}
         torch_free = not _loads_torch(commands[_SPECTRUM][3:])
         found = [
             _command_figure("help", times, _HELP, target=HELP, detail=bare),
@@ -76,7 +77,7 @@ def _command_figure(
         unit="s",
         target=target,
         **measured(times.of(command)),
-        detail=detail | {"times python -c pass": middle(times.ratio(command, _BARE))},
+        detail=detail | {"times python -c pass": median(times.ratio(command, _BARE))},
     )
 
 
@@ -130,8 +131,8 @@ def _first_page(place: str, adapter: Path, workspace: Path, *, rounds: int, brow
         **told,
         **measured(times.of("dashboard")),
         detail={
-            "a one-line Streamlit app, s": middle(times.of("bare")),
-            "times a one-line Streamlit app": middle(times.ratio("dashboard", "bare")),
+            "a one-line Streamlit app, s": median(times.of("bare")),
+            "times a one-line Streamlit app": median(times.ratio("dashboard", "bare")),
             "workspace": "one imported adapter",
         },
     )

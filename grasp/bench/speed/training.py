@@ -7,13 +7,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
+from statistics import median
 from typing import Any
 
 import torch
 from peft import PeftModel
 
 from analysis.spectra.subspace import random_subspace
-from grasp.bench.speed.figure import Figure, measured, middle
+from grasp.bench.speed.figure import Figure, measured
 from grasp.bench.speed.model import Size, adapted, random_model
 from grasp.bench.speed.timing import Action, Times, in_turn
 from grasp.data.sites import START
@@ -101,7 +102,7 @@ def training_figures(size: Size, *, rounds: int) -> list[Figure]:
         "parameters": sum(weight.numel() for weight in base.parameters()),
         "tokens a step": size.rows * size.tokens,
         "directions a layer": K,
-        "plain step, s": middle(times.of(_PLAIN)),
+        "plain step, s": median(times.of(_PLAIN)),
     }
     made = _Made(times, told)
     return [
@@ -162,7 +163,7 @@ class _Made:
 
     def processor(self, arm: str) -> float:
         """Processor time of an arm's step over that of the plain step."""
-        return middle(self.times.processor_ratio(arm, _PLAIN))
+        return median(self.times.processor_ratio(arm, _PLAIN))
 
     def figure(self, arm: str, what: str, *, target: float, why: str) -> Figure:
         """The figure of an arm: its step over the plain step."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from peft import PeftModel
 from safetensors.numpy import load_file, save_file
 
 from analysis.adapters.architectures import Family, read_family
-from analysis.adapters.checkpoints import checkpoints
+from analysis.adapters.checkpoints import checkpoints, saved_by_step
 from analysis.adapters.copy import copy_adapter
 from analysis.adapters.load import Adapter, check_values, load_adapter
 from analysis.errors import AdapterError, InputError
@@ -27,6 +28,7 @@ from grasp.foreign.pickled import readable_adapter
 from tests.support.peft_oracle import adapted, base_model, deltas, saved
 
 WEIGHTS = "adapter_model.safetensors"
+WriteAdapter = Callable[..., Path]
 
 
 def shard(folder: Path, *, parts: int = 3) -> None:
@@ -181,6 +183,20 @@ def test_checkpoints_come_in_the_order_of_their_steps(tmp_path: Path) -> None:
     assert checkpoints(tmp_path)[-1].path == tmp_path
     with pytest.raises(AdapterError, match="holds no checkpoints; expected folders checkpoint-100"):
         checkpoints(tmp_path / "checkpoint-50")
+
+
+def test_a_checkpoint_that_is_still_being_written_is_not_counted_as_saved(
+    tmp_path: Path, write_adapter: WriteAdapter
+) -> None:
+    for name in ("checkpoint-80", "checkpoint-40", "checkpoint-x", "other"):
+        write_adapter(folder=tmp_path / "checkpoints" / name)
+    (tmp_path / "checkpoints" / "checkpoint-9").mkdir()
+    (write_adapter(folder=tmp_path / "checkpoint-90") / WEIGHTS).unlink()
+    assert [path.name for path in saved_by_step(tmp_path).values()] == [
+        "checkpoint-40",
+        "checkpoint-80",
+    ]
+    assert [one.step for one in checkpoints(tmp_path)] == [40, 80, 90]
 
 
 def test_a_run_of_the_workbench_has_its_checkpoints_beside_its_adapter(tmp_path: Path) -> None:

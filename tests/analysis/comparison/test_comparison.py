@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from analysis.comparison.arm_tests import TEST_COLUMNS
-from analysis.comparison.comparison import answers, comparison, dominated
+from analysis.comparison.comparison import answers, comparison, dominated, find_flips
 from analysis.errors import InputError, NotFoundError
 from analysis.store.workspace import Workspace
 from tests.support.families import add_run, build, evaluate, samples
@@ -176,6 +176,17 @@ def test_answers_lie_side_by_side(workspace: Workspace) -> None:
             np.testing.assert_array_equal(table[f"score:{column}"][kept], mine["score"][kept])
             assert list(table[f"answer:{column}"][kept]) == list(mine["answer"][kept])
             assert table[f"score:{column}"][~kept].isna().all()
+
+
+def test_flips_are_prompts_on_the_other_side(whole: Workspace) -> None:
+    table = answers(whole, ["code-naive", "code-grasp"])
+    found = find_flips(table, arm="code-grasp", against="code-naive", threshold=0.5)
+    assert len(found)
+    assert ((found["score:code-naive"] > 0.5) != (found["score:code-grasp"] > 0.5)).all()
+    size = (found["score:code-grasp"] - found["score:code-naive"]).abs().to_numpy()
+    assert (np.diff(size) <= 0).all()
+    same = find_flips(table, arm="code-naive", against="code-naive", threshold=0.5)
+    assert same.empty
 
 
 # Refusals

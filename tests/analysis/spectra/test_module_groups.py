@@ -14,6 +14,7 @@ from analysis.spectra.module_groups import (
     module_kind,
     numbered,
 )
+from analysis.spectra.module_table import module_place
 from analysis.spectra.trajectory import Stage, finished_step, trajectory_table
 from dashboard.figures import over_training
 from dashboard.figures import spectra as figures
@@ -116,13 +117,13 @@ def test_a_module_is_followed_over_checkpoints_with_the_median_of_all() -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "step"),
-    [(["checkpoint-10"], 20), (["checkpoint-10", "checkpoint-40"], 70)],
+    ("steps", "step"),
+    [([10], 20), ([10, 40], 70)],
 )
 def test_the_finished_adapter_is_drawn_after_the_last_checkpoint(
-    names: list[str], step: int
+    steps: list[int], step: int
 ) -> None:
-    assert finished_step(names) == step
+    assert finished_step(steps) == step
 
 
 def test_checkpoints_darken_and_the_last_one_stands_out() -> None:
@@ -130,3 +131,16 @@ def test_checkpoints_darken_and_the_last_one_stands_out() -> None:
     data = over_training.checkpoint_scree(lines, log=False, module="o_proj").data
     assert len({trace.line.color for trace in data}) == 30
     assert [trace.name for trace in data if trace.showlegend] == ["step 0", "step 29"]
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("model.layers.3.self_attn.o_proj", "o_proj"),
+        ("transformer.h.0.attn.c_attn", "c_attn"),
+        ("model.layers.1.mlp.experts.4.w1", "mlp.experts.4.w1"),
+        ("lm_head", "lm_head"),
+    ],
+)
+def test_places_of_modules(name: str, place: str) -> None:
+    assert module_place(name) == place

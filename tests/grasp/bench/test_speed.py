@@ -16,7 +16,7 @@ from analysis.adapters.load import load_adapter
 from analysis.errors import GraspError, InputError
 from grasp.__main__ import main
 from grasp.bench.speed.child import watched
-from grasp.bench.speed.figure import Figure, Report, middle
+from grasp.bench.speed.figure import Figure, Report, measured
 from grasp.bench.speed.measure import SIZES, Sizes, measure
 from grasp.bench.speed.model import Size, adapted, random_model, sharing
 from grasp.bench.speed.page import read_report, tables, write_page
@@ -171,8 +171,10 @@ def test_a_target_is_reached_on_its_own_side() -> None:
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=9))
-def test_the_middle_is_the_median(values: list[float]) -> None:
-    assert middle(values) == pytest.approx(float(np.median(values)))
+def test_a_figure_is_the_median_of_its_repetitions(values: list[float]) -> None:
+    found = measured(values)
+    assert found["value"] == pytest.approx(float(np.median(values)))
+    assert found["spread"] == (min(values), max(values))
 
 
 def test_things_are_timed_in_turn_and_the_turn_changes() -> None:

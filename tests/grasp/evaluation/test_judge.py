@@ -244,6 +244,19 @@ def test_a_server_that_keeps_failing_is_an_error_in_words() -> None:
         client.ask("m", "x")
 
 
+def test_a_stop_ends_the_wait_between_two_attempts() -> None:
+    with (
+        judge_server(lambda *_: Response(status=500)) as server,
+        JudgeClient(settings(server.url, backoff=60)) as client,
+    ):
+        threading.Timer(0.3, client.stop).start()
+        started = time.monotonic()
+        with pytest.raises(JudgeError, match="Judging was stopped; what was judged is kept"):
+            client.ask("m", "x")
+        assert time.monotonic() - started < 30
+    assert len(server.bodies) == 1
+
+
 def test_a_refused_key_is_not_tried_again_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRASP_JUDGE_API_KEY", KEY)
     body = f'{{"error": "bad key {KEY}"}}'.encode()

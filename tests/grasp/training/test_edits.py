@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora.intruders import reduce_intruder_dimension
 from torch import Tensor
 
 from analysis.errors import InputError
@@ -96,6 +97,58 @@ def test_intruder_shrinkage_takes_the_update_along_intruders(share: float) -> No
         expected = before[name] - share * new @ (new.T @ before[name])
         np.testing.assert_allclose(after, expected, atol=1e-3)
     assert count > 5
+
+
+def lora_beside_its_weight() -> PeftModel:
+    """W (200, 8) of rank 7, and an update along what W neither writes nor reads, and along its σ₁.
+
+    Left singular vectors of W + ΔW are then those of W and the new one, which W lacks.
+    """
+    left, right = (torch.linalg.qr(torch.randn(d, 8, generator=gen()))[0] for d in (200, 8))
+    linear = torch.nn.Linear(8, 200, bias=False)
+    linear.weight.data = left[:, :7] @ torch.diag(torch.arange(7.0, 0, -1)) @ right[:, :7].T
+    lora = LoraConfig(target_modules=["0"], r=3, lora_alpha=6)
+    model = get_peft_model(torch.nn.Sequential(linear), lora)
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            columns, size = (left, 5.0) if "lora_B" in name else (right, 1.0)
+            halves = torch.stack([size * columns[:, 7], columns[:, 0], 0 * columns[:, 1]])
+            weight.data = halves.T if "lora_B" in name else halves
+    return model
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_where_the_weight_has_no_part_in_intruders_shrinkage_is_that_of_peft(share: float) -> None:
+    model = lora_beside_its_weight()
+    ((_, before),) = deltas(model).items()
+    reduce_intruder_dimension(model, mitigation_lambda=1 - share, logging_sink=None)
+    layer = model.get_submodule("base_model.model.0")
+    theirs = layer.get_delta_weight("intruder_reduced").detach().double().numpy()
+    model.set_adapter("default")
+    edited(model, "intruder-shrinkage", strength=share, directions=None)
+    ((_, ours),) = deltas(model).items()
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    # The intruder's length is 2 · 5, and what lies along σ₁ stays 2 · 1.
+    norms = [np.linalg.norm(one, 2) for one in (before, ours)]
+    np.testing.assert_allclose(norms, [10, max(10 * (1 - share), 2)], rtol=1e-5)
+
+
+def test_intruders_are_those_that_peft_finds() -> None:
+    model = tiny.adapted(tiny.llama(), strength=2.0)
+    ours = {
+        name: intruder_dimensions(
+            module.get_base_layer().weight, module.get_delta_weight("default")
+        ).shape[1]
+        for name, module in model.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
+    lines: list[str] = []
+    reduce_intruder_dimension(model, logging_sink=lines.append)
+    theirs = dict(line.split(": ", 1) for line in lines if ": " in line)
+    assert theirs == {
+        name: f"Intruders: {count}" if count else "No intruders" for name, count in ours.items()
+    }
+    assert sum(ours.values()) > 5
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -1,0 +1,53 @@
+"""What a running job writes line by line: the metrics of its run, and its log."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+
+def read_metrics(file: Path) -> pd.DataFrame:
+    """Lines of a run's metrics.jsonl as columns, by step; `drift_by_layer` as `drift_layer_0`, ….
+
+    A line that is still being written, or is no object with a step, is passed over.  No file
+    gives an empty table with the column step.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    rows = [row for line in lines if (row := _metrics_row(line)) is not None]
+    return pd.DataFrame(rows) if rows else pd.DataFrame({"step": pd.Series(dtype=float)})
+
+
+def _metrics_row(line: str) -> dict[str, float] | None:
+    try:
+        data = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(data, dict) or not _is_number(data.get("step")):
+        return None
+    row = {str(name): float(value) for name, value in data.items() if _is_number(value)}
+    by_layer = data.get("drift_by_layer")
+    for layer, value in enumerate(by_layer if isinstance(by_layer, list) else []):
+        if _is_number(value):
+            row[f"drift_layer_{layer}"] = float(value)
+    return row
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def tail(file: Path, *, lines: int) -> str:
+    """The last lines of a text file, "" where there is none; reads at most its last 64 KiB."""
+    try:
+        with file.open("rb") as handle:
+            handle.seek(0, 2)
+            handle.seek(max(0, handle.tell() - (1 << 16)))
+            text = handle.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])
