@@ -305,7 +305,7 @@ def test_checkpoints_of_a_repository_are_not_promised(
     hub.publish("org/name", made("one-layer"))
     argv = ["import", "org/name", "--checkpoints", "--workspace", str(empty.root)]
     assert main(argv) == 2
-    assert "one adapter is downloaded, without checkpoints" in capsys.readouterr().err
+    assert "is on the Hub, and --checkpoints needs a folder" in capsys.readouterr().err
 
 
 # Choices

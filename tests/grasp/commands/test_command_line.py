@@ -163,10 +163,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no adapter": (["spectrum", "empty"], "empty has no adapter_config.json; give a folder"),
     "broken adapter": (["factors", "broken"], "whose header claims "),
     "not evaluated": (["compare", "a"], "no evaluation 'a.base' yet; `grasp evaluate a` makes it"),
-    "import twice": (["import", "runs-a", "--out", "a"], "There is a run 'a' already; name"),
+    "import twice": (["import", "runs-a", "--out", "a"], "A run 'a' already exists; choose"),
     "no such job": (["jobs", "--cancel", "9"], "There is no job 9; `grasp jobs` lists"),
     "requeue no job": (["jobs", "--requeue", "9"], "There is no job 9; `grasp jobs` lists"),
-    "export into itself": (["export", "--out", "workspace/x.zip"], "lie outside the workspace"),
+    "export into itself": (["export", "--out", "workspace/x.zip"], "be outside the workspace"),
     "export to no zip": (["export", "--out", "x.tar"], "x.tar must end in .zip"),
     "no prompts named": (["evaluate", "a"], "Run 'a' names no prompt set; give one with --prompts"),
     "no probes named": (["record", "a"], "Run 'a' names no probes; give them with --probes FILE"),
@@ -407,7 +407,7 @@ def test_factors_of_a_run_are_saved_with_it(
     add_run(workspace, write_adapter)
     code, out, _ = in_process(capsys, "factors", "a", "--weights-only")
     assert code == 0
-    assert "* above the null band" in out
+    assert "* significant: above the null band" in out
     assert workspace.factors("a").parents == ["runs/a"]
     path = str(workspace.folder("runs", "a"))
     code, out, _ = in_process(capsys, "factors", path, "--weights-only", "--json")

@@ -508,7 +508,7 @@ def test_the_command_asks_first_and_shows_what_was_judged(
         with_judge = command(workspace, "--judge", str(file), "--json")
         for line, message in (
             (command(workspace), "name its settings with --judge FILE"),
-            (with_judge, "Say --yes to go on, or set a limit with --max-requests"),
+            (with_judge, "Add --yes to go on, or set a limit with --max-requests"),
             ([*with_judge, "--max-requests", "23"], "more than --max-requests 23"),
         ):
             assert main(line) == 2
