@@ -268,7 +268,7 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     test = look(open_page("workspace", empty), "org/far")
-    assert "is not in the local cache of the Hub, which cannot be reached" in words(test)
+    assert "nor in the Hub's local cache, and the Hub cannot be reached" in words(test)
     assert test.text_input(key=Key.ADAPTER_PATH).value == "org/far"
 
 

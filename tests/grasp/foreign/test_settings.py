@@ -287,7 +287,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no pair": (["--set", "x"], "--set got 'x'; expected NAME=VALUE, as learning_rate=1e-4."),
     "no such setting": (pairs(speed=1), "run 'theirs': setting 'speed': Extra inputs are not"),
     "no number": (pairs(learning_rate="fast"), "setting 'learning_rate': Input should be a valid"),
-    "two lengths": (pairs(num_train_epochs=1, max_steps=2), "are both given; give one of them"),
+    "two lengths": (pairs(num_train_epochs=1, max_steps=2), "are both given; give only one"),
     "base model": (pairs(base_model="x"), "base_model was given, but it is what the adapter of"),
     "LoRA": (pairs(lora="{r: 2}"), "lora was given, but it is what the adapter of run 'theirs'"),
     "no such data": (["--data", "none.jsonl"], "There is no file or folder none.jsonl; name a"),
@@ -440,5 +440,5 @@ def test_settings_of_ones_own_name_steps_or_epochs(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="max_steps and num_train_epochs are both given"):
         load_config(tmp_path / "a.yaml")
     (tmp_path / "a.yaml").write_text("title: t\nbase_model: b\n")
-    with pytest.raises(InputError, match="setting 'data': Field required"):
+    with pytest.raises(InputError, match="has no setting 'data'; add"):
         load_config(tmp_path / "a.yaml")

@@ -228,7 +228,7 @@ def test_the_job_of_a_killed_process_is_interrupted(
     wait(lambda: queue.reconcile(database) == [job.id], "the interruption")  # a zombie is dead too
     found = queue.get(database, job.id)
     assert (found.status, found.finished is not None) == ("interrupted", True)
-    assert "ended without a word" in found.error
+    assert "ended unexpectedly" in found.error
     assert status(database, mine) == "running"
 
 
