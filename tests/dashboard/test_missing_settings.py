@@ -75,7 +75,7 @@ def test_what_is_missing_is_asked_for_and_kept(
     ("data", "lines", "message"),
     [
         ("none.jsonl", LINES, "There is no file or folder none.jsonl"),
-        ("", LINES, f"Run '{RUN}' was made elsewhere, and what is known of it lacks data; give"),
+        ("", LINES, f"Run '{RUN}' was made elsewhere and lacks the settings data; give"),
         ("none.jsonl", "a: [", "The settings cannot be read as YAML settings"),
         ("none.jsonl", LINES + "speed: 1", "setting 'speed': Extra inputs are not permitted"),
     ],
@@ -124,5 +124,5 @@ def test_the_page_shows_what_became_of_the_data(whole: Workspace, open_page: Ope
     write_report(whole.folder("runs", RUN), report)
     said = words(open_page("retrain", whole, run=RUN))
     assert "9 rows read, 8 trained on." in said
-    assert "1 row (1) asks what 1 of the evaluation prompts ask" in said
+    assert "1 of the evaluation prompts also occurs in 1 row (1)" in said
     assert "Left out as empty: 1 row (3)." in said

@@ -148,9 +148,9 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "imported": (
         ["retrain", "a", "--factors", "w1", "--out", "b"],
-        "grasp: Run 'a' was made elsewhere, and what is known of it lacks data, learning_rate, "
+        "grasp: Run 'a' was made elsewhere and lacks the settings data, learning_rate, "
         "lr_scheduler, warmup_steps, weight_decay, batch_size, gradient_accumulation_steps, "
-        "max_length, max_steps or num_train_epochs; give them as lines of a YAML file with "
+        "max_length, max_steps or num_train_epochs; give them in a YAML file with "
         "--config FILE, or with --data FILE and --set NAME=VALUE.\n",
     ),
     "two strengths": (
