@@ -45,7 +45,7 @@ _PARTS = (
     Method(
         name="grasp",
         label="GRASP",
-        description="Keep the factors, and what they become at each layer, within a tolerance.",
+        description="Limit drift along the factors, and along what they become at each layer.",
         group="GRASP and its parts",
         needs=("factors", "neutral text"),
         protection=_GRASP,
@@ -82,7 +82,7 @@ _PARTS = (
     Method(
         name="grasp-write-indirect",
         label="GRASP, indirect write constraint",
-        description="The same, also for what the update feeds into the base model's weights.",
+        description="The write constraint, also on what the update feeds into the base's weights.",
         group="GRASP and its parts",
         needs=("factors",),
         protection=Protection(write_constraint=True, indirect=True),

@@ -155,7 +155,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "two strengths": (
         ["retrain", "a", "--factors", "w1", "--strength", "1", "--tolerance", "1", "--out", "b"],
-        "grasp: --strength fixes λ and --tolerance steers it; give one of them.\n",
+        "grasp: --strength fixes λ and --tolerance adapts it; give only one of them.\n",
     ),
     "run exists": (["retrain", "a", "--factors", "w1", "--out", "a"], "exists already; choose"),
     "bad run name": (["train", "c.yaml", "--out", "a b"], "'a b' is no id: use up to 100"),
