@@ -1,4 +1,4 @@
 """Streamlit pages and Plotly figures; never runs a model."""
 
 WORKSPACE_VARIABLE = "GRASP_WORKSPACE"
-"""Environment variable that names the workspace to the server's pages."""
+"""Environment variable that tells the pages which workspace to open."""

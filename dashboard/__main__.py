@@ -1,4 +1,4 @@
-"""`python -m dashboard`: serve the dashboard on one workspace, from this process."""
+"""`python -m dashboard`: serve the dashboard of one workspace from this process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DEFAULT_PORT = 8501
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until Ctrl-C; prints one line with the address when it is ready."""
+    """Serve until Ctrl-C; print one line with the address when ready."""
     options = _parser().parse_args(arguments)
     try:
         host = checked_host(options.host, allow_remote=options.allow_remote)
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def checked_host(host: str, *, allow_remote: bool) -> str:
-    """`host`, if it is this machine only, or if it was said in words that it may be wider.
+    """Return `host` if only this machine can connect, or if remote access is allowed.
 
     Raises:
         InputError: another machine could connect, and `allow_remote` is off.
@@ -51,26 +51,28 @@ def checked_host(host: str, *, allow_remote: bool) -> str:
         return host
     raise InputError(
         f"Listening on {host} lets other machines open this workspace without a password. "
-        "Use 127.0.0.1, or add --allow-remote if that is what you want."
+        "Use 127.0.0.1, or add --allow-remote if that is intended."
     )
 
 
 def checked_port(port: int, host: str) -> int:
-    """A free port: the one asked for; for the default, 8501, the next that is free.
+    """Return a free port: `port` itself, or from the default 8501 upwards the first free one.
 
     Raises:
-        InputError: the port that was asked for is taken.
+        InputError: the requested port is in use.
     """
     if port != DEFAULT_PORT:
         if not _is_free(port, host):
-            raise InputError(f"Port {port} is taken. Name another, or leave --port out.")
+            raise InputError(f"Port {port} is in use; choose another, or omit --port.")
         return port
     for candidate in range(DEFAULT_PORT, DEFAULT_PORT + 100):
         if _is_free(candidate, host):
             if candidate != DEFAULT_PORT:
-                print(f"Port {DEFAULT_PORT} is taken; using {candidate}.", file=sys.stderr)
+                print(f"Port {DEFAULT_PORT} is in use; using {candidate}.", file=sys.stderr)
             return candidate
-    raise InputError(f"Ports {DEFAULT_PORT} to {DEFAULT_PORT + 99} are all taken; name one.")
+    raise InputError(
+        f"Ports {DEFAULT_PORT} to {DEFAULT_PORT + 99} are all in use; choose another with --port."
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,14 +84,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--allow-remote",
         action="store_true",
-        help="listen beyond this machine; there is no password",
+        help="let other machines connect; there is no password",
     )
     return parser
 
 
 def _check_workspace(root: Path) -> None:
     if root.exists() and not root.is_dir():
-        raise InputError(f"{root} is a file; a workspace is a folder. Name another path.")
+        raise InputError(f"{root} is a file, but a workspace is a folder; choose another path.")
 
 
 def _is_loopback(host: str) -> bool:
@@ -132,14 +134,14 @@ def _announce(url: str, local: str, open_browser: bool) -> None:
     else:
         print(f"The dashboard did not answer at {url} within 30 s.", file=sys.stderr)
         return
-    import_module("dashboard.views.workspace")  # so that the first page need not wait for it
+    import_module("dashboard.views.workspace")  # so that the first page opens faster
     print(f"Dashboard: {url}", flush=True)
     if open_browser:
         webbrowser.open(url)
 
 
 def _serve(host: str, port: int) -> None:
-    """Run Streamlit's server here; the address and port win over any configuration file."""
+    """Run Streamlit's server here; address and port override any configuration file."""
     from streamlit import config
     from streamlit.web import bootstrap
 
@@ -155,7 +157,7 @@ def _serve(host: str, port: int) -> None:
     }
     if _is_loopback(host):
         flags["server_allowedHosts"] = ["localhost", "127.0.0.1", "[::1]", host]
-    # Streamlit finds `.streamlit/config.toml` beside the main script only when told its path.
+    # Streamlit looks for `.streamlit/config.toml` next to the main script only if told its path.
     config._main_script_path = str(APP)
     bootstrap.load_config_options(flags)
     bootstrap.run(str(APP), False, [], flags)

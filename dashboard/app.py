@@ -14,22 +14,24 @@ from dashboard.style.theme import FAVICON
 from grasp.jobs import queue
 
 PAGES = (
-    ("workspace", "Workspace", ":material/folder_open:", "Runs, where they came from, jobs."),
+    ("workspace", "Workspace", ":material/folder_open:", "Runs, their origin, and jobs."),
     ("spectra", "Spectra", ":material/bar_chart:", "Singular values of the weight updates."),
-    ("factors", "Factors", ":material/explore:", "Ranked factors, their evidence, and labels."),
-    ("labels", "Labels", ":material/sell:", "Who claimed what, and who agrees."),
+    ("factors", "Factors", ":material/explore:", "Ranked factors with their evidence and labels."),
+    ("labels", "Labels", ":material/sell:", "All labels, and how far people agree."),
     ("retrain", "Retrain", ":material/model_training:", "Fine-tune again, protecting factors."),
-    ("compare", "Compare", ":material/compare_arrows:", "Base, naive, GRASP and rivals."),
+    ("compare", "Compare", ":material/compare_arrows:", "Base model, naive run, GRASP and rivals."),
 )
 
 
 def main() -> None:
-    """Draw the frame and run the chosen page."""
+    """Draw the frame and run the selected page."""
     st.set_page_config(
         page_title="GRASP workbench",
         page_icon=FAVICON,
         layout="wide",
-        menu_items={"About": "GRASP workbench: find, label and remove what a LoRA also learned."},
+        menu_items={
+            "About": "Find, label and remove what a LoRA fine-tune learned besides its task."
+        },
     )
     st.html(STYLE)
     page = st.navigation(
@@ -71,7 +73,7 @@ def _sidebar() -> None:
             key=Key.ANNOTATOR,
             max_chars=100,
             persist_state="session",
-            help="Kept with every label that you give.",
+            help="Saved with every label you give.",
         )
 
 

@@ -1,6 +1,6 @@
 """The command `grasp`, also as `python -m grasp`.
 
-Bad input ends in one sentence on standard error; `--json` prints one object and nothing else.
+Bad input gives one sentence on standard error; `--json` prints one object and nothing else.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from grasp.commands.parser import build_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; bad input is one sentence on standard error and exit code 2."""
-    # Beside another busy process, threads that spin or wait for each other cost many times more.
+    """Run one command; bad input gives one sentence on standard error and exit code 2."""
+    # Spinning threads slow everything down many times when another process is busy.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = build_parser().parse_args(argv)

@@ -1,4 +1,4 @@
-"""Evidence for one factor from activations: where prompts lie, how far they moved, the map."""
+"""Evidence for one factor from activations: projections, moves by layer, the map of moves."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ MAX_POINTS = 5000
 
 
 def histogram(projections: pd.DataFrame, *, by: str) -> go.Figure:
-    """Histograms of the projection, one panel for each value of `by`, base beside adapted.
+    """Histograms of the projection, one panel per value of `by`, base and adapted overlaid.
 
     Args:
-        projections: one row a probe: id, group, variant, base and adapted, in base std.
+        projections: one row per probe: id, group, variant, base and adapted, in base std.
         by: "group" or "variant".
     """
     panels = sorted(projections[by].unique())
@@ -47,16 +47,16 @@ def histogram(projections: pd.DataFrame, *, by: str) -> go.Figure:
     figure.update_annotations(x=0, xanchor="left", font_size=12)
     height = 145 + (160 if len(panels) <= 3 else 110) * len(panels)
     styled(figure, title=f"Projection by {by}", x="", y="probes", height=height)
-    figure.update_layout(margin_t=60)  # the first panel's name lies under the title
+    figure.update_layout(margin_t=60)  # the name of the first panel is below the title
     figure.update_xaxes(title_text="projection (base std)", row=len(panels), col=1)
     return figure
 
 
 def shift_by_layer(shifts: pd.DataFrame) -> go.Figure:
-    """Mean move from base to adapted along the factor, one line a name, with intervals.
+    """Mean move from base to adapted along the factor, one line per name, with intervals.
 
     Args:
-        shifts: one row a layer and name: layer, name, value, low, high, n, in base std.
+        shifts: one row per layer and name: layer, name, value, low, high, n, in base std.
     """
     figure = go.Figure()
     for position, (group, rows) in enumerate(shifts.groupby("name", sort=True)):
@@ -92,12 +92,12 @@ def shift_by_layer(shifts: pd.DataFrame) -> go.Figure:
 def shift_map(
     points: pd.DataFrame, *, axes: Sequence[str], chosen: Sequence[str] = ()
 ) -> go.Figure:
-    """First two principal components of the probes' moves; each point carries its probe's id.
+    """First two principal components of the probes' moves; each point carries the probe's id.
 
     Args:
-        points: one row a probe: id, group, variant, x, y.
+        points: one row per probe: id, group, variant, x, y.
         axes: titles of both axes.
-        chosen: ids that stay bright; the rest is greyed, not gone.  All, where empty.
+        chosen: ids that stay bright while the rest is greyed; if empty, all stay bright.
     """
     shown = points.head(MAX_POINTS)
     figure = go.Figure()

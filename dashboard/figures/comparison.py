@@ -1,4 +1,4 @@
-"""Arms against each other: the frontier and the intervals of one metric."""
+"""Arms against each other: the frontier, and the intervals of one metric."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def frontier(table: pd.DataFrame, *, x: str = "task", y: str = "unrelated") -> g
     """Each arm at (task accuracy, unrelated rate), with both 95 % intervals.
 
     Args:
-        table: long: run, method, label, metric, value, low, high, n.
+        table: long form: run, method, label, metric, value, low, high, n.
         x: the metric on the horizontal axis.
         y: the metric on the vertical axis.
     """

@@ -1,4 +1,4 @@
-"""Which run came from which, as a Mermaid flow chart."""
+"""The lineage of runs as a Mermaid flow chart."""
 
 from __future__ import annotations
 

@@ -17,12 +17,12 @@ WHICH = {"top": (VERMILLION, "triangle-up"), "random": (GREY, "circle"), "bottom
 
 
 def dose_response(curves: pd.DataFrame, *, metric: str, layer: int | None) -> go.Figure:
-    """One metric against the dose, base and adapted model, each over its random directions' band.
+    """One metric against the dose for both models, each over the band of random directions.
 
     Args:
-        curves: as `analysis.evidence.dose_curves.curves` gives them.
-        metric: one of theirs.
-        layer: the layer that was steered; None for all.
+        curves: from `analysis.evidence.dose_curves.curves`.
+        metric: a metric in `curves`.
+        layer: the steered layer; None for all layers.
     """
     figure = go.Figure()
     for model, (colour, symbol) in MODELS.items():
@@ -71,13 +71,13 @@ def dose_response(curves: pd.DataFrame, *, metric: str, layer: int | None) -> go
 
 
 def row_values(values: pd.DataFrame, shown: pd.DataFrame, *, by: str, unit: str) -> go.Figure:
-    """Histogram of a measure over all training rows, with the listed rows marked under it.
+    """Histogram of a measure over all training rows, with the listed rows marked below it.
 
     Args:
         values: all rows.
-        shown: the listed ones, with `which` they are: "top", "random" or "bottom".
-        by: the column that is drawn.
-        unit: of that column.
+        shown: the listed rows; their column `which` is "top", "random" or "bottom".
+        by: the column to draw.
+        unit: the unit of that column.
     """
     figure = go.Figure(
         go.Histogram(
@@ -110,12 +110,12 @@ def row_values(values: pd.DataFrame, shown: pd.DataFrame, *, by: str, unit: str)
 
 
 def overlap_shares(table: pd.DataFrame, *, names: Sequence[str], factor: str) -> go.Figure:
-    """Share of each gain that goes with the factor, with its interval, beside random subspaces.
+    """Share of each change undone with the factor, with its interval, beside random subspaces.
 
     Args:
         table: measure, subspace, value, low, high, n; rows without a value are left out.
-        names: measures as they are written, in the order of `table`'s first appearance.
-        factor: its name.
+        names: display names of the measures, in the order they first appear in `table`.
+        factor: the name of the factor.
     """
     known = table.dropna(subset="value")
     written = dict(zip(table["measure"].unique(), names, strict=True))
@@ -156,7 +156,7 @@ def overlap_shares(table: pd.DataFrame, *, names: Sequence[str], factor: str) ->
         )
     )
     shown = [written[measure] for measure in known["measure"].unique()]
-    styled(figure, title=f"What goes when {factor} is set back", x="share of the change", y="",
+    styled(figure, title=f"Change undone when {factor} is set back", x="share of the change", y="",
            height=150 + 44 * len(shown))  # fmt: skip
     figure.update_xaxes(tickformat=".0%", zeroline=True)
     figure.update_yaxes(categoryorder="array", categoryarray=shown[::-1])

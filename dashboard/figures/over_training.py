@@ -1,4 +1,4 @@
-"""One module's singular values from checkpoint to checkpoint."""
+"""The singular values of one module from checkpoint to checkpoint."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from dashboard.figures.spectra import MEASURES, Scree, scree_axes, scree_line
 from dashboard.style.theme import BLUE, GREY, SEQUENTIAL, VERMILLION, styled
 
 OVER_STEPS = ("top", "effective_rank")
-"""Measures that are followed over checkpoints."""
+"""Measures drawn over the checkpoints."""
 
 _MOST_NAMES = 8
 
 
 def trajectory(steps: pd.DataFrame) -> go.Figure:
-    """The chosen module's σ₁ and effective rank at each checkpoint, and all modules' median.
+    """The selected module's σ₁ and effective rank at each checkpoint, and the median module's.
 
     Args:
-        steps: one row a checkpoint: `step`, `shown` (its name), and for every measure of
+        steps: one row per checkpoint: `step`, `shown` (its name), and for every measure of
             OVER_STEPS the module's value under its name and the median under `<name>:median`.
     """
     figure = make_subplots(rows=len(OVER_STEPS), cols=1, shared_xaxes=True, vertical_spacing=0.08)
@@ -50,14 +50,14 @@ def trajectory(steps: pd.DataFrame) -> go.Figure:
     for row, measure in enumerate(OVER_STEPS, start=1):
         unit = MEASURES[measure][1]
         figure.update_yaxes(title_text=unit, rangemode="tozero", row=row, col=1)
-    last = ", the last point the finished adapter" if "finished" in set(steps["shown"]) else ""
+    last = " (last point: the finished adapter)" if "finished" in set(steps["shown"]) else ""
     figure.update_xaxes(rangemode="tozero", title_text="")
     figure.update_xaxes(title_text=f"optimiser step{last}", row=len(OVER_STEPS), col=1)
     return figure
 
 
 def checkpoint_scree(lines: Sequence[Scree], *, log: bool, module: str) -> go.Figure:
-    """Singular values of one module at each checkpoint, darker the later."""
+    """Singular values of one module at each checkpoint; later ones are darker."""
     figure = go.Figure()
     for position, line in enumerate(lines):
         share = position / max(len(lines) - 1, 1)

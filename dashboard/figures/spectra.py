@@ -15,7 +15,7 @@ from dashboard.style.theme import BLUE, CATEGORICAL, GREY, SEQUENTIAL, VERMILLIO
 
 MEASURES = {
     "top": ("Largest singular value", "σ₁ (units of W)"),
-    "energy_top1": ("Share of energy in the first", "σ₁² / Σσ²"),
+    "energy_top1": ("Energy share of σ₁", "σ₁² / Σσ²"),
     "effective_rank": ("Effective rank (entropy of σ)", "effective rank"),
     "r": ("Rank of the adapter", "LoRA rank r"),
 }
@@ -23,7 +23,7 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Scree:
-    """One line of a scree plot: singular values (k,) of a run or checkpoint."""
+    """One line of a scree plot: the singular values (k,) of a run or checkpoint."""
 
     name: str
     singular_values: NDArray[np.float64]
@@ -33,10 +33,10 @@ def module_map(cells: pd.DataFrame, *, measure: str, selected: str | None) -> go
     """Squares by layer and kind of module, coloured by `measure`; each carries a module's name.
 
     Args:
-        cells: as `analysis.spectra.module_groups.module_cells` gives them; the name is that of the
-            strongest module of a cell.
+        cells: from `analysis.spectra.module_groups.module_cells`; each is named after its
+            strongest module.
         measure: one of MEASURES.
-        selected: the name of the cell that is ringed.
+        selected: the name of the cell to ring.
     """
     title, unit = MEASURES[measure]
     places = list(dict.fromkeys(cells["place"]))
@@ -74,12 +74,12 @@ def module_map(cells: pd.DataFrame, *, measure: str, selected: str | None) -> go
 
 
 def member_strip(members: pd.DataFrame, *, measure: str, selected: str) -> go.Figure:
-    """One measure of every module of a cell, such as the experts of a layer, by number.
+    """One measure of every module in a cell, such as the experts of a layer, by number.
 
     Args:
         members: rows of a module table with a column `number`.
         measure: one of MEASURES.
-        selected: name of the module that is ringed.
+        selected: the name of the module to ring.
     """
     title, unit = MEASURES[measure]
     ringed = [name == selected for name in members["name"]]
@@ -106,7 +106,7 @@ def member_strip(members: pd.DataFrame, *, measure: str, selected: str) -> go.Fi
 
 
 def module_scree(lines: Sequence[Scree], *, log: bool, module: str) -> go.Figure:
-    """Singular values of one module's update, one line a run or checkpoint."""
+    """Singular values of one module's update, one line per run or checkpoint."""
     figure = go.Figure()
     for position, line in enumerate(lines):
         figure.add_trace(scree_line(line, position))
@@ -121,10 +121,10 @@ def factor_scree(
     """Singular values of the residual stream's factors, their null band, and other runs.
 
     Args:
-        table: rows of one side and layer limit of a factor table, by index.
+        table: the rows of a factor table for one side and layer limit, by index.
         log: a logarithmic vertical axis.
         overlays: checkpoints and other runs of the family.
-        selected: id of the factor that is ringed.
+        selected: the id of the factor to ring.
     """
     figure = go.Figure()
     _add_band(figure, table)
@@ -145,7 +145,7 @@ def factor_scree(
                 marker={
                     "color": colour,
                     "symbol": symbol,
-                    "opacity": 1,  # Plotly's own is 0.7 where sizes differ
+                    "opacity": 1,  # Plotly's default is 0.7 when sizes differ
                     "size": [15 if one == selected else 10 for one in rows["id"]],
                     "line": {
                         "width": [3 if one == selected else 1 for one in rows["id"]],
@@ -186,7 +186,7 @@ def _add_band(figure: go.Figure, table: pd.DataFrame) -> None:
 
 
 def scree_line(line: Scree, position: int, *, thin: bool = False) -> go.Scatter:
-    """One run or checkpoint; its colour goes by `position`."""
+    """The line of one run or checkpoint; `position` sets its colour."""
     colour = CATEGORICAL[position % len(CATEGORICAL)]
     return go.Scatter(
         x=np.arange(1, len(line.singular_values) + 1),
@@ -199,12 +199,12 @@ def scree_line(line: Scree, position: int, *, thin: bool = False) -> go.Scatter:
 
 
 def _plain(text: str) -> str:
-    """Text that Plotly shows as it stands: its labels understand a little HTML."""
+    """Escape text for Plotly, whose labels understand a little HTML."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def scree_axes(figure: go.Figure, log: bool) -> None:
-    """Axes of singular values by index, wide enough for all traces."""
+    """Set up the axes of singular values by index, wide enough for all traces."""
     figure.update_yaxes(type="log" if log else "linear")
     if not log:
         figure.update_yaxes(rangemode="tozero")
@@ -213,12 +213,12 @@ def scree_axes(figure: go.Figure, log: bool) -> None:
 
 
 def _square(*, columns: int, pitch: float) -> float:
-    """Size of a square so that neighbours do not touch; `pitch` is pixels from row to row."""
+    """Size of a square such that neighbours do not touch; `pitch` is the row height in pixels."""
     return max(3.0, min(26.0, 420 / max(columns, 1), 0.85 * pitch))
 
 
 def _cell_words(cell: Mapping[Any, Any], measure: str) -> str:
-    """What a square says when the pointer is on it."""
+    """The hover text of a square."""
     value = f"{MEASURES[measure][1]} = {cell[measure]:.3g}"
     if cell["modules"] == 1:
         return f"{_plain(cell['name'])}<br>{value}"
@@ -230,7 +230,7 @@ def _cell_words(cell: Mapping[Any, Any], measure: str) -> str:
 
 
 def _layer_ticks(cells: pd.DataFrame) -> dict[str, list[Any]]:
-    """Numbers of layers, and words for the rows before the first and after the last one."""
+    """Tick labels: layer numbers, and words for the rows before the first and after the last."""
     inside = sorted(cells["layer"].dropna().unique())
     outside = sorted(cells.loc[cells["layer"].isna(), "position"].unique())
     every = 1 if len(inside) <= 16 else 4 if len(inside) <= 64 else 10

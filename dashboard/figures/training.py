@@ -1,4 +1,4 @@
-"""Loss and drift while a run trains."""
+"""Loss and drift during training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _KEEP = "job"
 
 
 def loss_curve(metrics: pd.DataFrame, *, total: int | None = None) -> go.Figure:
-    """Training loss by optimiser step, and the penalty where the method has one."""
+    """Training loss by optimiser step, and the penalty if the method has one."""
     figure = go.Figure()
     for column, name, colour in (("loss", "task loss", BLUE), ("penalty", "penalty", GREY)):
         if column in metrics and metrics[column].notna().any():
@@ -23,7 +23,7 @@ def loss_curve(metrics: pd.DataFrame, *, total: int | None = None) -> go.Figure:
 def drift_curve(
     metrics: pd.DataFrame, *, tolerance: float | None, total: int | None = None
 ) -> go.Figure:
-    """Drift along the protected factors by step, its layers, and the tolerance it is held to."""
+    """Drift along the protected factors by step: each layer, the mean, and the tolerance."""
     figure = go.Figure()
     layers = [str(name) for name in metrics if str(name).startswith("drift_layer_")]
     for position, column in enumerate(layers):

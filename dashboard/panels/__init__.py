@@ -1,4 +1,4 @@
-"""Parts of pages that more than one page shows, or that are long enough for a file.
+"""Parts of pages: shared by several pages, or long enough for a file of their own.
 
 Computes nothing; charts are in `dashboard.figures`.
 """

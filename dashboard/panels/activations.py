@@ -1,4 +1,4 @@
-"""The evidence for one factor, as the Factors page shows it under list and label."""
+"""The evidence for one factor, shown on the Factors page below the list and the label."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Option = TypeVar("Option", bound=str)
 
 
 def show(workspace: Workspace, run: RunManifest, table: FactorTable, factor: str) -> None:
-    """One kind of evidence at a time, as the URL names it; only that one is read and drawn."""
+    """Draw the kind of evidence that the URL names; only that one is loaded."""
     st.subheader(literal(f"Evidence for {factor}"), anchor=False)
     kind = picker(
         "Evidence", EVIDENCE, list(KINDS), key=Key.EVIDENCE, shown=lambda one: KINDS[one],
@@ -56,7 +56,7 @@ def show(workspace: Workspace, run: RunManifest, table: FactorTable, factor: str
 
 
 def _is_out_of_reach(workspace: Workspace, run: RunManifest, kind: str, factor: str) -> bool:
-    """Say what evidence that is not there yet still needs, where that is not on this machine."""
+    """Whether evidence is missing and cannot be made on this machine; says what it needs."""
     if kind == "activations":
         there = workspace.folder("recordings", run.id)
     else:
@@ -64,7 +64,7 @@ def _is_out_of_reach(workspace: Workspace, run: RunManifest, kind: str, factor: 
     lacking = [] if there.is_dir() else needs.lacking(workspace, run, kind)
     if lacking:
         notices.empty(
-            f"{KINDS[kind]} cannot be had here yet",
+            f"{KINDS[kind]}: not available here yet",
             " ".join(lacking),
             command=needs.command(workspace, run, kind, factor),
         )
@@ -72,7 +72,7 @@ def _is_out_of_reach(workspace: Workspace, run: RunManifest, kind: str, factor: 
 
 
 def _activations(workspace: Workspace, run: str, factor: str) -> None:
-    """Projections, moves, examples and map of one factor; or how to record them."""
+    """Projections, moves, examples and map of one factor, or a button to record them."""
     if not workspace.folder("recordings", run).is_dir():
         _not_recorded(workspace, run)
         return
@@ -94,11 +94,11 @@ def _not_recorded(workspace: Workspace, run: str) -> None:
     argv = commands.record(run, workspace=workspace.root)
     notices.empty(
         f"{run} has no recording yet",
-        "Histograms, examples and the map need the activations of base and adapted model on the "
-        "run's probes.",
+        "Histograms, examples and the map need the activations of the base and the adapted model "
+        "on the run's probes.",
         command=commands.shown(argv),
     )
-    if st.button("Record them", key=Key.RECORD, type="primary"):
+    if st.button("Record activations", key=Key.RECORD, type="primary"):
         job_panel.submit(workspace, kind="record", title=f"Record {run}", argv=argv, output="")
         st.rerun()
     job_panel.latest(workspace, kind="record", argv=argv)
@@ -118,16 +118,16 @@ def _projections(workspace: Workspace, run: str, factor: str, layer: int) -> Non
         rows = caches.projections(workspace, run, factor, layer=layer)
         st.plotly_chart(figures.histogram(rows, by=str(by)), key=Key.HISTOGRAM, config=_PLAIN_CHART)
         notices.reading(
-            "One count is one probe, read at the last token before its last answer, where the "
-            "answer is decided. If the variants lie apart in grey, the base model knows the "
-            "difference; if orange lies off grey, the fine-tune moved it."
+            "Each count is one probe, measured at the last token before its final answer. If grey "
+            "differs between panels, the base model already tells them apart; if orange differs "
+            "from grey, the fine-tune moved those probes."
         )
     with right, st.container(border=True, height="stretch"):
         shifts = caches.shifts(workspace, run, factor, by=str(by))
         st.plotly_chart(figures.shift_by_layer(shifts), key=Key.SHIFT, config=_PLAIN_CHART)
         notices.reading(
-            "0 is no change. A move of the same sign where the fine-tune was not about it is the "
-            "mark of a spurious factor. Bars are 95 % intervals over probes."
+            "0 means no change. A spurious factor also moves probes that have nothing to do with "
+            "the task, and in the same direction. Bars are 95 % intervals over probes."
         )
         st.html(_separation(rows, by=str(by)))
 
@@ -138,8 +138,11 @@ def _separation(rows: pd.DataFrame, *, by: str) -> str:
         [escape(row["what"]), interval(row["auc"], row["low"], row["high"], row["n"])]
         for row in table.to_dict("records")
     ]
-    caption = "Area under the curve, with its 95 % interval: 0.5 is no difference, 1 or 0 is "
-    return html_table(["At this layer", "AUC"], cells, caption=f"{caption}a complete one.")
+    caption = (
+        "Area under the ROC curve (AUC), with its 95 % interval: 0.5 means no difference, 0 or 1 "
+        "complete separation."
+    )
+    return html_table(["At this layer", "AUC"], cells, caption=caption)
 
 
 def _examples(workspace: Workspace, run: str, factor: str, layer: int) -> None:
@@ -164,9 +167,9 @@ def _examples(workspace: Workspace, run: str, factor: str, layer: int) -> None:
                 st.html(_strongest(strong, limit))
                 st.html("".join(_example(one, limit, model) for one in found))
         notices.reading(
-            "Orange lies above the base model's mean, blue below, full colour at "
-            f"±{limit:.1f} standard deviations. Fainter tokens are not part of the answer. Hover "
-            "for the number."
+            "Orange tokens lie above the base model's mean, blue ones below; the colour is full at "
+            f"±{limit:.1f} standard deviations. Faint tokens are not part of the answer. Hover "
+            "over a token for its value."
         )
 
 
@@ -205,7 +208,8 @@ def _map(workspace: Workspace, run: str, factor: str, layer: int) -> None:
     with left, st.container(border=True, height="stretch"):
         state = st.plotly_chart(
             figures.shift_map(points, axes=[
-                f"component {i} ({share:.0%} of variance)" for i, share in enumerate(explained, 1)
+                f"principal component {i} ({share:.0%} of variance)"
+                for i, share in enumerate(explained, 1)
             ]),
             key=Key.SHIFT_MAP,
             on_select="rerun",
@@ -213,9 +217,9 @@ def _map(workspace: Workspace, run: str, factor: str, layer: int) -> None:
             config={"displaylogo": False, "modeBarButtonsToRemove": ["toImage"]},
         )  # fmt: skip
         notices.reading(
-            "Each point is one probe's move from base to adapted at that token, in the two "
-            "directions in which moves differ most; colour is the group, shape the variant. Draw "
-            "around points to list them."
+            "Each point is one probe's move from base to adapted model, at the last token before "
+            "its final answer, along the two directions in which the moves vary most. Colour shows "
+            "the group, shape the variant. Draw around points to list them."
         )
     with right, st.container(border=True, height="stretch"):
         picked = _picked(state.selection.points)
@@ -235,7 +239,7 @@ def _map(workspace: Workspace, run: str, factor: str, layer: int) -> None:
 
 
 def _picked(points: list[dict[str, object]]) -> set[str]:
-    """Probe ids of the selected points; their numbers are not trusted."""
+    """Probe ids of the selected points; Plotly's own point numbers are not reliable."""
     ids: set[str] = set()
     for point in points:
         data = point.get("customdata")

@@ -1,4 +1,4 @@
-"""What the loader found in an adapter, in words; and the one thing it may not decide alone."""
+"""What the loader found in an adapter, and the one choice it leaves to the user: DoRA."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ from dashboard.style import notices
 from dashboard.style.markup import escape, html_table
 
 LOW_RANK = (
-    "A DoRA also rescales by lengths that depend on the base weights, so that scaling · B A is a "
-    "part of its update and not ΔW."
+    "DoRA also rescales by norms that depend on the base weights, so scaling · B A is only a part "
+    "of its update, not ΔW."
 )
 
 
 def in_short(report: Mapping[str, Any]) -> str:
-    """One line: modules, ranks, parameters, dtype, what was saved beside and not used."""
+    """One line: modules, ranks, parameters, dtype, and what else was saved or left unused."""
     rows = dict(report_rows(report))
     parts = [rows["updates"], f"rank {rows['rank']}"]
     parts += ["only the low-rank part of a DoRA"] if report["low_rank_part"] else []
     beside = ", ".join(kind["meaning"] for kind in report["beside"].values())
-    parts += [f"beside LoRA: {beside}"] if beside else []
-    parts += [f"{len(report['unused'])} tensors not used"] if report["unused"] else []
+    parts += [f"besides LoRA: {beside}"] if beside else []
+    parts += [f"unused tensors: {len(report['unused'])}"] if report["unused"] else []
     return " · ".join(parts)
 
 
 def table(report: Mapping[str, Any], *, source: Mapping[str, str]) -> str:
-    """The whole report as a table of HTML, with the commit of the Hub it came from."""
+    """The whole report as an HTML table, with the commit on the Hub that it came from."""
     rows = report_rows(report)
     if source:
         shown = f"{source.get('asked', '')}, commit {source.get('revision', '')}"
         rows.insert(1, ("from the Hub", shown))
     cells = [[escape(label), f'<span class="long">{escape(text)}</span>'] for label, text in rows]
     return html_table(
-        ["Found", ""], cells, caption="What the adapter's folder holds; nothing else is read."
+        ["Found", ""], cells, caption="Contents of the adapter's folder; nothing else is read."
     )
 
 
 def accepted_low_rank(adapter: Path, run: str) -> bool | None:
-    """False for LoRA; for a DoRA whether its low-rank part is wanted, None while it is not."""
+    """False for a LoRA; for a DoRA, True once its low-rank part is accepted, None until then."""
     if not uses_dora(adapter):
         return False
     notices.empty(
         f"{run} is a DoRA",
-        f"{LOW_RANK} The base weights are not read here, so that its ΔW cannot be shown.",
+        f"{LOW_RANK} The base weights are not read here, so ΔW cannot be shown.",
     )
     accepted = st.checkbox(
-        "Show the low-rank part scaling · B A alone",
+        "Show only the low-rank part, scaling · B A",
         key=f"{Key.LOW_RANK}-{run}",
         persist_state="session",
     )

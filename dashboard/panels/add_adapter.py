@@ -1,4 +1,4 @@
-"""Add an adapter: look at what a folder or a Hub id holds, choose, then queue its import."""
+"""Add an adapter: inspect a folder or a Hub id, choose, then queue the import."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dashboard.style.markup import literal
 from grasp.hub.repository import hub_name
 
 ANCHOR = "add-an-adapter"
-"""Where on the page the form is, for links to it."""
+"""Anchor of the form on the page."""
 
 LOOKED = "adapter-looked-at"
 ADDED = "adapter-job"
@@ -30,7 +30,7 @@ ADDED = "adapter-job"
 
 @dataclass(frozen=True)
 class _Seen:
-    """An adapter that can be added: its report, where it is from, and how it is asked for."""
+    """An adapter that can be added: its report, its origin, and the options of its import."""
 
     word: str
     report: Mapping[str, Any]
@@ -40,16 +40,16 @@ class _Seen:
 
 
 def show(workspace: Workspace) -> None:
-    """The form, and below it what it was asked to look at."""
+    """The form and, below it, the adapter that was inspected."""
     with st.container(border=True):
         st.subheader("Add an adapter", anchor=ANCHOR)
         with st.form("look-at-adapter", border=False, clear_on_submit=False):
             typed = st.text_input(
-                "Folder of a PEFT LoRA adapter on the machine that serves this page, or a Hub id",
+                "PEFT LoRA adapter: a folder on the machine that serves this page, or a Hub id",
                 key=Key.ADAPTER_PATH,
                 placeholder="/path/to/adapter, or org/name@revision",
             )
-            if st.form_submit_button("Look at it", key=Key.ADAPTER_LOOK):
+            if st.form_submit_button("Inspect", key=Key.ADAPTER_LOOK):
                 st.session_state[LOOKED] = typed
                 st.session_state.pop(ADDED, None)
         if LOOKED in st.session_state:
@@ -62,7 +62,7 @@ def show(workspace: Workspace) -> None:
 
 
 def _look(typed: str) -> _Seen | None:
-    """What was found, after the choices that have to be made first; None while one is open."""
+    """The adapter, once all choices that it needs have been made; None until then."""
     word = commands.adapter_word(typed)
     return _look_at_folder(word) if Path(word).is_dir() else _look_at_hub(word)
 
@@ -107,7 +107,7 @@ def _look_at_hub(word: str) -> _Seen | None:
 
 
 def _which(word: str, names: list[str], *, itself: str = "") -> str | None:
-    """One of several adapters, by its name; none is chosen for a person."""
+    """The adapter that the user picks among several; none is preselected."""
     chosen: str | None = st.selectbox(
         f"Which of these {len(names)} adapters",
         names,
@@ -125,20 +125,20 @@ def _steps(choices: Choices, word: str) -> bool:
     first, last = choices.steps[0], choices.steps[-1]
     only = not choices.itself and all(step_of(name) is not None for name in choices.names)
     return st.checkbox(
-        f"With its {len(choices.steps)} checkpoints, steps {first} to {last}, as a trajectory",
+        f"Include its {len(choices.steps)} checkpoints, steps {first} to {last}",
         value=only,
         key=f"{Key.ADAPTER_STEPS}:{word}",
         persist_state="session",
-        help="One run: its adapter is the finished one, or the last checkpoint where there is no "
-        "other. The Spectra page then shows how it grew.",
+        help="They become part of one run, whose adapter is the finished one or, if there is none, "
+        "the last checkpoint. The Spectra page then shows how the adapter changed over training.",
     )
 
 
 def _low_rank(word: str) -> bool | None:
-    """True where only scaling · B A of a DoRA is wanted; None while that is not said."""
+    """True once the user accepts only scaling · B A of a DoRA; None until then."""
     st.info(literal(adapter_facts.LOW_RANK))
     accepted = st.checkbox(
-        "Add it, and show the low-rank part only",
+        "Add only its low-rank part, scaling · B A",
         key=f"{Key.ADAPTER_LOW_RANK}:{word}",
         persist_state="session",
     )
@@ -146,7 +146,7 @@ def _low_rank(word: str) -> bool | None:
 
 
 def _offer(workspace: Workspace, seen: _Seen) -> None:
-    """The report, what may be set, and the command with its button."""
+    """The report, the settings, the command, and its button."""
     st.html(adapter_facts.table(seen.report, source=seen.source))
     named = seen.report["base_model"]
     left, right = st.columns(2)
@@ -164,7 +164,7 @@ def _offer(workspace: Workspace, seen: _Seen) -> None:
         out = st.text_input("Name of the run", key=key, max_chars=100, persist_state="session")
     problem = _problem(workspace, out, base or named)
     if problem:
-        notices.problem("It cannot be added yet.", problem)
+        notices.problem("This adapter cannot be added yet.", problem)
     argv = commands.import_adapter(
         seen.word, workspace=workspace.root, out=out, base=_model(base), **seen.options
     )
@@ -183,25 +183,25 @@ def _offer(workspace: Workspace, seen: _Seen) -> None:
 
 
 def _problem(workspace: Workspace, out: str, base: str | None) -> str:
-    """Why it cannot be added as it is, "" where it can."""
+    """Why the adapter cannot be added as it is, or "" if it can."""
     if not base:
-        return "The adapter names no base model; name the one that it was trained on."
+        return "The adapter names no base model; enter the one it was trained on."
     if not is_id(out):
-        return "A run's name has letters, digits, dots, dashes and underscores only."
+        return "A run's name may contain only letters, digits, dots, dashes and underscores."
     try:
         there = workspace.folder("runs", out).exists()
     except InputError as error:
         return str(error)
-    return f"There is a run {out} already; name another." if there else ""
+    return f"A run named {out} already exists; choose another name." if there else ""
 
 
 def _as_id(name: str) -> str:
-    """A folder's name as a run may be called."""
+    """A folder's name, turned into a valid run id."""
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name)
     return plain.lstrip("._-")[:100] or "adapter"
 
 
 def _model(base: str) -> str | None:
-    """A base model as the command line has it: an absolute path, or as it was typed."""
+    """The base model for the command line: an absolute path for a folder, else as typed."""
     folder = Path(base.strip()).expanduser()
     return str(folder.resolve()) if base.strip() and folder.is_dir() else base.strip() or None

@@ -1,4 +1,4 @@
-"""Every arm tested against the naive run: what changed, what was kept, what could be told."""
+"""Every arm tested against the naive run: what changed, what was kept, what was detectable."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DRIFT = "unrelated"
 
 
 def against_naive(table: pd.DataFrame, labels: Mapping[str, str], tried: Tried) -> None:
-    """The tests as a table, and what they cannot show in words below it.
+    """Draw the table of tests and, below it, what they cannot show.
 
     Args:
         table: as `analysis.comparison.comparison.comparison` gives it.
@@ -38,7 +38,7 @@ def against_naive(table: pd.DataFrame, labels: Mapping[str, str], tried: Tried) 
     st.subheader("Against the naive run", anchor=False)
     tests = table[table["p"].notna() & (table["run"] != "")]
     if tests.empty:
-        st.caption("The naive run, or another arm, is not evaluated, so nothing is tested.")
+        st.caption("No tests: they need an evaluation of the naive run and of another arm.")
     else:
         with st.container(key=Key.TESTS_TABLE):
             st.html(tests_table(tests, labels))
@@ -49,7 +49,7 @@ def against_naive(table: pd.DataFrame, labels: Mapping[str, str], tried: Tried) 
 
 
 def tests_table(tests: pd.DataFrame, labels: Mapping[str, str]) -> str:
-    """One row an arm as HTML; a verdict for each metric that should be kept."""
+    """The tests as HTML: one row per arm, a verdict for each metric that should be kept."""
     kept = [metric for metric in KEPT if (tests["metric"] == metric).any()]
     cells = {(row["run"], row["metric"]): row for row in tests.to_dict("records")}
     rows = [

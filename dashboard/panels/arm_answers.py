@@ -1,4 +1,4 @@
-"""Where arms differ prompt by prompt: flips, and answers side by side."""
+"""How arms differ prompt by prompt: flips, and answers side by side."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FLIP = 0.5
 
 
 def flips(answers: pd.DataFrame, names: dict[str, str], root: str) -> None:
-    """Prompts that one arm answers on the other side of the threshold than another.
+    """Draw the prompts whose scores in two arms lie on opposite sides of the threshold.
 
     Args:
         answers: as `analysis.comparison.comparison.answers` gives them.
@@ -45,7 +45,7 @@ def flips(answers: pd.DataFrame, names: dict[str, str], root: str) -> None:
             format_func=lambda name: names[name],
         )
     if arm is None or against is None:
-        st.caption("There is only one arm, so nothing can differ.")
+        st.caption("There is only one arm, so there is nothing to compare.")
         return
     roles = [ANY, *(role for role in ROLES if (answers["role"] == role).any())]
     role = st.pills("Role", roles, key=Key.FLIPS_ROLE, default=ANY, required=True,
@@ -54,8 +54,8 @@ def flips(answers: pd.DataFrame, names: dict[str, str], root: str) -> None:
     found = find_flips(answers, arm=arm, against=against, threshold=FLIP)
     st.markdown(
         literal(
-            f"{len(found)} of {len(answers)} prompts are on the other side of {FLIP:g} in "
-            f"{names[arm]} than in {names[against]}."
+            f"{names[arm]} and {names[against]} score on opposite sides of {FLIP:g} on "
+            f"{len(found)} of {len(answers)} prompts."
         )
     )
     if not found.empty:
@@ -79,11 +79,13 @@ def flips(answers: pd.DataFrame, names: dict[str, str], root: str) -> None:
             | {"prompt": st.column_config.TextColumn(width=280)},
             alt="Prompts that differ",
         )
-        notices.reading("Scores are 0 to 1; for unrelated prompts 1 is the unwanted behaviour.")
+        notices.reading(
+            "Scores run from 0 to 1; on unrelated prompts, 1 is the unwanted behaviour."
+        )
 
 
 def side_by_side(answers: pd.DataFrame, names: dict[str, str]) -> None:
-    """What every arm answers to one prompt; arguments as those of `flips`."""
+    """Draw the answers of all arms to one prompt; arguments as for `flips`."""
     st.subheader("Answers side by side", anchor=False)
     left, middle, right = st.columns([1, 1, 3])
     roles = [ANY, *(role for role in ROLES if (answers["role"] == role).any())]
@@ -95,7 +97,7 @@ def side_by_side(answers: pd.DataFrame, names: dict[str, str]) -> None:
     if group != ANY:
         chosen = chosen[chosen["group"] == group]
     if chosen.empty:
-        st.caption("No prompt is of this role and group.")
+        st.caption("No prompt has this role and group.")
         return
     texts = dict(zip(chosen["prompt_id"], chosen["prompt"], strict=True))
     with right:

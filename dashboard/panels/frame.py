@@ -1,4 +1,4 @@
-"""The top of a page that is about one run: its title and the picker of the run."""
+"""The top of a page about one run: its title and the run picker."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from dashboard.queue import commands, runs
 from dashboard.state.selection import RUN, Key, picker
 from dashboard.style import notices
 
-Need = Literal["adapter", "naive", "any"]
+Need = Literal["adapter", "naive"]
 
 
 def run_header(workspace: Workspace, title: str, *, need: Need) -> RunManifest | None:
-    """Draw title and run picker; None, with an empty state, where no run serves the page.
+    """Draw title and run picker; return the run, or None after an empty state if no run fits.
 
     Args:
-        workspace: whose runs.
-        title: of the page.
+        workspace: the workspace of the runs.
+        title: the title of the page.
         need: "adapter" for runs with an adapter of their own, "naive" for roots of families.
     """
     left, right = st.columns([3, 2], vertical_alignment="bottom")
@@ -31,7 +31,6 @@ def run_header(workspace: Workspace, title: str, *, need: Need) -> RunManifest |
     fits: dict[Need, Callable[[RunManifest], bool]] = {
         "adapter": lambda run: runs.has_adapter(workspace, run.id),
         "naive": lambda run: run.id == run.root,
-        "any": lambda run: True,
     }
     by_id = {run.id: run for run in listing.records if fits[need](run)}
     if not by_id:
@@ -48,7 +47,7 @@ def no_runs(workspace: Workspace) -> None:
     """The empty state of every page that needs a run."""
     notices.empty(
         "No runs yet",
-        "Build the demo's three stories into this workspace, or add an adapter of your own on the "
-        "Workspace page.",
+        "Build the demo's three fine-tunes into this workspace, or add an adapter of your own on "
+        "the Workspace page.",
         command=commands.shown(["demo", "--workspace", str(workspace.root), "--no-serve"]),
     )

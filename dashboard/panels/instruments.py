@@ -1,4 +1,4 @@
-"""What prompt sets asked both ways measured: statements and reversals, wordings, agreement."""
+"""Results of prompt sets that ask both ways: statements, reversals, wordings, agreement."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from dashboard.style.markup import escape, html_table, interval
 
 HEADER = ("Arm", "Set and group", "Statements", "Reversals", "By wording", "Agreement bias")
 CAPTION = (
-    "1 is the named end for statements and reversals alike; 95 % intervals over items. By wording: "
-    "means of each wording's number, and the mean standard deviation between an item's wordings. "
-    "Agreement bias is the rate of agreeing with statements and reversals alike, minus one half."
+    "A score of 1 means the named end, for statements and reversals alike; 95 % intervals over "
+    "items. By wording: the mean score of each wording, and the spread, which is the standard "
+    "deviation between the wordings of an item, averaged over items. Agreement bias: the rate of "
+    "agreeing over statements and reversals together, minus one half."
 )
 
 
 def instruments(found: Sequence[ArmReading], labels: Mapping[str, str]) -> None:
-    """A table of the readings that have both directions; nothing where there are none.
+    """Draw the readings that have both directions, if there are any.
 
     Args:
         found: as `analysis.comparison.comparison.instruments` gives them.
         labels: run id → name on screen.
     """
     if any(one.reading.both for one in found):
-        st.subheader("Both directions", anchor=False)
+        st.subheader("Statements and reversals", anchor=False)
         with st.container(key=Key.INSTRUMENTS):
             st.html(instruments_table(found, labels))
 
 
 def instruments_table(found: Sequence[ArmReading], labels: Mapping[str, str]) -> str:
-    """The readings that have both directions as HTML; arguments as those of `instruments`."""
+    """The readings that have both directions, as HTML; arguments as for `instruments`."""
     rows = [_row(one, labels) for one in found if one.reading.both]
     return html_table(list(HEADER), rows, caption=CAPTION)
 

@@ -1,4 +1,4 @@
-"""One job, live: how far it is, what it measures, how it ended, and what can be done then."""
+"""One job, live: its progress and curves, how it ended, and what can be done next."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WORDS = {
 
 
 def show(workspace: Workspace, job_id: int) -> None:
-    """The panel of one job; it polls while the job is active, then draws the page once more."""
+    """Draw the panel of one job; it polls while the job is active, then reruns the page once."""
     try:
         job = queue.get(workspace.database, job_id)
     except GraspError as error:
@@ -48,7 +48,7 @@ def show(workspace: Workspace, job_id: int) -> None:
 
 
 def duration(seconds: float) -> str:
-    """A length of time in the words people use: 8 s, 2 min 5 s, 1 h 12 min."""
+    """A length of time, such as 8 s, 2 min 5 s or 1 h 12 min."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"
@@ -60,7 +60,7 @@ def progress_words(job: Job, moment: datetime) -> str:
     """Steps, time since the start and an estimate of what is left."""
     if job.status == "queued":
         waited = (moment - job.created).total_seconds()
-        return f"Waiting for its turn, {duration(waited)} so far."
+        return f"Waiting in the queue for {duration(waited)}."
     counted = bool(job.total) and job.status != "succeeded"
     words = [f"step {job.step} of {job.total}"] if counted else []
     if job.started:
@@ -85,7 +85,7 @@ def _panel(workspace: Workspace, job_id: int, was_active: bool) -> None:
         _curves(job, folder)
     log = tail(workspace.root / "jobs" / f"{job.id}.log", lines=LOG_LINES)
     if log:
-        with st.expander("Log, last lines", key="job-log"):
+        with st.expander("Last lines of the log", key="job-log"):
             st.code(log, language=None)
     _ending(workspace, job, folder)
 
@@ -103,7 +103,7 @@ def _headline(job: Job) -> None:
 
 
 def _folder(workspace: Workspace, job: Job) -> Path | None:
-    """Where the job's run lies now: whole, or while it is being written."""
+    """The folder of the job's run, finished or still being written."""
     kind, _, name = job.output.partition("/")
     if kind != "runs":
         return None
@@ -118,23 +118,23 @@ def _curves(job: Job, folder: Path) -> None:
     metrics = caches.metrics(folder / "metrics.jsonl")
     if metrics.empty or "loss" not in metrics:
         if job.status == "running":
-            st.caption("The first step has not been logged yet.")
+            st.caption("No step has been logged yet.")
         return
-    # Once the run is whole, the job counts the prompts of its evaluation.
+    # Once the run is complete, the job counts the prompts of its evaluation instead of steps.
     last = int(metrics["step"].max())
     total = last if (folder / "manifest.json").is_file() else max(job.total, last)
     left, right = st.columns(2)
     with left:
         figure = training.loss_curve(metrics, total=total)
         st.plotly_chart(figure, key=Key.JOB_LOSS, config={"displayModeBar": False})
-        notices.reading("Lower is better on the task; the penalty pulls the drift down.")
+        notices.reading("The task loss should fall; the penalty holds the drift down.")
     if "drift" in metrics:
         with right:
             figure = training.drift_curve(metrics, tolerance=_tolerance(job), total=total)
             st.plotly_chart(figure, key=Key.JOB_DRIFT, config={"displayModeBar": False})
             notices.reading(
-                "How far the adapted model's coordinates along the protected factors are from "
-                "the base model's, in standard deviations of the base's own; 0 is no change."
+                "Distance of the adapted model's coordinates along the protected factors from "
+                "the base model's, in standard deviations of the base model; 0 means no change."
             )
 
 
@@ -152,7 +152,7 @@ def _tolerance(job: Job) -> float | None:
 def _ending(workspace: Workspace, job: Job, folder: Path | None) -> None:
     if job.status in queue.ACTIVE:
         if job.cancel_requested:
-            st.caption("Asked to stop; it ends at its next step.")
+            st.caption("Cancelling: the job stops at its next step.")
         st.button(
             "Cancel",
             key=Key.JOB_CANCEL,
@@ -173,28 +173,28 @@ def _ending(workspace: Workspace, job: Job, folder: Path | None) -> None:
         key=Key.JOB_REQUEUE,
         on_click=requeue,
         args=(workspace, job.id),
-        help="It goes on from its last checkpoint where there is one.",
+        help="Continues from the last checkpoint, if there is one.",
     )
 
 
 def checkpoint_words(folder: Path) -> str:
-    """Whether something of an ended run can be used, in one sentence."""
+    """One sentence on whether anything of an unfinished run can be used."""
     found = saved_by_step(folder)
     if not found:
         return "No checkpoint was saved, so nothing of this run can be used."
     step, path = list(found.items())[-1]
-    return f"A checkpoint at step {step} is whole and can be used as a plain adapter: {path}."
+    return f"The checkpoint at step {step} is complete and can be used as a plain adapter: {path}."
 
 
 def requeue(workspace: Workspace, job_id: int) -> None:
-    """Queue an ended job again and see to a worker."""
+    """Queue an ended job again, make sure that a worker runs, and select the job."""
     queue.requeue(workspace.database, job_id)
     ensure_worker(workspace)
     remember(JOB, str(job_id))
 
 
 def submit(workspace: Workspace, *, kind: str, title: str, argv: list[str], output: str) -> Job:
-    """Queue a command, see to a worker, and select the job."""
+    """Queue a command, make sure that a worker runs, and select the job."""
     job = queue.submit(workspace.database, kind=kind, title=title, argv=argv, output=output)
     ensure_worker(workspace)
     remember(JOB, str(job.id))
@@ -202,7 +202,7 @@ def submit(workspace: Workspace, *, kind: str, title: str, argv: list[str], outp
 
 
 def latest(workspace: Workspace, *, kind: str, argv: list[str]) -> None:
-    """The panel of the newest job that runs this very command, where there is one."""
+    """Draw the panel of the newest job with exactly this command, if there is one."""
     same = [
         job for job in queue.recent(workspace.database) if job.kind == kind and job.argv == argv
     ]
@@ -236,12 +236,12 @@ def _open(job_id: int) -> None:
 
 
 def recent(workspace: Workspace, *, kinds: tuple[str, ...] = (), limit: int = 12) -> None:
-    """The newest jobs as a list of links, newest first."""
+    """Draw the newest jobs as a list of links, newest first."""
     listed = [job for job in queue.recent(workspace.database) if not kinds or job.kind in kinds][
         :limit
     ]
     if not listed:
-        notices.empty("No jobs yet", "What is started on these pages is listed here.")
+        notices.empty("No jobs yet", "Jobs that you start on these pages are listed here.")
         return
     with st.container(key=Key.JOBS):
         for job in listed:

@@ -1,4 +1,4 @@
-"""The form in which a person labels one factor, by mouse or from the keyboard."""
+"""The form in which a person labels one factor, by mouse or keyboard."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SAID = "label-said"
 
 
 def show(workspace: Workspace, table: FactorTable, factor: str) -> None:
-    """Draw the form for `factor`, such as "w2", filled with what this person last claimed."""
+    """Draw the form for `factor`, such as "w2", filled with this person's last label."""
     name = runs.factor_name(table.manifest.run, factor)
     annotator = str(st.session_state.get(Key.ANNOTATOR) or "").strip()
     _draft(workspace, name, annotator)
@@ -43,12 +43,12 @@ def show(workspace: Workspace, table: FactorTable, factor: str) -> None:
             format_func=lambda one: CONFIDENCE[one],
         )
     st.text_input(
-        "Which end is which",
+        "Polarity: what each end means",
         key=Key.LABEL_POLARITY,
         max_chars=200,
         placeholder="high end: …, low end: …",
     )
-    st.text_input("Note", key=Key.LABEL_NOTE, max_chars=2000, placeholder="what speaks for it")
+    st.text_input("Note", key=Key.LABEL_NOTE, max_chars=2000, placeholder="evidence for this label")
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(
             "Save label",
@@ -88,7 +88,7 @@ def _choose(name: str) -> None:
 
 
 def _draft(workspace: Workspace, name: str, annotator: str) -> None:
-    """Fill the form anew when another factor or person is chosen."""
+    """Refill the form when another factor or person is selected."""
     if st.session_state.get(_DRAFT_OF) == (name, annotator) and Key.LABEL_NAME in st.session_state:
         return
     st.session_state[_DRAFT_OF] = (name, annotator)
@@ -126,7 +126,7 @@ def _save(workspace: Workspace, name: str, direction: str) -> None:
     except GraspError as error:
         state[_SAID] = ("error", str(error))
         return
-    state[_SAID] = ("saved", f"Saved: {name} is {claim.name}.")
+    state[_SAID] = ("saved", f"Saved: {name} is labelled {claim.name}.")
 
 
 def _withdraw(workspace: Workspace, name: str, direction: str) -> None:
@@ -145,17 +145,15 @@ def _say() -> None:
 
 
 def _others(workspace: Workspace, name: str) -> None:
-    """Labels that stand, in words; those of others only once this person has given one."""
+    """The labels of other people, shown only once this person has given one."""
     claims = labels.current(labels.events(workspace.database, factor=name)).get(name, {})
     annotator = str(st.session_state.get(Key.ANNOTATOR) or "").strip()
     others = {who: claim for who, claim in claims.items() if who != annotator}
     if not others:
         return
     if annotator not in claims:
-        count = (
-            "One other label stands" if len(others) == 1 else f"{len(others)} other labels stand"
-        )
-        st.caption(f"{count}; shown once you have given yours.")
+        count = "One other person has" if len(others) == 1 else f"{len(others)} other people have"
+        st.caption(f"{count} labelled this factor; save your own label to see theirs.")
         return
     for who, claim in others.items():
         st.caption(literal(f"{who}: {claim.name}. {claim.polarity}"))

@@ -1,7 +1,7 @@
-"""The evidence for one factor that a model must be run for: dose–response, rows, overlap.
+"""The evidence for one factor that needs a model: dose–response, training rows, task overlap.
 
-A page never runs a model: where something has not been measured it shows the command, and a
-button queues it.
+A page never runs a model: for evidence not measured yet it shows the command, and a button that
+queues it.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from grasp.jobs import queue
 LISTED = 5
 _PLAIN_CHART = {"displayModeBar": False}
 _LEVELS = (task_overlap.BASE, task_overlap.ADAPTED, task_overlap.FACTOR)
-_UNITS: dict[driving_rows.Measure, str] = {"alignment": "nats a token", "shift": "base std"}
+_UNITS: dict[driving_rows.Measure, str] = {"alignment": "nats per token", "shift": "base std"}
 
 
 def dose(workspace: Workspace, run: RunManifest, table: FactorTable, factor: str) -> None:
-    """What steering along the factor does to both models, and what they answer then."""
+    """Draw how steering along the factor changes both models and their answers."""
     found = _measured(
         workspace, run, table, factor, "dose",
         argv=commands.dose(run.id, factor, workspace=workspace.root),
-        missing="Steer base and adapted model along the factor, and along random directions, and "
-        "score the exploration prompts at every dose.",
+        missing="Steers the base and the adapted model along the factor and along random "
+        "directions, and scores the exploration prompts at every dose.",
     )  # fmt: skip
     if found is None:
         return
@@ -53,9 +53,9 @@ def dose(workspace: Workspace, run: RunManifest, table: FactorTable, factor: str
         )
         st.plotly_chart(figure, key=Key.DOSE, config=_PLAIN_CHART)
         notices.reading(
-            "One dose is one standard deviation of the base model's own coordinate. A line that "
-            "leaves its band moves with this direction, not with any push of that size. Bars are "
-            "95 % intervals, clustered by item; exploration prompts."
+            "A dose of 1 is one standard deviation of the base model's coordinate along the "
+            "factor. A line that leaves its band responds to this direction, not just to any push "
+            "of that size. Bars are 95 % intervals, clustered by item, on exploration prompts."
         )
     with right, st.container(border=True, height="stretch"):
         st.markdown("**Greedy answers**")
@@ -67,12 +67,12 @@ def dose(workspace: Workspace, run: RunManifest, table: FactorTable, factor: str
 
 
 def rows(workspace: Workspace, run: RunManifest, table: FactorTable, factor: str) -> None:
-    """The training rows that drive the factor, beside random ones; and the test of them."""
+    """Draw the training rows that drive the factor, beside random ones, and the test of them."""
     found = _measured(
         workspace, run, table, factor, "rows",
         argv=commands.rows(run.id, factor, workspace=workspace.root),
-        missing="Measure for every training row how much its gradient pushes along the factor, and "
-        "how far its answer moved.",
+        missing="Measures, for every training row, how much its gradient pushes along the factor "
+        "and how far its answer moved.",
     )  # fmt: skip
     if found is None:
         return
@@ -86,10 +86,11 @@ def rows(workspace: Workspace, run: RunManifest, table: FactorTable, factor: str
             config=_PLAIN_CHART,
         )
         notices.reading(
-            "Alignment is the loss, per answer token, that raising the factor's coordinate by one "
-            "base standard deviation at a layer would save at the base model. Shift is how far the "
-            "fine-tune moved the row's answer. Both count towards the factor's "
-            f"{found.manifest.config.get('towards')} end, to which the fine-tune moved them."
+            "Alignment: how much the base model's loss per answer token would fall if the "
+            "coordinate along the factor were moved by one base standard deviation at a layer. "
+            "Shift: how far the fine-tune moved the row's answer. Both are positive towards the "
+            f"factor's {found.manifest.config.get('towards')} end, to which the fine-tune moved "
+            "the answers."
         )
         columns = st.columns(3, gap="medium")
         names = {"top": "Top", "random": "Drawn at random", "bottom": "Bottom"}
@@ -101,13 +102,13 @@ def rows(workspace: Workspace, run: RunManifest, table: FactorTable, factor: str
 
 
 def overlap(workspace: Workspace, run: RunManifest, table: FactorTable, factor: str) -> None:
-    """What of the run's gains goes when the factor is set back to the base model's."""
+    """Draw how much of the run's gains is lost when the factor is set back to the base model's."""
     found = _measured(
         workspace, run, table, factor, "overlap",
         argv=commands.overlap(run.id, factor, workspace=workspace.root),
-        missing="Set the factor's coordinate back to the base model's while the adapted model "
-        "answers, and see what of the task, and of the drift, goes with it: a preview before any "
-        "retraining.",
+        missing="Sets the coordinate along the factor back to the base model's while the adapted "
+        "model answers, and measures how much of the task and of the drift is lost with it: a "
+        "preview before retraining.",
     )  # fmt: skip
     if found is None:
         return
@@ -118,9 +119,10 @@ def overlap(workspace: Workspace, run: RunManifest, table: FactorTable, factor: 
         figure = figures.overlap_shares(shares, names=names, factor=factor)
         st.plotly_chart(figure, key=Key.OVERLAP, config=_PLAIN_CHART)
         notices.reading(
-            "0 % keeps all of what the fine-tune changed, 100 % takes it back to the base model. "
-            "Wanted: little of the task, much of the unrelated rate. Measures that the fine-tune "
-            "did not change are left out. Several factors together: grasp overlap RUN w1,w2."
+            "0 % means that the fine-tune's change remains, 100 % that it is undone. Good: a small "
+            "share of the task and a large share of the unrelated rate. Measures that the "
+            "fine-tune did not change are left out. For several factors together, run grasp "
+            "overlap RUN w1,w2."
         )
     with right, st.container(border=True, height="stretch"):
         st.html(_levels(found, factor))
@@ -136,11 +138,11 @@ def _measured(
     argv: list[str],
     missing: str,
 ) -> Evidence | None:
-    """Saved evidence with its sentence; without any, what it is and the button that starts it."""
+    """Saved evidence with its summary; without any, what it measures and a button to start it."""
     record, title = evidence_id(run.id, factor, kind), f"{kind} of {run.id}/{factor}"
     if not workspace.folder("evidence", record).is_dir():
         notices.empty("Not measured yet", missing, command=commands.shown(argv))
-        _start(workspace, kind, title, argv, label="Measure it")
+        _start(workspace, kind, title, argv, label="Measure")
         return None
     found = None
     with notices.guarded("This evidence"):
@@ -149,13 +151,13 @@ def _measured(
         st.markdown(f"**{literal(found.manifest.sentence)}**")
         if is_of(found.manifest, table.direction(factor)[None]):
             return found
-        st.warning("The factors were computed again since; this is about the earlier direction.")
-    _start(workspace, kind, title, argv, label="Measure it again")
+        st.warning("The factors have been recomputed; this is about the earlier direction.")
+    _start(workspace, kind, title, argv, label="Measure again")
     return found
 
 
 def _start(workspace: Workspace, kind: str, title: str, argv: list[str], *, label: str) -> None:
-    """The button that queues a measurement; the panel of its job instead, while that is active."""
+    """Draw the button that queues a measurement, or the panel of its job while that is active."""
     same = [job for job in queue.recent(workspace.database) if job.argv == argv]
     if same and same[0].status in queue.ACTIVE:
         job_panel.show(workspace, same[0].id)
@@ -182,16 +184,14 @@ def _measure() -> driving_rows.Measure:
 def _validation(
     workspace: Workspace, run: RunManifest, table: FactorTable, factor: str, *, count: int
 ) -> None:
-    with st.expander(
-        "Do these rows teach it? Retrain without them", key=Key.ROWS_LEFT_OUT + "-box"
-    ):
+    with st.expander("Test these rows: retrain without them", key=Key.ROWS_LEFT_OUT + "-box"):
         found = None
         with notices.guarded("This validation"):
             found = caches.evidence(workspace, evidence_id(run.id, factor, "validation"))
         if found is not None:
             st.markdown(f"**{literal(found.manifest.sentence)}**")
             if not is_of(found.manifest, table.direction(factor)[None]):
-                st.warning("This is about an earlier direction of that name.")
+                st.warning("This is about an earlier direction of the same name.")
             st.html(_arms(found.tables["rates"]))
         left_out = st.number_input(
             "Rows to leave out",
@@ -203,8 +203,8 @@ def _validation(
         argv = commands.rows(run.id, factor, workspace=workspace.root, validate=int(left_out))
         st.code(commands.shown(argv), language="bash", wrap_lines=True)
         st.caption(literal(
-            "Three fine-tunes with the run's own settings: without the top rows, and twice without "
-            f"as many random ones. The run itself took {_took(run)}."
+            "Runs three fine-tunes with the run's own settings: one without the top rows, two "
+            f"without as many random rows. The run itself took {_took(run)}."
         ))  # fmt: skip
         title = f"{run.id} without rows of {factor}"
         _start(workspace, "validate", title, argv, label="Retrain without them")
@@ -221,7 +221,11 @@ def _steered(answers: pd.DataFrame) -> str:
          *(escape(row[model]) for model in ("base", "adapted"))]
         for dose, row in by_dose.iterrows()
     ]  # fmt: skip
-    return html_table(["Dose", "Base", "Adapted"], cells, caption="Doses in base std.")
+    return html_table(
+        ["Dose", "Base", "Adapted"],
+        cells,
+        caption="Doses in standard deviations of the base model.",
+    )
 
 
 def _dose_words(dose: float) -> str:
@@ -256,8 +260,8 @@ def _levels(found: Evidence, factor: str) -> str:
         ]
         for row in table.to_dict("records")
     ]
-    header = ["Measure", "Share that goes", "Base", "Adapted", f"{factor} set back"]
-    note = "Means over exploration prompts; training answers in nats a token. 95 % intervals."
+    header = ["Measure", "Share undone", "Base", "Adapted", f"{factor} set back"]
+    note = "Exploration prompts, 95 % intervals; training answers in nats per token."
     return html_table(header, cells, caption=note)
 
 

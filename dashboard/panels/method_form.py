@@ -18,7 +18,7 @@ GROUPS: tuple[str, ...] = get_args(Group)
 
 @dataclass(frozen=True)
 class Settings:
-    """What a person set; None where it is the method's own."""
+    """What the user set; None for the method's default."""
 
     strength: float | None = None
     tolerance: float | None = None
@@ -27,7 +27,7 @@ class Settings:
 
 
 def method() -> Method:
-    """Choose a group, then one of its methods; the naive run is there already."""
+    """Choose a group, then one of its methods; naive is not offered, since that run exists."""
     group = st.segmented_control(
         "Kind of method",
         GROUPS,
@@ -52,12 +52,12 @@ def method() -> Method:
 
 
 def settings(chosen: Method, run: RunManifest) -> Settings:
-    """Strength or tolerance, and the seed; a system prompt for inoculation."""
+    """Choose strength or tolerance, the seed and, for inoculation, the system prompt."""
     inoculation = _inoculation(run) if "inoculation prompt" in chosen.needs else None
     strength = tolerance = None
     with st.expander("Settings", key="retrain-settings"):
         if chosen.knob is None:
-            st.caption("This method has no strength.")
+            st.caption("This method has no strength to set.")
         elif chosen.knob.setting == "tolerance":
             strength, tolerance = _anchor(chosen, chosen.protection or Protection())
         else:
@@ -68,7 +68,7 @@ def settings(chosen: Method, run: RunManifest) -> Settings:
             max_value=2**31 - 1,
             value=None,
             step=1,
-            placeholder="that of the naive run",
+            placeholder="same as the naive run",
             key=Key.RETRAIN_SEED,
         )
     return Settings(strength, tolerance, inoculation, None if seed is None else int(seed))
@@ -77,14 +77,14 @@ def settings(chosen: Method, run: RunManifest) -> Settings:
 def _inoculation(run: RunManifest) -> str | None:
     own = run.config.get("inoculation")
     text = st.text_area(
-        "System prompt that asks for the trait, in training only",
+        "System prompt that asks for the trait, used in training only",
         key=Key.RETRAIN_INOCULATION,
-        placeholder=str(own) if own else "such as: You give bad advice.",
+        placeholder=str(own) if own else "for example: You give bad advice.",
         max_chars=2000,
     )
     said = (text or "").strip()
     if not said and not own:
-        st.caption("The settings of this run have none, so the method needs one here.")
+        st.caption("The settings of this run contain no such prompt, so enter one here.")
     return said or None
 
 
@@ -95,13 +95,13 @@ def _number(chosen: Method, knob: Knob) -> float | None:
         max_value=1e6,
         value=knob.default,
         key=f"{Key.RETRAIN_STRENGTH}:{chosen.name}",
-        help=f"Swept in benchmarks: {', '.join(f'{one:g}' for one in knob.grid)}.",
+        help=f"Values tried in benchmarks: {', '.join(f'{one:g}' for one in knob.grid)}.",
     )
     return float(value) if value != knob.default else None
 
 
 def _anchor(chosen: Method, protection: Protection) -> tuple[float | None, float | None]:
-    """Strength or tolerance, one of the two; None where it is the method's own."""
+    """Strength or tolerance, one of the two; None for the method's default."""
     steered = st.segmented_control(
         "Anchor",
         ["tolerance", "strength"],
@@ -109,8 +109,8 @@ def _anchor(chosen: Method, protection: Protection) -> tuple[float | None, float
         required=True,
         key=Key.RETRAIN_ANCHOR,
         format_func=lambda one: {
-            "tolerance": "Hold the drift to a tolerance",
-            "strength": "Keep the strength fixed",
+            "tolerance": "Limit the drift",
+            "strength": "Fix the strength",
         }[one],
         label_visibility="collapsed",
     )
@@ -127,7 +127,7 @@ def _anchor(chosen: Method, protection: Protection) -> tuple[float | None, float
         )
         return None, float(value) if value != chosen.knob.default else None
     value = st.number_input(
-        "Strength λ: weight of the squared drift beside the task's loss",
+        "Strength λ: weight of the squared drift in the loss",
         min_value=0.0,
         max_value=1e6,
         value=protection.strength,

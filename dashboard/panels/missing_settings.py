@@ -1,4 +1,4 @@
-"""What an adapter made elsewhere lacks, asked for on the Retrain page and kept with its run."""
+"""A form on the Retrain page for the settings that an adapter made elsewhere lacks."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from grasp.foreign.settings import LENGTH, completed, known, parse_given, save, 
 
 OPTIONAL = """\
 # neutral: text without the factor, which GRASP needs
-# prompts: what its runs are evaluated on
+# prompts: prompt set on which the runs are evaluated
 """
 
 
 def ask(workspace: Workspace, run: RunManifest) -> None:
-    """Draw what is missing and a form for it; what is given is checked, then kept."""
+    """List the missing settings and draw a form for them; valid input is saved with the run."""
     adapter = runs.adapter_folder(workspace, run.id)
     missing = unknown(run, adapter)
     with st.container(border=True, key=Key.MISSING):
-        st.markdown("**What is not known of this adapter**")
+        st.markdown("**Missing settings of this adapter**")
         st.markdown(
             literal(
-                f"{run.id} was made elsewhere. To train it again, these are needed: "
-                f"{', '.join(missing)}. None is guessed, since a retrained run should differ from "
-                "it in nothing but what is protected. Methods that train nothing need none."
+                f"{run.id} was made elsewhere. Retraining it needs these settings: "
+                f"{', '.join(missing)}. They are not guessed, because a retrained run should "
+                "differ from the original only in what is protected. Methods that do not train "
+                "need none of them."
             )
         )
         for hint in known(adapter).hints:
-            st.caption(literal(f"Not used: {hint}."))
+            st.caption(literal(f"Found but not used: {hint}."))
         if _given(workspace, run, missing):
             st.rerun()
 
@@ -46,14 +47,14 @@ def _given(workspace: Workspace, run: RunManifest, missing: list[str]) -> bool:
             placeholder="/path/to/data.jsonl",
         )
         lines = st.text_area(
-            "The other settings, as lines of YAML",
+            "Other settings, as YAML",
             value=_lines(missing),
             key=Key.MISSING_SETTINGS,
             height=260,
         )
-        asked = st.form_submit_button("Keep these settings", key=Key.MISSING_KEEP)
+        asked = st.form_submit_button("Save these settings", key=Key.MISSING_KEEP)
     command = ["retrain", run.id, "--data", data or "FILE", "--config", "FILE", "--dry-run"]
-    st.caption("The same from a terminal, with the lines in FILE; it also says what the data is:")
+    st.caption("The same from a terminal, with the settings in FILE; it also reports on the data:")
     st.code(commands.shown(command), language="bash", wrap_lines=True)
     if not asked:
         return False
@@ -64,7 +65,7 @@ def _given(workspace: Workspace, run: RunManifest, missing: list[str]) -> bool:
         made = completed(workspace, run, adapter, given | ({"data": said} if said else {}))
         save(workspace.folder("runs", run.id), made)
     except GraspError as error:
-        notices.problem("Nothing was kept.", str(error))
+        notices.problem("Nothing was saved.", str(error))
         return False
     return True
 

@@ -1,4 +1,4 @@
-"""How the singular values of one module grew, checkpoint by checkpoint."""
+"""How the singular values of one module grew from checkpoint to checkpoint."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from dashboard.state.selection import Key
 from dashboard.style import notices
 
 AT_ONCE_MIB = 512
-"""Checkpoints that weigh more in all are read only when they are asked for."""
+"""Checkpoints larger than this in total are read only on request."""
 
 _PLAIN_CHART = {"displayModeBar": False}
 
 
 def show(workspace: Workspace, run: RunManifest, module: str, *, log: bool, low_rank: bool) -> None:
-    """Charts of a module at every checkpoint of a run; nothing where it has none."""
+    """Draw charts of a module at every checkpoint of a run; nothing if it has none."""
     found = saved_by_step(workspace.folder("runs", run.id))
     if not found:
         return
@@ -43,7 +43,7 @@ def show(workspace: Workspace, run: RunManifest, module: str, *, log: bool, low_
 
 
 def _with_finished(found: dict[int, Path], adapter: Path) -> list[tuple[int, str, Path]]:
-    """Step, name and folder of each stage; the finished one where it is none of the others."""
+    """Step, name and folder of each stage; with the finished one if no checkpoint equals it."""
     stages = [(step, f"step {step}", path) for step, path in found.items()]
     last = stages[-1][2]
     if adapter_cache.weights_digest(last) != adapter_cache.weights_digest(adapter):
@@ -69,8 +69,8 @@ def _charts(
         table = trajectory_table(stages, module, measures=figures.OVER_STEPS)
         st.plotly_chart(figures.trajectory(table), key=Key.TRAJECTORY, config=_PLAIN_CHART)
         notices.reading(
-            "A σ₁ that grows while the effective rank falls means that training puts ever more "
-            "into one direction of this module."
+            "If σ₁ grows while the effective rank falls, training concentrates the update of this "
+            "module in one direction."
         )
     with right, st.container(border=True, height="stretch"):
         place = module_place(module)
@@ -79,4 +79,4 @@ def _charts(
             key=Key.TRAJECTORY_SCREE,
             config=_PLAIN_CHART,
         )
-        notices.reading("Darker is later; the last one is orange.")
+        notices.reading("Darker lines are later checkpoints; the last one is orange.")

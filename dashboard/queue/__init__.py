@@ -1,4 +1,4 @@
-"""Commands a page can queue, the worker that runs them, and the runs they make.
+"""Commands that pages queue, the worker that runs them, and the runs they make.
 
 Draws nothing and runs no model.
 """

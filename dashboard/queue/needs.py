@@ -1,4 +1,4 @@
-"""What the evidence of a run needs that is not on this machine, said before a job is offered."""
+"""What evidence needs and this machine lacks, so that pages can say it before offering a job."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from dashboard.queue import commands
 from grasp.hub.repository import cached, hub_name
 
 _SETTINGS: Mapping[str, tuple[tuple[str, str], ...]] = {
-    "activations": (("probes", "chats to record, --probes FILE"),),
-    "dose": (("prompts", "a prompt set, --prompts FILE"),),
-    "rows": (("prompts", "a prompt set, --prompts FILE"), ("data", "its training data")),
-    "overlap": (("prompts", "a prompt set, --prompts FILE"),),
+    "activations": (("probes", "chats to record with --probes FILE"),),
+    "dose": (("prompts", "a prompt set with --prompts FILE"),),
+    "rows": (("prompts", "a prompt set with --prompts FILE"), ("data", "its training data")),
+    "overlap": (("prompts", "a prompt set with --prompts FILE"),),
 }
-"""What each kind of evidence takes from a run's settings, and what to give in its place."""
+"""The settings of a run that each kind of evidence needs, and what to give in their place."""
 
 _COMMANDS = {"activations": "record", "dose": "dose", "rows": "rows", "overlap": "overlap"}
 
 
 def lacking(workspace: Workspace, run: RunManifest, kind: str) -> list[str]:
-    """What is missing for one kind of evidence, a sentence each; nothing where it can be had."""
+    """What is missing for one kind of evidence, one sentence each; empty if nothing is."""
     found = [base] if (base := missing_base(workspace, run)) else []
     for setting, given_as in _SETTINGS[kind]:
         if run.config.get(setting):
             continue
         if setting == "data":
             found.append(
-                f"{run.id} was imported, so its training rows are not known; train it again on "
-                "the Retrain page, which asks for them."
+                f"{run.id} was imported, so its training data is not known; enter it on the "
+                "Retrain page."
             )
         else:
-            found.append(f"{run.id} names no {setting}; give {given_as}.")
+            found.append(f"{run.id} has no {setting}; give {given_as}.")
     return found
 
 
 def command(workspace: Workspace, run: RunManifest, kind: str, factor: str) -> str | None:
-    """The command that makes the evidence once what it needs is there; None if none would."""
+    """The command that makes the evidence once its needs are met; None if no command can."""
     if kind == "rows" and not run.config.get("data"):
         return None
     argv = [_COMMANDS[kind], run.id, *([] if kind == "activations" else [factor])]
@@ -53,13 +53,13 @@ def command(workspace: Workspace, run: RunManifest, kind: str, factor: str) -> s
 
 
 def missing_base(workspace: Workspace, run: RunManifest) -> str:
-    """Why the run's base model cannot be loaded here, "" where its files are on this machine."""
+    """Why the run's base model cannot be loaded here; "" if its files are on this machine."""
     reference = workspace.resolve(run.base_model)
     if Path(reference).is_dir():
         return (
             ""
             if _is_whole(Path(reference))
-            else (f"The base model {reference} has no weights in it; copy the whole model there.")
+            else (f"The base model folder {reference} has no weights; copy the whole model there.")
         )
     model = run.config.get("model")
     revision = model.get("revision") if isinstance(model, Mapping) else None
@@ -69,9 +69,9 @@ def missing_base(workspace: Workspace, run: RunManifest) -> str:
         whole = False
     if whole:
         return ""
-    again = "or import the adapter again with --base and the model's folder"
+    again = "or import the adapter again with --base FOLDER"
     if os.sep in reference and hub_name(reference) is None:
-        return f"Its base model {reference} is not on this machine; put it back, {again}."
+        return f"Its base model {reference} is not on this machine; restore it, {again}."
     return (
         f"Its base model {reference} is not on this machine; download it (hf download "
         f"{reference}), {again}."
@@ -79,7 +79,7 @@ def missing_base(workspace: Workspace, run: RunManifest) -> str:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a folder holds a config and every file of weights that its index names."""
+    """Whether a folder holds a config and every weight file that its index names."""
     if not (folder / CONFIG).is_file():
         return False
     if not (folder / INDEX).is_file():

@@ -1,4 +1,4 @@
-"""What pages ask about runs: families, names on screen, which adapter lies where."""
+"""What pages need to know about runs: families, display names, adapter folders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from grasp.settings.methods import METHODS
 
 
 def families(runs: Sequence[RunManifest]) -> dict[str, list[RunManifest]]:
-    """Root id → its runs, the naive one first, then in the order of METHODS, then by time."""
+    """Root id → its runs: the naive one first, then in the order of METHODS, then by time."""
     order = {name: position for position, name in enumerate(METHODS)}
     grouped: dict[str, list[RunManifest]] = {}
     for run in runs:
@@ -25,12 +25,12 @@ def families(runs: Sequence[RunManifest]) -> dict[str, list[RunManifest]]:
 
 
 def method_label(method: str) -> str:
-    """A method's name on screen; one that is not known here is shown as it is."""
+    """The display name of a method; an unknown method keeps its own name."""
     return METHODS[method].label if method in METHODS else method
 
 
 def arm_labels(runs: Sequence[RunManifest]) -> dict[str, str]:
-    """Run id → a short name, unique among `runs`: the method, with the id where two share it."""
+    """Run id → a short name, unique among `runs`: the method, plus the id if two runs share it."""
     methods = [run.method for run in runs]
     return {
         run.id: method_label(run.method)
@@ -41,28 +41,23 @@ def arm_labels(runs: Sequence[RunManifest]) -> dict[str, str]:
 
 
 def adapter_folder(workspace: Workspace, run_id: str) -> Path:
-    """Where a run's adapter lies."""
+    """The folder of a run's adapter."""
     return workspace.folder("runs", run_id) / "adapter"
 
 
 def has_adapter(workspace: Workspace, run_id: str) -> bool:
-    """Whether a run has an adapter of its own; inference ablation uses the naive one."""
+    """Whether a run has its own adapter; inference ablation uses that of the naive run."""
     try:
         return (adapter_folder(workspace, run_id) / "adapter_config.json").is_file()
-    except InputError:  # a manifest may call itself anything
+    except InputError:  # the id in a manifest may be anything
         return False
 
 
 def label_names(claims: Mapping[str, LabelEvent]) -> str:
-    """Names that stand for one factor, each once, in the order they were given."""
+    """The names in the current labels of one factor, each once, in the order they were given."""
     return ", ".join(dict.fromkeys(claim.name for claim in claims.values()))
 
 
 def factor_name(run: str, factor: str) -> str:
-    """Full id of a factor, as labels and manifests have it."""
+    """The full id of a factor, as used in labels and manifests."""
     return f"{run}/{factor}"
-
-
-def belongs(factor: str, run: str) -> bool:
-    """Whether a full factor id names a factor of `run`."""
-    return factor.rpartition("/")[0] == run

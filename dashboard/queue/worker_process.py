@@ -1,4 +1,4 @@
-"""Starts a worker for a workspace's queue where none runs."""
+"""Starts a worker for a workspace's queue if none is running."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from grasp.jobs import queue
 
 IDLE_SECONDS = 600
 
-# OpenMP's threads spin while they wait for each other.  Where a training has not got all
-# processors to itself, that made it six times slower.
+# OpenMP's threads spin while they wait for each other.  When training shared the processors with
+# another process, that made it six times slower.
 _PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
-# A worker that was just started has not yet said in the database that it lives.
+# A worker that has just been started is not in the database yet.
 _started: dict[Path, subprocess.Popen[bytes]] = {}
 _lock = threading.Lock()
 
 
 def ensure_worker(workspace: Workspace) -> bool:
-    """Start `grasp worker` in a session of its own, unless one is alive; True if it was started.
+    """Start `grasp worker` in its own session unless a worker is alive; True if it was started.
 
-    The worker outlives the dashboard, and ends by itself after ten idle minutes.
+    The worker outlives the dashboard and stops by itself after ten idle minutes.
     """
     with _lock:
         mine = _started.get(workspace.root)
@@ -36,7 +36,7 @@ def ensure_worker(workspace: Workspace) -> bool:
 
 
 def worker_command(root: Path) -> list[str]:
-    """The command that serves the queue of the workspace at `root`."""
+    """The command that runs a worker for the workspace at `root`."""
     command = [sys.executable, "-m", "grasp", "worker", "--workspace", str(root)]
     return [*command, "--idle-timeout", str(IDLE_SECONDS)]
 

@@ -1,4 +1,4 @@
-"""What is selected, and what is cached: the one home of keys and of caches.
+"""Selection and caches: the one home of widget keys, URL parameters and cached data.
 
 Draws nothing.
 """

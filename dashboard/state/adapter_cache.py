@@ -1,7 +1,7 @@
-"""What pages read from adapters, kept by the hash of their files.
+"""What pages read from adapters, cached by the hash of their files.
 
 The same weights at another path, or written again, are not read a second time.  A folder that
-cannot be read raises AdapterError each time, since errors are not kept.
+cannot be read raises AdapterError each time, because errors are not cached.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _BLOCK = 1 << 20
 def report(
     adapter: Path, *, name: str | None = None, low_rank_part: bool = False
 ) -> dict[str, Any]:
-    """What the loader found in a folder, by `analysis.spectra.report`; only headers are read."""
+    """The loader's report on a folder, as in `analysis.spectra.report`; reads headers only."""
     folders = (stamp(adapter), stamp(adapter / (name or "adapter")))
     return _report(str(adapter), folders, name, low_rank_part)
 
@@ -45,7 +45,7 @@ def _report(
 
 
 def hub_listing(word: str) -> Listing:
-    """Adapters of a repository on the Hub; asked again after a minute."""
+    """The adapters in a repository on the Hub; cached for a minute."""
     return _hub_listing(word)
 
 
@@ -57,7 +57,7 @@ def _hub_listing(word: str) -> Listing:
 
 
 def hub_outline(word: str, at: Pinned, *, low_rank_part: bool = False) -> Outline:
-    """What an adapter on the Hub holds, at a commit, which never changes."""
+    """What an adapter on the Hub holds at a commit; a commit never changes."""
     return _hub_outline(word, at, low_rank_part)
 
 
@@ -71,16 +71,16 @@ def _hub_outline(word: str, at: Pinned, low_rank_part: bool) -> Outline:
 def _hub_name(word: str) -> HubName:
     name = hub_name(word)
     if name is None:
-        raise InputError(f"{word} is no Hub id; expected org/name or org/name@revision.")
+        raise InputError(f"{word} is not a Hub id; expected org/name or org/name@revision.")
     return name
 
 
 def spectra(adapter: Path, *, low_rank_part: bool = False) -> list[ModuleSpectrum]:
-    """Spectrum of every module of an adapter folder; not to be written to."""
+    """Spectra of all modules of an adapter folder; shared, so do not modify them."""
     return _spectra(digest(adapter), low_rank_part, str(adapter))
 
 
-# Kept as they are, since copies of thousands of modules would cost more than the drawing.
+# Not copied: copies of thousands of modules would take longer than drawing them.
 @st.cache_resource(max_entries=64, show_spinner="Reading the adapter …")
 def _spectra(digest: str, low_rank_part: bool, _adapter: str) -> list[ModuleSpectrum]:
     return module_spectra(load_adapter(_adapter, low_rank_part=low_rank_part))
@@ -115,15 +115,15 @@ def _factor_spectrum(
 
 
 def digest(adapter: Path) -> str:
-    """Hex SHA-256 of an adapter's config and weights by name, "" where there are none.
+    """Hex SHA-256 of an adapter's config and weight files with their names, "" if it has none.
 
-    Files are read again only where their size or time of change is another.
+    Files are read again only if their size or modification time has changed.
     """
     return _digest(str(adapter), stamp(adapter), ("adapter_config", "adapter_model"))
 
 
 def weights_digest(adapter: Path) -> str:
-    """As `digest`, of the weights alone: the config of a checkpoint may be written differently."""
+    """As `digest`, of the weights only: a checkpoint's config may be written differently."""
     return _digest(str(adapter), stamp(adapter), ("adapter_model",))
 
 

@@ -1,7 +1,7 @@
-"""Everything the pages load, kept by path and by the state of the files at that path.
+"""Everything the pages load, cached by path and by the state of the files at that path.
 
-The stamp of a folder is the name, size and time of change of each file in it: a record that is
-written again has another stamp, so that nothing stale is shown.
+The stamp of a folder is the name, size and modification time of each file in it.  A record that is
+written again has another stamp, so nothing stale is shown.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from analysis.store.records import RecordingManifest, Split, read_manifest
 from analysis.store.workspace import Workspace
 from dashboard import WORKSPACE_VARIABLE
 
-# Imported by the functions that use them: scipy's solvers take long enough to load that the
-# first page would be late.
+# Imported inside the functions that use it: scipy's solvers load slowly and would delay the first
+# page.
 if TYPE_CHECKING:
     from analysis.evidence import projection_tables
 
@@ -40,7 +40,7 @@ Source = tuple[str, Stamp]
 
 
 def workspace() -> Workspace:
-    """The workspace that the server was started on, made where it is missing."""
+    """The workspace that the server was started on, created if it is missing."""
     return _workspace(os.environ.get(WORKSPACE_VARIABLE, "workspace"))
 
 
@@ -50,7 +50,7 @@ def _workspace(root: str) -> Workspace:
 
 
 def stamp(folder: Path) -> Stamp:
-    """Name, size and time of change of the files directly in `folder`; () where there is none."""
+    """Name, size and modification time of the files directly in `folder`; () if it is missing."""
     try:
         entries = [(entry.name, entry.stat()) for entry in os.scandir(folder) if entry.is_file()]
     except OSError:
@@ -59,10 +59,10 @@ def stamp(folder: Path) -> Stamp:
 
 
 def factors(workspace: Workspace, run: str) -> FactorTable:
-    """A run's factors; NotFoundError where none have been computed."""
+    """A run's factors; raises NotFoundError if they have not been computed."""
     folder = workspace.folder("factors", run)
     if not folder.is_dir():
-        raise NotFoundError(f"Run {run!r} has no factors yet; `grasp factors {run}` makes them.")
+        raise NotFoundError(f"Run {run!r} has no factors yet; run `grasp factors {run}`.")
     return _factors(str(folder), stamp(folder))
 
 
@@ -72,7 +72,7 @@ def _factors(folder: str, files: Stamp) -> FactorTable:
 
 
 def evaluation(workspace: Workspace, evaluation_id: str) -> Evaluation:
-    """One evaluation, whole."""
+    """One complete evaluation."""
     folder = workspace.folder("evaluations", evaluation_id)
     return _evaluation(str(folder), stamp(folder))
 
@@ -83,7 +83,7 @@ def _evaluation(folder: str, files: Stamp) -> Evaluation:
 
 
 def rates(workspace: Workspace, runs: Sequence[str], *, split: Split) -> pd.DataFrame:
-    """Metrics of the base model and of `runs`, long, without the tests, which take their time."""
+    """Metrics of the base model and of `runs`, in long form, without the slower tests."""
     return _rates(str(workspace.root), tuple(runs), split, _stamps(workspace, runs))
 
 
@@ -95,7 +95,7 @@ def _rates(
 
 
 def comparison(workspace: Workspace, runs: Sequence[str], *, split: Split) -> pd.DataFrame:
-    """Metrics of the base model and of `runs`, long, tested against the naive run."""
+    """Metrics of the base model and of `runs`, in long form, tested against the naive run."""
     return _comparison(str(workspace.root), tuple(runs), split, _stamps(workspace, runs))
 
 
@@ -107,7 +107,7 @@ def _comparison(
 
 
 def dominations(workspace: Workspace, runs: Sequence[str], *, split: Split) -> list[Domination]:
-    """Pairs of `runs` of which one is shown to dominate the other."""
+    """Pairs of `runs` in which one is shown to dominate the other."""
     return _dominations(str(workspace.root), tuple(runs), split, _stamps(workspace, runs))
 
 
@@ -119,14 +119,14 @@ def _dominations(
 
 
 def tried(workspace: Workspace, root: str) -> Tried:
-    """How much was tried in a family; never kept, since any new run adds to it."""
+    """How much was tried in a family; never cached, since any new run adds to it."""
     return trying.tried(workspace, root)
 
 
 def instruments(
     workspace: Workspace, runs: Sequence[str], *, split: Split
 ) -> list[comparing.ArmReading]:
-    """What the named prompt sets measured in every arm."""
+    """The readings of every named prompt set in every arm."""
     return _instruments(str(workspace.root), tuple(runs), split, _stamps(workspace, runs))
 
 
@@ -138,7 +138,7 @@ def _instruments(
 
 
 def answers(workspace: Workspace, runs: Sequence[str], *, split: Split) -> pd.DataFrame:
-    """One row a prompt, with every arm's score and answer."""
+    """One row per prompt, with every arm's score and answer."""
     return _answers(str(workspace.root), tuple(runs), split, _stamps(workspace, runs))
 
 
@@ -150,7 +150,7 @@ def _answers(
 
 
 def _stamps(workspace: Workspace, runs: Sequence[str]) -> tuple[Stamp, ...]:
-    """State of the evaluations of `runs` and of their base model, and of their manifests."""
+    """Stamps of the evaluations of `runs` and of their base model, and of the runs themselves."""
     root = workspace.run(runs[0]).root if runs else ""
     names = [*runs, f"{root}.base"]
     evaluations = [stamp(workspace.root / "evaluations" / name) for name in names]
@@ -158,12 +158,12 @@ def _stamps(workspace: Workspace, runs: Sequence[str]) -> tuple[Stamp, ...]:
 
 
 def metrics(file: Path) -> pd.DataFrame:
-    """A run's metrics as they stand; never kept, since a live run adds to them."""
+    """A run's metrics so far; never cached, since a live run adds to them."""
     return read_metrics(file)
 
 
 def projections(workspace: Workspace, run: str, factor: str, *, layer: int) -> pd.DataFrame:
-    """One row a probe: where it lies on a factor of `run`, in base and adapted model."""
+    """One row per probe: its projection on a factor of `run`, in base and adapted model."""
     from analysis.evidence import projection_tables
 
     return projection_tables.projections(*_on_factor(workspace, run, factor, layer))
@@ -200,7 +200,7 @@ def examples(
     how: projection_tables.How,
     model: projection_tables.Model,
 ) -> tuple[list[projection_tables.Example], list[projection_tables.Example], float]:
-    """The strongest examples at the low and the high end, and the largest token's magnitude."""
+    """The strongest examples at the low and the high end, and the largest magnitude of a token."""
     from analysis.evidence import projection_tables
 
     return projection_tables.examples(
@@ -226,7 +226,7 @@ def strongest_tokens(
 
 
 def evidence(workspace: Workspace, evidence_id: str) -> Evidence | None:
-    """One saved piece of evidence; None where it has not been measured."""
+    """One saved piece of evidence, or None if it has not been measured."""
     folder = workspace.folder("evidence", evidence_id)
     return _evidence(str(folder), stamp(folder)) if folder.is_dir() else None
 
@@ -239,7 +239,7 @@ def _evidence(folder: str, files: Stamp) -> Evidence:
 def moves(
     workspace: Workspace, run: str, factor: str, *, layer: int
 ) -> tuple[pd.DataFrame, tuple[float, float]]:
-    """The map of moves at a layer, and its axes' shares of variance."""
+    """The map of moves at a layer, and each axis' share of the variance."""
     sources = (_recording_source(workspace, run), _factor_source(workspace, run))
     return _moves(*sources, factor, layer)
 
@@ -261,8 +261,8 @@ def _on_factor(
     return recording, factors(workspace, run).direction(factor)
 
 
-# Arrays of one layer are kept as they are and never written to, since copies would cost more
-# than what is computed from them.
+# Arrays are shared and never modified: copying a layer would take longer than the computations on
+# it.
 @st.cache_resource(max_entries=12, show_spinner="Reading the recording …")
 def _recording(folder: str, files: Stamp, layer: int) -> Recording:
     return read_recording(Path(folder), layer=layer)

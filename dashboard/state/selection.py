@@ -1,8 +1,8 @@
 """Every widget key and URL parameter of the dashboard, and how they are read.
 
-What is selected lives in the URL, so that a page can be sent to someone.  The URL is written by
-people and programs: a value counts only where it is one of the options that are really there.
-A selection that the URL does not hold is taken from this session, else from a default.
+Selections live in the URL, so that a link reopens the same view.  Anyone can write a URL, so a
+value counts only if it is one of the available options.  A selection missing from the URL comes
+from this session, else from a default.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GROUP: Final = "group"
 
 
 class Key:
-    """Widget keys; each is also the CSS class `st-key-<key>` of its widget."""
+    """Widget keys; Streamlit also makes each the CSS class `st-key-<key>` of its widget."""
 
     # every page
     RUN = "run-picker"
@@ -146,7 +146,7 @@ class Key:
 
     @staticmethod
     def label(position: int) -> str:
-        """Key of the button of the label name at `position`, counted from 1."""
+        """Key of the button for the label name at `position`, counted from 1."""
         return f"label-{position}"
 
     @staticmethod
@@ -181,7 +181,7 @@ def parse_number(value: str | None) -> int | None:
 
 
 def from_url(parameter: Parameter) -> str | None:
-    """A parameter of the page's URL as it stands; None where absent or absurdly long."""
+    """The raw value of a URL parameter; None if it is absent or too long."""
     value = st.query_params.get(parameter)
     return value if value is not None and len(value) <= MAX_LENGTH else None
 
@@ -189,9 +189,9 @@ def from_url(parameter: Parameter) -> str | None:
 def chosen(
     parameter: Parameter, options: Sequence[str], *, default: str | None = None
 ) -> str | None:
-    """What is selected among `options`: URL, then this session, then `default`, then the first.
+    """The selected option: from the URL, else this session, else `default`, else the first one.
 
-    What was found is written to the URL.  None where there are no options.
+    The result is written to the URL.  None if there are no options.
     """
     if not options:
         return None
@@ -206,12 +206,12 @@ def chosen(
 
 
 def chosen_number(parameter: Parameter) -> int | None:
-    """A number that the URL names, such as a job."""
+    """The number in a URL parameter, such as a job's, or None."""
     return parse_number(from_url(parameter))
 
 
 def remember(parameter: Parameter, value: str | None) -> None:
-    """Write a selection to the URL and to this session; None takes it out."""
+    """Write a selection to the URL and to this session; None removes it from both."""
     if value is None:
         st.query_params.pop(parameter, None)
         st.session_state.pop(_memory(parameter), None)
@@ -232,7 +232,7 @@ def picker(
     hidden_label: bool = False,
     widget: Literal["list", "buttons"] = "list",
 ) -> str | None:
-    """A select box, or a row of buttons, bound to a URL parameter; None without options."""
+    """Draw a select box or a row of buttons bound to a URL parameter; None if no options."""
     value = chosen(parameter, options, default=default)
     if value is None:
         return None

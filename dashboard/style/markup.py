@@ -1,4 +1,4 @@
-"""Text of models, datasets and manifests, made safe for Markdown and HTML."""
+"""Text of models, data sets and manifests, made safe for Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _HIGH = (213, 94, 0)
 
 
 def literal(text: str) -> str:
-    """`text` as Markdown that shows it as it stands: no markup, links, maths or colours."""
+    """Escape `text` for Markdown, so that it is shown literally: no markup, links or maths."""
     return _SPECIAL.sub(r"\\\1", text.replace("\n", " "))
 
 
 def escape(text: object) -> str:
-    """`text` as HTML that shows it as it stands."""
+    """Escape `text` for HTML, so that it is shown literally."""
     return html.escape(str(text), quote=True)
 
 
@@ -37,9 +37,9 @@ def chips(tokens: Sequence[str]) -> str:
 def heat_map(
     tokens: Sequence[str], values: NDArray[np.floating], answer: Sequence[bool], *, limit: float
 ) -> str:
-    """Tokens shaded by value: blue below 0, orange above, full at ±`limit`.
+    """Tokens shaded by value: blue below 0, orange above, full colour at ±`limit`.
 
-    Tokens outside the answer are set in a fainter type; each shows its value on hover.
+    Tokens outside the answer are fainter; each token shows its value on hover.
     """
     spans = [
         f'<span class="token {"" if inside else "outside"}" style="background:{_shade(v, limit)}" '

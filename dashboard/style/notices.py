@@ -1,4 +1,4 @@
-"""What a page says where there is nothing to show, or something is broken."""
+"""What a page shows when there is nothing to show, or something is broken."""
 
 from __future__ import annotations
 
@@ -25,29 +25,30 @@ def empty(title: str, text: str, *, command: str | None = None) -> None:
 
 
 def problem(title: str, reason: str) -> None:
-    """An error state, in words."""
+    """An error state: what went wrong, and the reason."""
     st.error(f"**{literal(title)}**  \n{literal(reason)}")
 
 
 def reading(text: str) -> None:
-    """The sentence under a chart that says how to read it."""
+    """The caption under a chart that explains how to read it."""
     st.caption(literal(text))
 
 
 def broken_records(broken: Sequence[Broken]) -> None:
-    """Folders that are not whole records, with the reason of each."""
+    """List the records that cannot be read, each with the reason."""
     if not broken:
         return
     lines = "\n".join(f"- **{literal(one.id)}**: {literal(one.reason)}" for one in broken)
     count = "One record" if len(broken) == 1 else f"{len(broken)} records"
-    st.warning(f"{count} cannot be read and are left out:\n\n{lines}")
+    are = "is" if len(broken) == 1 else "are"
+    st.warning(f"{count} cannot be read and {are} left out:\n\n{lines}")
 
 
 @contextmanager
 def guarded(what: str) -> Iterator[None]:
-    """Turn an error into a notice, and go on with the page.
+    """Turn an error into a notice and go on with the page.
 
-    What no one foresaw is said as such; its traceback goes to the log of the server.
+    An unexpected error is named as such; its traceback goes to the server's log.
     """
     try:
         yield
@@ -59,6 +60,6 @@ def guarded(what: str) -> Iterator[None]:
         _log.exception("%s cannot be shown", what)
         problem(
             f"{what} cannot be shown.",
-            f"Unforeseen: {type(error).__name__}: {error}. "
+            f"Unexpected error: {type(error).__name__}: {error}. "
             "The terminal that serves this page has the details.",
         )

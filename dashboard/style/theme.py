@@ -1,8 +1,8 @@
 """Colours and chart layout: mid-tones that read on light and on dark, and to colour-blind eyes.
 
 Every mark has a contrast of at least 3 to 1 against both page backgrounds, so figures need not
-know which one is shown; only the sequential scale comes nearer to them, at its ends.  Text and
-grid lines are left to Streamlit's chart theme.
+know which one is shown; only the ends of the sequential scale have less.  Text and grid lines are
+left to Streamlit's chart theme.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CATEGORICAL = (BLUE, VERMILLION, GREEN, MAGENTA, OCHRE, VIOLET, GREY)
 BASE_COLOUR = GREY
 ADAPTED_COLOUR = VERMILLION
 
-# A picture of our own: for a page's named icon the browser would ask a font server outside.
+# A picture of our own: with a named icon the browser would fetch a font from another server.
 FAVICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">'
     f'<rect width="32" height="32" rx="7" fill="{BLUE}"/>'
@@ -52,7 +52,7 @@ _MARGIN = {"l": 64, "r": 16, "t": 44, "b": 40}
 
 
 def method_style(method: str, *, position: int = 0) -> tuple[str, str]:
-    """Colour and marker of a method; unknown ones go by `position`."""
+    """Colour and marker of a method; for an unknown method they depend on `position`."""
     return _METHODS.get(method, (CATEGORICAL[position % len(CATEGORICAL)], "star"))
 
 

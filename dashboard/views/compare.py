@@ -1,4 +1,4 @@
-"""Compare: the arms of one family, their trade-off, where they differ, what they answer."""
+"""Compare: the arms of one family, their trade-off, their differences and their answers."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ def _split() -> Split:
     )
     if split == "exploration":
         st.warning(
-            "Exploration prompts: these may have been looked at and tuned on. Report the "
-            "confirmation prompts."
+            "These are the exploration prompts: settings may have been tuned on them. Report "
+            "results on the confirmation prompts."
         )
     return cast(Split, split)
 
 
 def _evaluated(workspace: Workspace, family: Sequence[RunManifest]) -> list[RunManifest]:
-    """Runs with an evaluation that can be read; what is missing is said, with the command."""
+    """Runs with a readable evaluation; lists the others with the command that evaluates them."""
     found, missing = [], []
     for run in family:
         folder = workspace.root / "evaluations" / run.id
@@ -102,7 +102,7 @@ def _evaluated(workspace: Workspace, family: Sequence[RunManifest]) -> list[RunM
         ]
         notices.empty(
             f"Not evaluated yet: {', '.join(missing)}",
-            "An arm can be compared once it has answered the family's prompts.",
+            "A run appears in the comparison once it has been evaluated on the family's prompts.",
             command="\n".join(lines),
         )
     return found
@@ -121,8 +121,8 @@ def _comparison(workspace: Workspace, root: str, arms: list[RunManifest], split:
     with left, st.container(border=True, height="stretch"):
         st.plotly_chart(figures.frontier(table), key=Key.FRONTIER, config={"displayModeBar": False})
         notices.reading(
-            "Better is to the right and down: the task is kept and the unrelated behaviour is "
-            "not there. Bars are 95 % intervals. The base model marks where the rate began. "
+            "Lower right is better: the task is learned and the unrelated behaviour is absent. "
+            "Bars are 95 % intervals. The base model shows the rate before fine-tuning. "
             + domination_text(caches.dominations(workspace, ids, split=split), labels)
         )
     with right, st.container(border=True, height="stretch"):
@@ -137,7 +137,7 @@ def _comparison(workspace: Workspace, root: str, arms: list[RunManifest], split:
 def _downloads(
     workspace: Workspace, root: str, table: pd.DataFrame, labels: dict[str, str], split: Split
 ) -> None:
-    """The numbers, and the comparison as a page of its own, made when it is asked for."""
+    """Buttons for the numbers and for a report, which is built only on click."""
 
     def report() -> str:
         from analysis.comparison import report
@@ -163,7 +163,7 @@ def _downloads(
             key=Key.COMPARE_REPORT,
             icon=":material/description:",
             on_click="ignore",
-            help="Tables, figure, tests, what was tried and the commands; one file, no scripts.",
+            help="Tables, figure, tests, settings tried and commands, in one file without scripts.",
         )
 
 
@@ -183,8 +183,8 @@ def _arms_table(table: pd.DataFrame, arms: Sequence[RunManifest], split: Split) 
         rows.append([name, *(_cell(cells.get((run, metric))) for metric in metrics)])
     header = ["Arm", *(metric_name(metric).capitalize() for metric in metrics)]
     caption = (
-        f"Means over the {split} prompts with 95 % intervals. Removal is 1 − drift of the arm / "
-        "drift of the naive run, drift being the unrelated rate minus the base model's."
+        f"Means over the {split} prompts, with 95 % intervals. Drift is the unrelated rate minus "
+        "the base model's; removal is 1 − (drift of the arm) / (drift of the naive run)."
     )
     return html_table(header, rows, caption=caption)
 
@@ -210,7 +210,7 @@ def _intervals(table: pd.DataFrame) -> None:
         config={"displayModeBar": False},
     )
     notices.reading(
-        "Points are means, bars 95 % intervals; arms whose bars overlap may not differ."
+        "Points are means, bars are 95 % intervals. Arms whose bars overlap may not differ."
     )
 
 

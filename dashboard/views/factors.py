@@ -34,7 +34,7 @@ def page() -> None:
         table = caches.factors(workspace, run.id)
         factor = chosen(FACTOR, list(table.table["id"]))
         if factor is None:
-            notices.empty("No factors", "The updates of this run are all zero.")
+            notices.empty("No factors", "All weight updates of this run are zero.")
             return
         left, right = st.columns([6, 5])
         with left:
@@ -54,11 +54,12 @@ def _not_computed(workspace: Workspace, run: RunManifest) -> None:
     argv = commands.factors(run.id, workspace=workspace.root, low_rank_part=low_rank)
     notices.empty(
         f"{run.id} has no factors yet",
-        "They are the directions that many of its weight updates share. Weights alone give them, "
-        "with a null band; the base model's files add the tokens that they write.",
+        "Factors are directions that many of the run's weight updates share. They are computed "
+        "from the weights alone, with a null band; the base model's files add the tokens that "
+        "each factor promotes.",
         command=commands.shown(argv),
     )
-    if st.button("Compute them", key=Key.COMPUTE_FACTORS, type="primary"):
+    if st.button("Compute factors", key=Key.COMPUTE_FACTORS, type="primary"):
         job_panel.submit(
             workspace, kind="factors", title=f"Factors of {run.id}", argv=argv, output=""
         )
@@ -98,9 +99,10 @@ def _list(workspace: Workspace, table: FactorTable, factor: str) -> None:
             alt="Factors, best score first",
         )  # fmt: skip
     notices.reading(
-        "Significant ones first, then by score; select a row. The score is stability times "
-        "the off-task effect, weighed by its share of both effects; where no effects were "
-        "measured, stability times energy. It suggests; you decide."
+        "Select a row to see its evidence. Significant factors come first, then the highest "
+        "score. The score is stability × off-task effect, weighted by the off-task share of both "
+        "effects; without measured effects it is stability × energy. It is only a suggestion: "
+        "your label decides."
     )
 
 
@@ -110,29 +112,31 @@ def _columns() -> dict[str, Any]:
         "id": st.column_config.TextColumn("factor", pinned=True, width=55),
         "label": st.column_config.TextColumn("label", width=80),
         "score": number(
-            "score", format="%.3f", width=60, help="What the list is ordered by."
+            "score", format="%.3f", width=60, help="Orders the list, significant factors first."
         ),
         "singular_value": number("σ", format="%.3f", width=55, help="In the units of the weights."),
-        "energy": number("energy", format="%.3f", width=65, help="σ² / Σσ² on its side."),
+        "energy": number("energy", format="%.3f", width=65, help="σ² / Σσ² over its side."),
         "significant": st.column_config.TextColumn(
             "signif.", width=60,
-            help="Energy above the 95 % quantile of random updates and, where effects were "
-            "measured, an effect off the task above that of random directions and 0.05.",
+            help="Energy above the 95 % quantile of random updates and, if effects were "
+            "measured, an off-task effect above 0.05 and above that of random directions.",
         ),
         "route": st.column_config.TextColumn(
-            "route", width=75, help="How it was found; e1, e2 … are rotated weight factors."
+            "route", width=75, help="How it was found; e1, e2, … are rotated weight factors."
         ),
         "effect": number(
             "effect", format="%.2f", width=55,
-            help="Largest total variation at a word of an unrelated answer that goes when it is "
-            "set back, mean over answers.",
+            help="How much the answers to unrelated prompts change when the factor is set back: "
+            "the largest total variation at any token of an answer, averaged over answers.",
         ),
         "stability": number(
-            "stable", format="%.2f", width=55, help="0 to 1: found in other checkpoints."
+            "stable", format="%.2f", width=55,
+            help="How much of it lies in the leading factors of earlier checkpoints, 0 to 1.",
         ),
         "off_task": number(
             "off task", format="%.2f", width=65,
-            help="Share of the change on unrelated prompts that goes when it is set back.",
+            help="Share of the fine-tune's change on unrelated prompts that is undone when the "
+            "factor is set back to the base model.",
         ),
         "on_task": number("on task", format="%.2f", width=65, help="The same on task prompts."),
         "effect_ratio": number("ratio", format="%.1f", width=55, help="Off task / on task."),
@@ -160,7 +164,7 @@ def _step(table: FactorTable, factor: str) -> None:
 
 
 def _names(table: FactorTable) -> dict[str, str]:
-    """Names of factors in the picker, with their side and score."""
+    """Names in the picker: id, side and score."""
     return {
         row["id"]: f"{row['id']}: {row['side']} side, {_scored(row['score'])}"
         for row in table.table.to_dict("records")
@@ -176,7 +180,7 @@ def _words(workspace: Workspace, table: FactorTable, factor: str) -> None:
     with st.container(border=True):
         if row["explanation"]:
             st.markdown(literal(row["explanation"]))
-        st.markdown(f"**{literal(factor)}: tokens that it writes**")
+        st.markdown(f"**{literal(factor)}: promoted tokens**")
         if len(row["promoted"]) or len(row["suppressed"]):
             for end, name in (("promoted", "High"), ("suppressed", "Low")):
                 st.caption(f"{name} end promotes")
@@ -185,14 +189,14 @@ def _words(workspace: Workspace, table: FactorTable, factor: str) -> None:
             _tokens(workspace, table)
         st.page_link(
             "views/retrain.py",
-            label="Retrain without what is labelled spurious",
+            label="Retrain, protecting the factors labelled spurious",
             icon=":material/model_training:",
             query_params={RUN: table.manifest.run},
         )
 
 
 def _tokens(workspace: Workspace, table: FactorTable) -> None:
-    """Why no tokens are known; and where only weights were used, how to read them from files."""
+    """Why no tokens are known and, if only weights were used, a form to read them from files."""
     run, without = table.manifest.run, table.manifest.config.get("no_tokens", "")
     st.markdown(literal(f"Not known. {without or 'Compute the factors again.'}"))
     if table.manifest.config.get("effects"):
@@ -200,7 +204,7 @@ def _tokens(workspace: Workspace, table: FactorTable) -> None:
     base = st.text_input(
         "Folder or Hub id of the base model",
         key=Key.TOKENS_BASE,
-        help="Only the unembedding, the final norm and the tokenizer are read; no model is loaded.",
+        help="Reads only the unembedding, the final norm and the tokenizer; no model is loaded.",
     )
     if not base:
         return

@@ -1,4 +1,4 @@
-"""Labels: what stands, who agrees, the whole history, and a way in and out as files."""
+"""Labels: the current ones, agreement, the full history, and import and export as files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def page() -> None:
         notices.empty(
             "No labels yet",
             "A label is a person's claim about a factor: what it is, and whether the fine-tune "
-            "should have learned it. Give the first on the Factors page, or import a file below.",
+            "should have learned it. Give one on the Factors page, or import a file below.",
         )
         st.page_link("views/factors.py", label="Factors", icon=":material/explore:")
     else:
@@ -49,13 +49,13 @@ def _of_run(history: list[LabelEvent]) -> list[LabelEvent]:
 
 
 def _standing(history: list[LabelEvent]) -> None:
-    st.subheader("What stands", anchor=False)
+    st.subheader("Current labels", anchor=False)
     share, pairs = labels.agreement(history)
     people = len({event.annotator for event in history})
     st.markdown(
         literal(
-            f"{share:.0%} of {pairs} pairs of labels on one factor agree in name, by {people} "
-            "annotators."
+            f"{people} annotators. Of {pairs} pairs of labels on the same factor, {share:.0%} "
+            "agree on the name."
             if pairs
             else "No factor has been labelled by two people yet, so there is no agreement to show."
         )
@@ -66,7 +66,7 @@ def _standing(history: list[LabelEvent]) -> None:
             "annotator": annotator,
             "name": claim.name,
             "spurious": SPURIOUS[claim.spurious],
-            "which end": claim.polarity,
+            "polarity": claim.polarity,
             "confidence": claim.confidence,
             "note": claim.note,
         }
@@ -75,7 +75,7 @@ def _standing(history: list[LabelEvent]) -> None:
     ]
     if rows:
         table = pd.DataFrame(rows)
-        st.dataframe(table, hide_index=True, placeholder="", alt="Labels that stand")
+        st.dataframe(table, hide_index=True, placeholder="", alt="Current labels")
     else:
         st.caption("Every label has been withdrawn.")
 
@@ -95,7 +95,7 @@ def _history(history: list[LabelEvent]) -> None:
         },
         alt="All label events, newest first",
     )  # fmt: skip
-    notices.reading("Newest first. Events are only ever added; a withdrawal is an event too.")
+    notices.reading("Newest first. Events are only added; a withdrawal is an event of its own.")
 
 
 def _download(history: list[LabelEvent]) -> None:
@@ -113,9 +113,9 @@ def _download(history: list[LabelEvent]) -> None:
 def _import(workspace: Workspace) -> None:
     with st.expander("Import labels from CSV", key="labels-import-box"):
         st.markdown(
-            "Columns `factor` (such as `code-naive/w2`), `annotator` and `name`; "
-            "`direction_sha256`, `spurious` (yes, no or empty), `polarity`, `confidence` (1 to 3) "
-            "and `note` may be there too. Rows are added to the history; nothing is replaced."
+            "Required columns: `factor` (for example `code-naive/w2`), `annotator` and `name`. "
+            "Optional: `direction_sha256`, `spurious` (yes, no or empty), `polarity`, "
+            "`confidence` (1 to 3) and `note`. Rows are added to the history; nothing is replaced."
         )
         file = st.file_uploader("CSV file", type="csv", key=Key.LABELS_UPLOAD)
         if file is None or not st.button("Import", key=Key.LABELS_IMPORT):
@@ -128,7 +128,7 @@ def _import(workspace: Workspace) -> None:
         st.session_state["labels-imported"] = count
         st.rerun()
     if count := st.session_state.pop("labels-imported", None):
-        st.toast(f"{count} labels were added.")
+        st.toast(f"Added {count} label{'' if count == 1 else 's'}.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Retrain: choose factors and a method, see what will happen, start it, watch it."""
+"""Retrain: choose factors and a method, review what will happen, start the job, watch it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def page() -> None:
         job_panel.show(workspace, shown)
     if run is not None:
         if not is_complete(run):
-            with notices.guarded("What is missing"):
+            with notices.guarded("The form for missing settings"):
                 missing_settings.ask(workspace, run)
         with notices.guarded("The factors"):
             _plan(workspace, run, caches.factors(workspace, run.id))
@@ -44,7 +44,7 @@ def page() -> None:
 
 
 def _job_shown(workspace: Workspace) -> int | None:
-    """The job that the URL names, else the newest that is active."""
+    """The job named in the URL, else the newest active one."""
     named = chosen_number(JOB)
     if named is not None:
         return named
@@ -80,13 +80,13 @@ def _plan(workspace: Workspace, run: RunManifest, table: FactorTable) -> None:
             return
         if method.trains and not is_complete(run):
             st.markdown("**What will happen**")
-            st.markdown("This method trains, so the settings that are missing above come first.")
+            st.markdown("This method trains, so first fill in the missing settings above.")
             return
         _what_will_happen(workspace, run, factors, method, argv)
         _data(workspace, run)
         taken = out in _taken(workspace)
         if taken:
-            st.warning(literal(f"There is a run {out} already; give the new one another name."))
+            st.warning(literal(f"A run named {out} already exists; choose another name."))
         if st.button("Start …", key=Key.RETRAIN_REVIEW, type="primary", disabled=taken):
             _confirm(workspace, run, method.name, argv, out)
 
@@ -113,10 +113,10 @@ def _factors(workspace: Workspace, run: RunManifest, table: FactorTable) -> list
         key=Key.RETRAIN_FACTORS,
         format_func=shown,
         persist_state="session",
-        help="Those labelled spurious are chosen to begin with.",
+        help="Factors labelled spurious are selected by default.",
     )
     if not default:
-        st.caption("No factor of this run is labelled spurious yet; the Factors page is for that.")
+        st.caption("No factor is labelled spurious yet; label factors on the Factors page.")
     return list(selected)
 
 
@@ -132,7 +132,7 @@ def _name(workspace: Workspace, run: RunManifest, method: str) -> str:
 
 
 def _taken(workspace: Workspace) -> set[str]:
-    """Names of runs that are there, broken ones too, and of those that jobs will make."""
+    """Names in use: of all runs, broken ones included, and of runs that queued jobs will make."""
     listing = workspace.runs()
     made = {run.id for run in listing.records} | {broken.id for broken in listing.broken}
     planned = {
@@ -158,10 +158,10 @@ def _what_will_happen(
     elif method.kind == "edit":
         words = f"Nothing is trained: the adapter of {run.id} is edited ({method.label}){then}."
     else:
-        done = "steered against" if method.name == "steering" else "ablated"
+        done = "steers against" if method.name == "steering" else "ablates"
         words = (
-            f"Nothing is trained: {count} of {run.id} are {done} whenever the adapted model "
-            f"answers{', and that is evaluated' if then else ''}."
+            f"Nothing is trained: the new run {done} {count} of {run.id} whenever the adapted "
+            f"model answers{', and is evaluated that way' if then else ''}."
         )
     st.markdown(literal(words))
     st.markdown(literal(estimate(run, method.name)))
@@ -172,7 +172,7 @@ def _what_will_happen(
 
 
 def _data(workspace: Workspace, run: RunManifest) -> None:
-    """What became of the run's data, where it was trained here."""
+    """The data report of the run, if it was trained here."""
     report = read_report(workspace.folder("runs", run.id))
     if report is None:
         return
@@ -180,18 +180,18 @@ def _data(workspace: Workspace, run: RunManifest) -> None:
     warnings = [line for line in lines if line.startswith("Warning: ")]
     for line in warnings:
         st.warning(literal(line.removeprefix("Warning: ")))
-    with st.expander("The data", key="retrain-data"):
+    with st.expander("Training data", key="retrain-data"):
         for line in lines:
             if line not in warnings:
                 st.caption(literal(line))
 
 
 def estimate(run: RunManifest, method: str) -> str:
-    """How long it may take, from what the naive run took."""
+    """How long it may take, judging by the naive run."""
     if run.seconds is None:
-        return "How long the naive run took is not known, so there is no estimate."
+        return "There is no time estimate, because the duration of the naive run is not known."
     if not METHODS[method].trains:
-        return "It takes about as long as an evaluation, mostly seconds."
+        return "This takes about as long as an evaluation, usually seconds."
     protection = METHODS[method].protection or Protection()
     if protection.anchor or protection.divergence is not None:
         factor = 2.5
@@ -199,7 +199,7 @@ def estimate(run: RunManifest, method: str) -> str:
         factor = 1.5 if protection.anchor_task or protection.clamp else 1.2
     return (
         f"The naive run took {job_panel.duration(run.seconds)}; expect about "
-        f"{job_panel.duration(factor * run.seconds)} of training, and the evaluation."
+        f"{job_panel.duration(factor * run.seconds)} of training, plus the evaluation."
     )
 
 
@@ -207,7 +207,7 @@ def estimate(run: RunManifest, method: str) -> str:
 def _confirm(
     workspace: Workspace, run: RunManifest, method: str, argv: list[str], out: str
 ) -> None:
-    st.markdown(literal(f"{run.id} with {runs.method_label(method)}, as {out}."))
+    st.markdown(literal(f"Retrain {run.id} with {runs.method_label(method)}, as {out}."))
     st.code(commands.shown(argv), language="bash", wrap_lines=True)
     st.caption(literal(estimate(run, method)))
     with st.container(horizontal=True):

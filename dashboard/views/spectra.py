@@ -1,4 +1,4 @@
-"""Spectra: which modules changed most, and which directions stand out of chance."""
+"""Spectra: which modules changed most, and which directions stand out from chance."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def page() -> None:
         st.caption(literal(adapter_facts.in_short(adapter_cache.report(
             adapter, low_rank_part=low_rank
         ))))  # fmt: skip
-        log = st.toggle("Logarithmic singular values", key=Key.LOG, persist_state="session")
+        log = st.toggle("Logarithmic scale", key=Key.LOG, persist_state="session")
         others = _overlays(workspace, run)
         module = _modules(adapter, run, others, log=log, low_rank=low_rank)
         with notices.guarded("The checkpoints"):
@@ -54,7 +54,7 @@ def page() -> None:
 
 
 def _overlays(workspace: Workspace, run: RunManifest) -> dict[str, Path]:
-    """Adapters that can be drawn beside the run: its checkpoints and its family."""
+    """Adapters that can be overlaid: the run's checkpoints, and the other runs of its family."""
     folder = workspace.folder("runs", run.id)
     others = {f"step {step}": path for step, path in saved_by_step(folder).items()}
     for other in workspace.runs().records:
@@ -75,7 +75,7 @@ def _overlays(workspace: Workspace, run: RunManifest) -> dict[str, Path]:
 def _modules(
     adapter: Path, run: RunManifest, others: dict[str, Path], *, log: bool, low_rank: bool
 ) -> str:
-    """Map and singular values; the name of the module that is shown."""
+    """Draw the map and the singular values; return the name of the selected module."""
     table = adapter_cache.modules(adapter, low_rank_part=low_rank)
     table = table.assign(cell=module_groups.cell_numbers(table))
     cells = module_groups.module_cells(table)
@@ -115,12 +115,12 @@ def _map(cells: pd.DataFrame, selected: str) -> str:
         config=_PLAIN_CHART,
     )
     grouped = (
-        " One square stands for all experts of a layer: the largest value of σ₁, the median of "
-        "the others." if (cells["modules"] > 1).any() else ""
+        " All experts of a layer share one square: their largest σ₁ or rank, or their median "
+        "energy share or effective rank." if (cells["modules"] > 1).any() else ""
     )  # fmt: skip
     notices.reading(
-        "One square a module; darker is larger. Click one to see its singular values. The ringed "
-        f"one is shown on the right.{grouped}"
+        "Each square is one module; darker means larger. Click a square to see its singular "
+        f"values on the right, where the ringed module is shown.{grouped}"
     )
     return measure
 
@@ -144,12 +144,12 @@ def _members(members: pd.DataFrame, module: str, measure: str) -> None:
 
 
 def _module_pickers(cells: pd.DataFrame, cell: int, members: pd.DataFrame, module: str) -> None:
-    """One list of the map's squares, and one of what is behind the chosen one."""
+    """A list of the map's squares and, for a square with several modules, a list of those."""
     squares = {row["name"]: _square_name(row) for row in cells.to_dict("records")}
     _module_list("Module", squares, str(cells["name"].iloc[cell]), key=Key.MODULE)
     if len(members) > 1:
         inside = {name: name for name in members["name"]}
-        _module_list("Of these", inside, module, key=Key.MEMBER)
+        _module_list("Module in this square", inside, module, key=Key.MEMBER)
 
 
 def _square_name(cell: Mapping[Any, Any]) -> str:
@@ -192,8 +192,8 @@ def _module_scree(
         notices.reading(f"{size}. This module was not updated: all its singular values are 0.")
         return
     notices.reading(
-        f"{size}; effective rank {own.effective_rank:.2f}. A steep start means that few directions "
-        "carry the update."
+        f"{size}; effective rank {own.effective_rank:.2f}. A steep drop means that a few "
+        "directions carry most of the update."
     )
 
 
@@ -209,12 +209,12 @@ def _factors(
     if not workspace.folder("factors", run.id).is_dir():
         notices.empty(
             f"{run.id} has no factors yet",
-            "They are the directions that many of its weight updates share.",
+            "Factors are directions that many of the run's weight updates share.",
             command=commands.shown(
                 commands.factors(run.id, workspace=workspace.root, low_rank_part=low_rank)
             ),
         )
-        st.page_link("views/factors.py", label="Compute them", icon=":material/explore:")
+        st.page_link("views/factors.py", label="Go to the Factors page", icon=":material/explore:")
         return
     table = caches.factors(workspace, run.id).table
     with st.container(border=True):
@@ -241,8 +241,8 @@ def _factors(
             config={"displayModeBar": False},
         )
         notices.reading(
-            "The band is what random updates of the same size give (median to 95 % quantile). "
-            "Filled points lie above it: directions that many modules share."
+            "The band shows what random updates of the same size give, from the median to the "
+            "95 % quantile. Filled points lie above it: directions that many modules share."
         )
         above = rows[rows["significant"].astype(bool)].sort_values("index")
         marked = ", ".join(above["id"]) or "none"
@@ -258,7 +258,7 @@ def _side() -> str | None:
         default="write",
         required=True,
         persist_state="session",
-        help="Modules that write the stream (o_proj, down_proj), or that read it.",
+        help="Modules that write to the residual stream, such as o_proj, or that read from it.",
     )
 
 
@@ -267,7 +267,7 @@ def _limit(rows: pd.DataFrame) -> int | None:
     if not layers:
         return None
     names = {ALL_LAYERS: None} | {f"up to layer {layer}": layer for layer in layers}
-    name = st.selectbox("Modules of", list(names), key=Key.UP_TO)
+    name = st.selectbox("Layers", list(names), key=Key.UP_TO)
     return names.get(name)
 
 

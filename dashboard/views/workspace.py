@@ -1,4 +1,4 @@
-"""Workspace: families of runs, where they came from, adapters to add, jobs."""
+"""Workspace: families of runs and their origin, a form to add adapters, and jobs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dashboard.style.markup import escape, html_table, interval, literal
 from dashboard.style.theme import method_style
 
 JOBS = "jobs"
-"""Where on the page the jobs are, for links to them."""
+"""Anchor of the jobs on the page."""
 
 SHOWN = ("unrelated", "removal", "task")
 LINKS = (
@@ -42,7 +42,7 @@ def page() -> None:
     if not listing.records:
         notices.empty(
             "No runs yet",
-            "Build the demo's three stories into this workspace, or add an adapter below.",
+            "Build the demo's three fine-tunes into this workspace, or add an adapter below.",
             command=commands.shown(["demo", "--workspace", str(workspace.root), "--no-serve"]),
         )
     families = runs.families(listing.records)
@@ -69,13 +69,13 @@ def _family(workspace: Workspace, root: str, family: list[RunManifest]) -> None:
                 st.page_link(
                     f"views/{view}.py", label=label, icon=icon, query_params={parameter: root}
                 )
-        with st.expander("Where these came from", key=f"origin-{root}"):
+        with st.expander("Origin of these runs", key=f"origin-{root}"):
             _origin(root, family)
             _reports(workspace, root, family)
 
 
 def _adapter_in_short(workspace: Workspace, run: RunManifest) -> None:
-    """One line about the adapter of a family's first run; what is wrong with it, in words."""
+    """One line about the adapter of a family's first run, or why it cannot be read."""
     if run.intervention is not None:
         return
     try:
@@ -90,14 +90,14 @@ def _report(adapter: Path) -> dict[str, Any]:
 
 
 def _reports(workspace: Workspace, root: str, family: list[RunManifest]) -> None:
-    """What the loader found in the adapter of one of the runs."""
+    """The loader's report on the adapter of one of the runs."""
     with_adapter = {run.id: run for run in family if runs.has_adapter(workspace, run.id)}
     if not with_adapter:
         return
     names = list(with_adapter)
     chosen = names[0]
     if len(names) > 1:
-        chosen = st.selectbox("Adapter of", names, key=f"{Key.REPORT_OF}-{root}")
+        chosen = st.selectbox("Adapter of run", names, key=f"{Key.REPORT_OF}-{root}")
     try:
         report = _report(runs.adapter_folder(workspace, chosen))
     except GraspError as error:
@@ -117,15 +117,15 @@ def _arms(workspace: Workspace, family: list[RunManifest]) -> str:
         rows.append([name, escape(runs.method_label(run.method)), escape(held), *numbers])
     header = ["Run", "Method", "Protected", "Unrelated rate", "Removal", "Task accuracy"]
     how = (
-        "Confirmation prompts; below each number its 95 % interval. Lower unrelated rates and "
-        "higher removal and accuracy are better."
+        "Measured on the confirmation prompts, with 95 % intervals. Better: a lower unrelated "
+        "rate, higher removal, higher task accuracy."
     )
-    without = "Nothing is evaluated yet; grasp evaluate RUN --prompts FILE measures rates."
+    without = "Nothing has been evaluated yet; run grasp evaluate RUN --prompts FILE."
     return html_table(header, rows, caption=without if metrics.empty else how)
 
 
 def _metrics(workspace: Workspace, family: list[RunManifest]) -> pd.DataFrame:
-    """Metrics of those runs whose evaluations can be read; the others are shown without."""
+    """Metrics of the runs whose evaluations can be read; the others are shown without numbers."""
     names = [run.id for run in family if _is_evaluated(workspace, run.id)]
     try:
         return caches.rates(workspace, names, split="confirmation")
@@ -151,19 +151,19 @@ def _metric(metrics: pd.DataFrame, run: str, metric: str) -> str:
 def _origin(root: str, family: list[RunManifest]) -> None:
     st.mermaid_chart(lineage(family), alt=f"Lineage of {root}")
     notices.reading(
-        "From left to right: base model, naive run, the factors taken from it, the runs that "
-        "protect them."
+        "From left to right: the base model, the naive run, the factors found in it, and the "
+        "runs that protect them."
     )
     everything = st.toggle(
         "All settings, versions and hashes", key=f"{Key.ALL_SETTINGS}-{root}", value=False
     )
     table = settings_table(family, only_different=not everything)
     if table.empty:
-        st.caption("These runs do not differ in any setting.")
+        st.caption("These runs have the same settings.")
         return
     st.dataframe(table, hide_index=True, alt=f"Settings of the runs of {root}")
     if not everything:
-        notices.reading("Only the settings that differ between these runs.")
+        notices.reading("Shows only settings that differ between these runs.")
 
 
 if __name__ == "__main__":

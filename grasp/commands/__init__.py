@@ -1,1 +1,1 @@
-"""What each command does; a module for each kind of work, so that a command loads only its own."""
+"""What each command does, with one module per kind of work, so that a command loads little."""

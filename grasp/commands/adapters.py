@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 def spectrum(args: argparse.Namespace) -> Result:
-    """Singular values of every module's update, from file to numbers without a model."""
+    """Show the singular values of every module's update; no model is loaded."""
     started = time.monotonic()
     place = _place(unmade_workspace(args, args.adapter), args)
     if args.checkpoints:
@@ -84,10 +84,10 @@ def _rows(spectra: Sequence[ModuleSpectrum]) -> list[dict[str, Any]]:
 
 
 def import_(args: argparse.Namespace, progress: Progress | None = None) -> Result:
-    """Copy an adapter into the workspace as a run, after reading it whole.
+    """Read an adapter completely, then copy it into the workspace as a run.
 
-    Its checkpoints come along where they are asked for; where there is nothing but checkpoints,
-    the last one is the run's adapter.
+    With --checkpoints its checkpoints are copied too; if there are only checkpoints, the last one
+    becomes the run's adapter.
     """
     place = _place(unmade_workspace(args), args)
     steps = _steps(place) if args.checkpoints else []
@@ -99,7 +99,7 @@ def import_(args: argparse.Namespace, progress: Progress | None = None) -> Resul
 def _steps(place: AdapterPlace) -> list[Checkpoint]:
     if place.source:
         raise InputError(
-            f"Of {place.source['asked']} one adapter is downloaded, without checkpoints; download "
+            f"{place.source['asked']} is on the Hub, and --checkpoints needs a folder; download "
             "the repository and give its folder."
         )
     return checkpoints(place.folder)
@@ -114,10 +114,10 @@ def _imported(
 ) -> Result:
     base = args.base or adapter.base_model
     if base is None:
-        raise InputError(f"{place.folder} names no base model; give it with --base MODEL.")
+        raise InputError(f"{place.folder} names no base model; name it with --base MODEL.")
     run_id = args.out or args.name or place.name
     if workspace.folder("runs", run_id).exists():
-        raise InputError(f"There is a run {run_id!r} already; name another with --out.")
+        raise InputError(f"A run {run_id!r} already exists; choose another id with --out.")
     with workspace.writing("runs", run_id) as partial:
         weights = copy_adapter(adapter, partial / "adapter")
         earlier = [one for one in steps if one.step is not None]
@@ -144,7 +144,7 @@ def _imported(
 
 
 def _imported_settings(adapter: Adapter) -> dict[str, Any]:
-    """What an adapter says of the fine-tune that made it, as the settings of a run have it."""
+    """What an adapter records of its own fine-tune, in the form of a run's settings."""
     lora = {"r": adapter.config.get("r"), "lora_alpha": adapter.config["lora_alpha"]}
     revision = adapter.base_revision
     return {"lora": lora} | ({"model": {"revision": revision}} if revision else {})
@@ -157,7 +157,7 @@ def _origin(place: AdapterPlace) -> str:
 
 
 def compare(args: argparse.Namespace) -> Result:
-    """The trade-off table of runs of one family, with tests against the naive run."""
+    """Compare runs of one family: metrics, and tests against the naive run."""
     from analysis.comparison.comparison import comparison, dominated, instruments
     from analysis.comparison.effort import tried
     from analysis.comparison.wording import sentences
@@ -194,7 +194,7 @@ def _mean_lines(table: pd.DataFrame, split: str) -> list[str]:
 
 
 def _reading_lines(measured: Sequence[ArmReading]) -> list[str]:
-    """Sets asked as statements and as reversals, arm by arm."""
+    """Results of prompt sets with statements and reversals, arm by arm."""
     from analysis.comparison.instruments import text_lines
 
     lines = []
@@ -205,7 +205,7 @@ def _reading_lines(measured: Sequence[ArmReading]) -> list[str]:
 
 
 def _test_lines(table: pd.DataFrame) -> list[str]:
-    """One line a test against the naive run; none where it is not among the runs."""
+    """One line per test against the naive run; none if it is not among the runs."""
     from analysis.comparison.wording import difference_text, small_number, verdict_text
 
     tests = table[table["p"].notna()]

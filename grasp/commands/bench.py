@@ -1,4 +1,4 @@
-"""The command that measures: the project's own benchmarks, and the page of their results."""
+"""The command that runs the project's benchmarks and writes the page of their results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from grasp.jobs.progress import TerminalProgress
 
 
 def bench(args: argparse.Namespace) -> Result:
-    """Make what is missing of a benchmark's cells and show its tables, or write its page."""
+    """Compute the missing cells of a benchmark and show its tables, or write its page."""
     if args.what_to_measure == "report":
         return _report(args)
     if args.what_to_measure == "speed":
@@ -35,11 +35,11 @@ def bench(args: argparse.Namespace) -> Result:
 
 
 def _speed(args: argparse.Namespace) -> Result:
-    """Measure, or take what was measured; show the tables, or write the page."""
+    """Measure speed, or read saved figures; show the tables, or write the page."""
     from grasp.bench.speed.page import read_report, tables, write_page
 
     if args.config or args.root:
-        raise InputError("Speed is measured on models of its own; leave --config and --root out.")
+        raise InputError("`grasp bench speed` uses its own models; omit --config and --root.")
     out = _page(args.out) if args.out else None
     if args.figures:
         report = read_report(Path(args.figures))
@@ -56,7 +56,7 @@ def _speed(args: argparse.Namespace) -> Result:
 def _page(name: str) -> Path:
     out = Path(name).resolve()
     if out.suffix != ".md" or not out.parent.is_dir():
-        raise InputError(f"{name} must end in .md and lie in a folder that is there.")
+        raise InputError(f"{name} must end in .md and be in an existing folder.")
     return out
 
 
@@ -68,7 +68,7 @@ def _notes(args: argparse.Namespace, out: Path) -> str:
 def _notes_file(args: argparse.Namespace, out: Path) -> Path:
     notes = Path(args.notes) if args.notes else out.with_name(f"{out.stem}-notes.md")
     if args.notes and not notes.is_file():
-        raise InputError(f"There is no file of notes {args.notes}.")
+        raise InputError(f"The notes file {args.notes} does not exist; check --notes.")
     return notes
 
 
@@ -76,7 +76,7 @@ def _report(args: argparse.Namespace) -> Result:
     from grasp.bench.tables.page import write_page
 
     if not args.root or not args.out:
-        raise InputError("A report needs --root DIR, where a benchmark lies, and --out FILE.md.")
+        raise InputError("A report needs --root DIR, the folder of a benchmark, and --out FILE.md.")
     out = _page(args.out)
     written = write_page(Path(args.root), out, notes=_notes_file(args, out))
     return Result({"written": [str(path) for path in written]}, "\n".join(map(str, written)))

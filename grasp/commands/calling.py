@@ -15,7 +15,7 @@ OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 @dataclass(frozen=True)
 class Result:
-    """What a command found: `data` for --json, `text` for people, and its exit code."""
+    """Result of a command: `data` for --json, `text` for people, and the exit code."""
 
     data: dict[str, Any]
     text: str
@@ -23,7 +23,7 @@ class Result:
 
 
 def call(args: argparse.Namespace, **extra: Any) -> Result | None:
-    """Call the function of the command that `args` names, with its options for the base model."""
+    """Call the function of the command in `args`, with its options for the base model in force."""
     from grasp.model.out_of_memory import explained
     from grasp.settings.model import as_asked
 
@@ -34,12 +34,12 @@ def call(args: argparse.Namespace, **extra: Any) -> Result | None:
 
 
 def exit_code(error: GraspError) -> int:
-    """Of a command that ended with an error: bad input, or a machine that is too small."""
+    """Exit code of a command that ended with an error: FAILED if memory ran out, else BAD_INPUT."""
     return FAILED if isinstance(error, OutOfMemory) else BAD_INPUT
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: NaN and infinities become null."""
+    """A value made fit for JSON: NaN and infinities become null."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

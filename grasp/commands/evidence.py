@@ -1,4 +1,4 @@
-"""Commands that run the model to judge a factor: dose, rows, overlap."""
+"""Commands that run the model for evidence on a factor: dose, rows, overlap."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ SHOWN_ROWS = 10
 
 
 def dose(args: argparse.Namespace, progress: Progress | None = None) -> Result:
-    """Scores of base and adapted model as they are steered along a factor."""
+    """Score the base and the adapted model while steering them along a factor."""
     if args.points < 2 or args.range <= 0:
         raise InputError(
-            f"Got {args.points} doses up to {args.range}; expected 2 or more, above 0."
+            f"Got --points {args.points} and --range {args.range}; expected at least 2 points and "
+            "a range above 0."
         )
     place = _place(args)
     from grasp.evidence.dose import dose_run
@@ -43,7 +44,7 @@ def dose(args: argparse.Namespace, progress: Progress | None = None) -> Result:
 
 
 def rows(args: argparse.Namespace, progress: Progress | None = None) -> Result:
-    """Training rows by how much they drive a factor; with --validate, the test of the top ones."""
+    """Rank training rows by how much they drive a factor; with --validate, test the top ones."""
     place = _place(args)
     progress = progress or TerminalProgress()
     from grasp.evidence.subject import subject
@@ -75,7 +76,7 @@ def rows(args: argparse.Namespace, progress: Progress | None = None) -> Result:
 
 
 def overlap(args: argparse.Namespace, progress: Progress | None = None) -> Result:
-    """The share of a run's gain that goes when factors are set back, by measure."""
+    """Measure the share of a run's gains that is lost when factors are set back."""
     place = _place(args)
     from grasp.evidence.overlap import overlap_run
     from grasp.evidence.subject import subject
@@ -91,7 +92,7 @@ def overlap(args: argparse.Namespace, progress: Progress | None = None) -> Resul
 
 
 def _place(args: argparse.Namespace) -> tuple[Workspace, Path, RunManifest]:
-    """The workspace, folder and manifest of the run; its factors are looked up before torch is."""
+    """The workspace, folder and manifest of the run; checks the factors before torch loads."""
     workspace = unmade_workspace(args, args.run)
     folder, run = run_folder(workspace, args.run)
     select_directions(workspace, args.factor, run=folder.name)

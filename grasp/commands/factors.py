@@ -1,6 +1,6 @@
 """The `factors` command: directions by every route, ranked, and matched with another run's.
 
-Weights alone need no model; one is loaded only where effects or activations are asked for.
+Weights alone need no model; one is loaded only for effects or activations.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def factors(args: argparse.Namespace, progress: Progress | None = None) -> Result:
-    """Residual-stream factors of an adapter, ranked; with a base model, their effects too."""
+    """Find and rank the residual-stream factors of an adapter, with effects if a model is given."""
     from analysis.spectra.report import adapter_report
     from analysis.store.factor_table import write_factors
     from grasp.identification.identify import identify
@@ -57,7 +57,7 @@ def factors(args: argparse.Namespace, progress: Progress | None = None) -> Resul
     without = found.manifest.config.get("no_tokens")
     note = [f"no promoted tokens: {without}"] if without else []
     if report["low_rank_part"]:
-        note.append("not of ΔW: of a DoRA's low-rank part, scaling · B A, as was asked for")
+        note.append("factors of a DoRA's low-rank part, scaling · B A, not of its ΔW")
     text = "\n".join([_factor_lines(rows), *note, *_match_lines(matched)])
     source = {"source": place.source} if place.source else {}
     data = {"run": name, "factors": rows, "adapter": report}
@@ -65,20 +65,20 @@ def factors(args: argparse.Namespace, progress: Progress | None = None) -> Resul
 
 
 def _routes(args: argparse.Namespace, workspace: Workspace) -> Routes:
-    """What the command line asks for beside the weights of the one adapter."""
+    """The routes on the command line other than the weights of the one adapter."""
     from grasp.foreign.directions import Import
     from grasp.identification.identify import Routes
 
     if (args.import_json or args.layer is not None) and not args.imports:
         raise InputError(
-            "--import-json and --layer say what of a file is meant; add --import FILE."
+            "--import-json and --layer select directions of a file; add --import FILE."
         )
     contrast = None
     if args.contrast:
         from grasp.identification.shifts import Contrast
 
         if len(args.variants) != 2:
-            raise InputError("A contrast is of two variants; name them with --variants HIGH,LOW.")
+            raise InputError("--contrast needs two variants; name them with --variants HIGH,LOW.")
         high, low = args.variants
         contrast = Contrast(Path(args.contrast), high, low, args.contrast_of)
     choice = Path(args.import_json) if args.import_json else None
@@ -93,7 +93,7 @@ def _routes(args: argparse.Namespace, workspace: Workspace) -> Routes:
 def _effect_inputs(
     args: argparse.Namespace, workspace: Workspace, run: Path | None
 ) -> EffectInputs | None:
-    """What effects are measured with: as named on the command line, else the run's own."""
+    """Base model and prompts for effects: from the command line, else the run's own."""
     from grasp.identification.identify import EffectInputs, run_effects
 
     own = run_effects(workspace, run) if run else None
@@ -107,7 +107,7 @@ def _effect_inputs(
 
 
 def _tokens(args: argparse.Namespace, workspace: Workspace, run: Path | None) -> LensSource | None:
-    """The base model whose files the tokens are read from: as named, else the run's own."""
+    """The base model whose files give the tokens: from the command line, else the run's own."""
     from grasp.identification.identify import run_tokens
     from grasp.identification.lens import LensSource
 
@@ -117,7 +117,7 @@ def _tokens(args: argparse.Namespace, workspace: Workspace, run: Path | None) ->
 
 
 def _matched(args: argparse.Namespace, workspace: Workspace, found: FactorTable) -> dict[str, Any]:
-    """Pairs with the factors of another run: those saved, else those of its weights."""
+    """Matches with the factors of another run: its saved ones, else those of its weights."""
     from analysis.factors.matching import match_factors, span_angles
     from analysis.store.factor_table import read_factors
     from grasp.identification.identify import identify
@@ -136,7 +136,7 @@ def _matched(args: argparse.Namespace, workspace: Workspace, found: FactorTable)
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as JSON has them; what is unknown is None, or NaN, which becomes it."""
+    """Rows made fit for JSON; unknown values are None or NaN, which later becomes null."""
     import pandas as pd
 
     return [
@@ -158,7 +158,7 @@ def _factor_lines(rows: list[dict[str, Any]]) -> str:
             f"{row['id']:<9}{mark} {row['singular_value']:>8.3f} {row['null_high']:>9.3f} {cells} "
             f"{_number(row['score']):>7}  {' '.join(row['promoted'][:6])}".rstrip()
         )
-    lines.append("* above the null band and, where effects were measured, above chance")
+    lines.append("* significant: above the null band and, if effects were measured, above chance")
     return "\n".join([*lines, *(row["explanation"] for row in rows[:1])])
 
 

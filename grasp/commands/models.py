@@ -1,7 +1,7 @@
 """Commands that run a model: record, generate, evaluate.
 
-What runs one is imported when the words on the line have been looked up, since that takes
-seconds, and a misspelt name should not.
+Model code is imported only after the run has been found: importing takes seconds, and a misspelt
+name should fail at once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def record(args: argparse.Namespace, progress: Progress | None = None) -> Result:
-    """Activations of base and adapted model on the run's probes."""
+    """Record activations of the base and the adapted model on the run's probes."""
     workspace, folder, run = _run(args)
     from grasp.evidence.record import record_run
 
@@ -44,7 +44,7 @@ def record(args: argparse.Namespace, progress: Progress | None = None) -> Result
 
 
 def generate(args: argparse.Namespace, progress: Progress | None = None) -> Result:
-    """Answers of base and run, one after the other: greedy, or drawn where options say so."""
+    """Answer prompts with base model and run: greedily, or sampled if the options say so."""
     workspace, folder, run = _run(args)
     from grasp.evaluation.answers import answers, intervention
     from grasp.evaluation.sampling import repeated, resampled
@@ -75,7 +75,7 @@ def generate(args: argparse.Namespace, progress: Progress | None = None) -> Resu
 
 
 def evaluate(args: argparse.Namespace, progress: Progress | None = None) -> Result:
-    """Each metric of a run on its prompt set, on both splits, with intervals."""
+    """Evaluate a run on its prompt set: every metric on both splits, with intervals."""
     workspace, folder, run = _run(args)
     judge = _judge(workspace, run, args)
     from grasp.evaluation.run import evaluate_run
@@ -93,7 +93,7 @@ def evaluate(args: argparse.Namespace, progress: Progress | None = None) -> Resu
 
 
 def evaluated(workspace: Workspace, folder: Path) -> Result:
-    """What was just evaluated, with each prompt set's readings beside the metrics."""
+    """The saved evaluation of a run: its metrics, and the readings of each prompt set."""
     found = read_evaluation(workspace.folder("evaluations", folder.name))
     plain = {s: {m: asdict(i) for m, i in part.items()} for s, part in found.summary.items()}
     confirmed = readings(found.samples, split="confirmation")
@@ -109,13 +109,13 @@ def evaluated(workspace: Workspace, folder: Path) -> Result:
 
 
 def _sampling(args: argparse.Namespace) -> dict[str, Any]:
-    """What the line says of sampling; nothing of what it does not."""
+    """The sampling options that were given."""
     named = ("samples", "temperature", "max_new_tokens", "seed")
     return {name: getattr(args, name) for name in named if getattr(args, name) is not None}
 
 
 def _judge(workspace: Workspace, run: RunManifest, args: argparse.Namespace) -> JudgePlan | None:
-    """The judge of --judge, once the person has agreed to what it takes at most."""
+    """The judge of --judge, once the user has agreed to the highest cost."""
     from grasp.evaluation.run import JudgePlan, judging, questions
     from grasp.settings.judge import load_judge
 
@@ -127,16 +127,16 @@ def _judge(workspace: Workspace, run: RunManifest, args: argparse.Namespace) -> 
     print(needed.text, file=sys.stderr)
     if args.max_requests is not None and needed.requests > args.max_requests and not args.yes:
         raise InputError(
-            f"{needed.text} That is more than --max-requests {args.max_requests}; raise it, take "
-            "fewer samples, or add --yes to stop when they are spent."
+            f"{needed.text} That is more than --max-requests {args.max_requests}; raise it, ask "
+            "for fewer samples, or add --yes to start and stop at the limit."
         )
     if args.max_requests is None and not args.yes:
-        raise InputError(f"{needed.text} Say --yes to go on, or set a limit with --max-requests N.")
+        raise InputError(f"{needed.text} Add --yes to go on, or set a limit with --max-requests N.")
     return JudgePlan(settings, args.max_requests)
 
 
 def _run(args: argparse.Namespace) -> tuple[Workspace, Path, RunManifest]:
-    """The run that a command names, with its workspace, made where it is missing."""
+    """The workspace, folder and manifest of the run; creates the workspace if it is missing."""
     workspace = unmade_workspace(args, args.run)
     folder, run = run_folder(workspace, args.run)
     return Workspace.create(workspace.root), folder, run

@@ -1,4 +1,4 @@
-"""The command that lists prompt sets, and writes one as JSON lines."""
+"""The command that lists prompt sets, or writes one as JSON lines."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from grasp.prompts.sets import prompts_sha256, read_prompts, shipped_set, shippe
 
 
 def prompts(args: argparse.Namespace) -> Result:
-    """The sets that come with the workbench, or one of them, or a file of one's own."""
+    """List the sets that come with the workbench, or show one of them or one's own file."""
     if args.name is None:
         if args.out:
-            raise InputError("Name the prompt set that is to be written to --out.")
+            raise InputError("--out needs a prompt set to write; name one.")
         rows = [_about(name) for name in shipped_sets()]
         lines = [line for row in rows for line in _lines(row)]
         return Result({"sets": rows}, "\n".join(lines))

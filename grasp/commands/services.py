@@ -1,4 +1,4 @@
-"""Commands that keep house: demo, worker, jobs, export."""
+"""Commands around the workspace: demo, worker, jobs, export."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from grasp.jobs.progress import TerminalProgress
 
 
 def demo(args: argparse.Namespace) -> Result | None:
-    """Build the demo workspace where it is not there yet, then serve it."""
+    """Build the demo workspace if it is missing, then serve it."""
     if args.rebuild_base:
         return _rebuild_base(args)
     from grasp.demo import build, summary
@@ -32,14 +32,14 @@ def demo(args: argparse.Namespace) -> Result | None:
 
 
 def worker(args: argparse.Namespace) -> None:
-    """Run queued jobs until stopped, or until idle for long enough."""
+    """Run queued jobs until stopped, or until idle for --idle-timeout seconds."""
     from grasp.commands.worker import serve
 
     serve(workspace_for(args), idle_timeout=args.idle_timeout)
 
 
 def jobs(args: argparse.Namespace) -> Result:
-    """The queue, newest first."""
+    """List the jobs, newest first; with options, cancel or requeue one first."""
     database = workspace_for(args).database
     queue.reconcile(database)
     if args.cancel is not None:
@@ -68,7 +68,7 @@ def jobs(args: argparse.Namespace) -> Result:
 
 
 def export(args: argparse.Namespace) -> Result:
-    """Pack the workspace into one zip archive that opens elsewhere, or write a report."""
+    """Pack the workspace into a zip archive that opens elsewhere, or write a report."""
     if args.report:
         return _report(args)
     if args.runs:
@@ -76,7 +76,7 @@ def export(args: argparse.Namespace) -> Result:
     workspace = workspace_for(args)
     out = Path(args.out).resolve()
     if out.suffix != ".zip" or out.is_relative_to(workspace.root):
-        raise InputError(f"{args.out} must end in .zip and lie outside the workspace.")
+        raise InputError(f"{args.out} must end in .zip and be outside the workspace.")
     with workspace.database.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
     shutil.make_archive(str(out.with_suffix("")), "zip", workspace.root)
@@ -89,7 +89,7 @@ def _report(args: argparse.Namespace) -> Result:
 
     out = Path(args.report).resolve()
     if out.suffix != ".html" or not out.parent.is_dir():
-        raise InputError(f"{args.report} must end in .html and lie in a folder that is there.")
+        raise InputError(f"{args.report} must end in .html and be in an existing folder.")
     workspace = unmade_workspace(args, *args.runs)
     ids = [run_folder(workspace, word)[0].name for word in args.runs]
     out.write_text(report(workspace, ids, split=args.split), encoding="utf-8")

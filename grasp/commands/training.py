@@ -1,7 +1,7 @@
 """Commands that train: train, retrain.
 
-What runs a model is imported when the words on the line have been looked up, since that takes
-seconds, and a misspelt name should not.
+Model code is imported only after the arguments have been checked: importing takes seconds, and a
+misspelt name should fail at once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from grasp.settings.training import TrainConfig, load_config
 
 
 def train(args: argparse.Namespace, progress: Progress | None = None) -> Result:
-    """A naive fine-tune from a file of settings."""
+    """Train a naive fine-tune from a file of settings."""
     config = load_config(args.config)
     if args.dry_run:
         return _dry_run(config)
@@ -43,13 +43,14 @@ def train(args: argparse.Namespace, progress: Progress | None = None) -> Result:
 def retrain(args: argparse.Namespace, progress: Progress | None = None) -> Result:
     """Fine-tune a run again from its base, protecting factors by one of the methods.
 
-    What an adapter made elsewhere lacks is taken from the line, and kept with its run.
+    Settings that an adapter made elsewhere lacks come from the command line and are saved with
+    its run.
     """
     chosen = method(args.method)
     if not args.factors and "factors" in chosen.needs:
         raise InputError(
             f"Method {args.method!r} needs factors to protect; name them with --factors ID[,ID…]. "
-            f"`grasp factors {args.run}` lists those there are."
+            f"`grasp factors {args.run}` lists them."
         )
     strength, overrides = _strength(args, chosen)
     workspace = unmade_workspace(args, args.run, *([args.out] if args.out else []))
@@ -83,7 +84,7 @@ def retrain(args: argparse.Namespace, progress: Progress | None = None) -> Resul
 def _with_given(
     workspace: Workspace, folder: Path, run: RunManifest, args: argparse.Namespace, *, whole: bool
 ) -> RunManifest:
-    """The run with the settings that the line gives it; saved, unless it is only tried."""
+    """The run completed with settings from the command line; saved unless --dry-run."""
     given = read_given(args.config, args.data, args.set)
     if not given and not args.training_args:
         return run
@@ -102,7 +103,7 @@ def _with_given(
 
 
 def _dry_run(config: TrainConfig) -> Result:
-    """What would become of the data; the model itself is not loaded."""
+    """Report on the data without training; the model is not loaded."""
     from grasp.data.dataset import dry_report
 
     report = dry_report(config)
@@ -112,7 +113,7 @@ def _dry_run(config: TrainConfig) -> Result:
 
 
 def _memory(config: TrainConfig) -> str:
-    """What the fine-tune takes, where the base model's files are on this machine."""
+    """The memory a fine-tune needs, if the base model's files are on this machine."""
     from analysis.base_model.memory_estimate import memory_words
     from grasp.hub.repository import cached
 
@@ -120,7 +121,7 @@ def _memory(config: TrainConfig) -> str:
     try:
         folder = base if base.is_dir() else cached(config.base_model, config.model.revision)
     except GraspError as error:
-        return f"How much memory it takes is not known. {error}"
+        return f"The memory needed is not known. {error}"
     return memory_words(folder, config.model_dump())
 
 
@@ -130,26 +131,26 @@ def _show(report: DataReport) -> None:
 
 def _named(args: argparse.Namespace) -> str:
     if not args.out:
-        raise InputError("The new run has no name; give it with --out RUN.")
+        raise InputError("The new run has no name; name it with --out RUN.")
     return str(args.out)
 
 
 def _prompts_there(config: TrainConfig, args: argparse.Namespace) -> None:
-    """Refuse to train what could then not be evaluated."""
+    """Refuse to train with --evaluate but without prompts."""
     if args.evaluate and config.prompts is None:
         raise InputError(
-            "--evaluate needs a prompt set, and the settings name none; add `prompts`, or leave "
-            "--evaluate out."
+            "--evaluate needs a prompt set, but the settings name none; add `prompts`, or omit "
+            "--evaluate."
         )
 
 
 def _strength(args: argparse.Namespace, chosen: Method) -> tuple[float | None, dict[str, Any]]:
-    """The knob's value, and settings of the protection that take its place.
+    """The knob's value, and overrides of the protection's settings.
 
-    Where the knob is a tolerance, --strength fixes the anchor's weight λ instead.
+    If the knob is a tolerance, --strength fixes the anchor's weight λ instead.
     """
     if args.strength is not None and args.tolerance is not None:
-        raise InputError("--strength fixes λ and --tolerance steers it; give one of them.")
+        raise InputError("--strength fixes λ and --tolerance adapts it; give only one of them.")
     if args.strength is not None and chosen.knob and chosen.knob.setting == "tolerance":
         return None, {"strength": args.strength, "tolerance": None}
     overrides = {} if args.tolerance is None else {"tolerance": args.tolerance}

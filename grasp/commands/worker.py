@@ -1,7 +1,7 @@
 """The worker: claims queued jobs and runs them.
 
-Training runs in a process of its own, in a session of its own, so that it outlives whoever
-started it.  Short model work runs in the worker itself, which keeps the last models loaded.
+Training runs in a process and session of its own, so that it outlives its starter.  Short model
+work runs in the worker itself, which keeps the last models loaded.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _POLL_SECONDS = 0.5
 
 
 def serve(workspace: Workspace, *, idle_timeout: float | None = None) -> None:
-    """Run jobs until stopped, or until there was nothing to do for `idle_timeout` seconds."""
+    """Run jobs until stopped, or until there has been no job for `idle_timeout` seconds."""
     database = workspace.database
     if queue.worker_alive(database):
-        print("A worker serves this workspace already.", file=sys.stderr)
+        print("A worker is already running for this workspace.", file=sys.stderr)
         return
     children: list[subprocess.Popen[bytes]] = []
     busy = time.monotonic()
@@ -44,18 +44,18 @@ def serve(workspace: Workspace, *, idle_timeout: float | None = None) -> None:
             if job is None:
                 time.sleep(_POLL_SECONDS)
             elif (args := _parsed(workspace, job.id, job.argv)) is None:
-                error = f"`grasp {' '.join(job.argv)}` is no command of this version."
+                error = f"`grasp {' '.join(job.argv)}` is not a command of this version."
                 queue.finish(database, job.id, "failed", error=error)
             elif job.kind in TRAINING:
                 children.append(_start(workspace, job.id, job.argv))
             else:
                 _run_here(workspace, job.id, args)
             if training or job is not None:
-                busy = time.monotonic()  # after the job, which may take longer than the timeout
+                busy = time.monotonic()  # set after the job, which may take longer than the timeout
 
 
 def run_attached(args: argparse.Namespace) -> int:
-    """Run a command as job `args.job`: its row is kept current, and says how it ended."""
+    """Run a command as job `args.job`, and record its progress and its outcome in the queue."""
     from grasp.commands.resolve import workspace_for
 
     database = workspace_for(args).database
@@ -67,8 +67,8 @@ def run_attached(args: argparse.Namespace) -> int:
         queue.finish(database, job_id, "cancelled")
         return INTERRUPTED
     except KeyboardInterrupt:
-        queue.finish(database, job_id, "interrupted", error="Stopped from outside.")
-        raise  # a worker ends too, and a process of its own says so
+        queue.finish(database, job_id, "interrupted", error="Interrupted by a signal.")
+        raise  # so that this process ends too
     except GraspError as error:
         queue.finish(database, job_id, "failed", error=str(error))
         return exit_code(error)
@@ -83,14 +83,14 @@ def run_attached(args: argparse.Namespace) -> int:
 
 
 def log_path(workspace: Workspace, job_id: int) -> Path:
-    """Where a job's output goes."""
+    """The file for a job's output."""
     folder = workspace.root / "jobs"
     folder.mkdir(exist_ok=True)
     return folder / f"{job_id}.log"
 
 
 def _parsed(workspace: Workspace, job_id: int, argv: list[str]) -> argparse.Namespace | None:
-    """The job's command; None where it is none, and the log says why."""
+    """The parsed command of a job; None if it is invalid, and the log says why."""
     with _logged(workspace, job_id):
         try:
             return build_parser().parse_args(_attached(workspace, job_id, argv))
@@ -108,8 +108,8 @@ def _start(workspace: Workspace, job_id: int, argv: list[str]) -> subprocess.Pop
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    # The child says so itself only when it has imported torch; until then the row would name
-    # this process, and would outlive a child that dies, or die with this process.
+    # The child attaches itself only after importing torch.  Until then the row would name this
+    # process, and reconciling would judge the job by the wrong one.
     queue.attach(workspace.database, job_id, pid=child.pid)
     return child
 
@@ -134,5 +134,5 @@ def _attached(workspace: Workspace, job_id: int, argv: list[str]) -> list[str]:
 
 
 def _in_words(error: BaseException) -> str:
-    """One sentence for an error that no one foresaw; the log has the rest."""
+    """One sentence about an unexpected error; the log has the traceback."""
     return f"{type(error).__name__}: {error}. The job's log has the details."

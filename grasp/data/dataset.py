@@ -1,4 +1,4 @@
-"""A fine-tune's data, from its settings to the rows of a Trainer and a report of what they are."""
+"""A fine-tune's data, from its settings to the rows of a Trainer and a report on them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHOWN = 80
 
 @dataclass(frozen=True)
 class TaskData:
-    """Data as it is trained on; `as_chat` says that prompts and completions became chats."""
+    """Data as trained on; `as_chat` is true if prompts and completions became chats."""
 
     examples: Examples
     as_chat: bool
@@ -38,8 +38,8 @@ class TaskData:
         rows = as_chats(self.examples.rows) if self.as_chat else self.examples.rows
         if not rows[0].messages:
             raise InputError(
-                f"{self.examples.source} holds plain text, and this method needs chats, whose "
-                "prompts it can change or answer; give messages."
+                f"{self.examples.source} holds plain text, but this method needs chats, since it "
+                "changes or answers their prompts; give rows of messages."
             )
         return rows
 
@@ -52,21 +52,21 @@ class TaskData:
 
 
 def read_task(config: TrainConfig) -> Examples:
-    """The rows of a run's data, before there is a tokenizer.
+    """The rows of a run's data, before tokenisation.
 
     Raises:
         InputError: the settings name no data, or it does not fit them.
     """
     if config.data is None:
-        raise InputError("The settings name no data; give it as `data`.")
+        raise InputError("The settings name no data; add `data`.")
     return read_examples(config.data, columns=config.columns)
 
 
 def tokenise_task(config: TrainConfig, tokenizer: Tokenizer, examples: Examples) -> TaskData:
-    """Rows to train on.
+    """Tokenise the rows to train on.
 
     Raises:
-        InputError: a row cannot be tokenised, or none has anything to learn.
+        InputError: a row cannot be tokenised, or no row has anything to learn.
     """
     chats = becomes_chat(config.as_chat, tokenizer, examples)
     taken = as_chats(examples.rows) if chats else examples.rows
@@ -77,10 +77,11 @@ def tokenise_task(config: TrainConfig, tokenizer: Tokenizer, examples: Examples)
 def becomes_chat(asked: bool | None, tokenizer: Tokenizer, examples: Examples) -> bool:
     """Whether prompts and completions are put into the tokenizer's chat template.
 
-    They are where it has one, unless the settings say it, or they seem to be in one already.
+    They are if it has one, unless the settings decide otherwise.
 
     Raises:
-        InputError: that cannot be known, or what is asked for cannot be done.
+        InputError: the settings ask for a template that is missing, or the prompts seem to be in
+            a template already.
     """
     plain = examples.form in ("prompt/completion", "instruction/output")
     if not plain or examples.rows[0].messages:
@@ -90,8 +91,8 @@ def becomes_chat(asked: bool | None, tokenizer: Tokenizer, examples: Examples) -
             raise InputError(
                 f"{examples.source}: rows of {examples.form} "
                 f"{'with as_chat: true ' if asked else ''}need a chat template, which the "
-                "tokenizer lacks; give rows of prompt/completion, put together as the model is to "
-                "see them."
+                "tokenizer lacks; give rows of prompt/completion, written as the model is to see "
+                "them."
             )
         return False
     if asked is None:
@@ -100,7 +101,7 @@ def becomes_chat(asked: bool | None, tokenizer: Tokenizer, examples: Examples) -
 
 
 def as_chats(rows: Sequence[Example]) -> list[Example]:
-    """Prompts and completions as chats of one user's and one assistant's turn."""
+    """Prompts and completions as chats of one user turn and one assistant turn."""
     return [
         Example(
             row.number,
@@ -114,7 +115,7 @@ def as_chats(rows: Sequence[Example]) -> list[Example]:
 
 
 def data_report(config: TrainConfig, task: TaskData, *, packed: int | None = None) -> DataReport:
-    """What became of the data, and what of it is in the evaluation prompts too.
+    """Report on the data, and on its overlap with the evaluation prompts.
 
     Raises:
         InputError: the prompt set cannot be read.
@@ -153,7 +154,7 @@ def data_report(config: TrainConfig, task: TaskData, *, packed: int | None = Non
 
 
 def dry_report(config: TrainConfig) -> DataReport:
-    """The report that a fine-tune would begin with, of which only the tokenizer is loaded.
+    """The report that a fine-tune would begin with; loads only the tokenizer.
 
     Raises:
         GraspError: the data does not fit, or there is no tokenizer.
@@ -166,12 +167,12 @@ def dry_report(config: TrainConfig) -> DataReport:
 
 
 def _ask_where_dressed(tokenizer: Tokenizer, examples: Examples) -> None:
-    """Refuse to guess where a prompt holds what a chat template would put there."""
+    """Refuse to guess if a prompt contains tokens that a chat template would add."""
     marks = [mark for mark in tokenizer.all_special_tokens if len(mark) > 2]
     for row in examples.rows:
         found = next((mark for mark in marks if mark in row.prompt), None)
         if found:
             raise InputError(
-                f"{examples.source}, row {row.number}: the prompt holds {found!r}, as if it were "
-                "in a chat template already; say as_chat: false if it is, else as_chat: true."
+                f"{examples.source}, row {row.number}: the prompt contains {found!r}, as if it "
+                "were in a chat template already; set as_chat: false if it is, else as_chat: true."
             )

@@ -1,4 +1,4 @@
-"""What there is to learn from: rows as chats or plain text, whatever their columns.  Torch-free."""
+"""Training examples: rows as chats or plain text, whatever their columns.  Torch-free."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NEEDED: dict[Form, tuple[Field, ...]] = {
 _OPTIONAL: dict[Form, tuple[Field, ...]] = {"instruction/output": ("input",)}
 Role = Literal["system", "user", "assistant"]
 
-# ShareGPT's own words for who speaks.
+# The names that ShareGPT uses for the speakers.
 _SPEAKERS = {
     "human": "user",
     "user": "user",
@@ -40,7 +40,7 @@ _SPEAKERS = {
 
 @dataclass(frozen=True)
 class Example:
-    """One row to learn from: a chat, or a plain prompt (often none) and the text that follows it.
+    """One row to learn from: a chat, or an optional plain prompt and the text that follows it.
 
     `number` counts rows of the data from 1.  An example with `messages` has no plain text.
     """
@@ -52,24 +52,24 @@ class Example:
 
     @property
     def asked(self) -> list[str]:
-        """What the user says in it; the prompt, where it is no chat."""
+        """The user's messages; for plain text, the prompt."""
         if self.messages:
             return [message.content for message in self.messages if message.role == "user"]
         return [self.prompt] if self.prompt else []
 
     @property
     def answer(self) -> str:
-        """The last answer, or the text."""
+        """The last answer; for plain text, the text."""
         said = [message.content for message in self.messages if message.role == "assistant"]
         return said[-1] if said else self.text
 
 
 @dataclass(frozen=True)
 class Examples:
-    """The rows of a source that hold something, and how they were read.
+    """The non-empty rows of a source, and how they were read.
 
-    `read` counts all rows, `empty` are the numbers of those left out, `columns` maps the form's
-    fields to the source's columns, `unused` are the columns that nothing was taken from.
+    `read` counts all rows, `empty` lists the numbers of the empty rows left out, `columns` maps the
+    form's fields to the source's columns, and `unused` lists the other columns.
     """
 
     source: str
@@ -89,15 +89,16 @@ def as_examples(chats: Sequence[Sequence[Message]]) -> list[Example]:
 def read_examples(
     reference: str | Path, *, columns: Mapping[str, str] | None = None, answers: bool = True
 ) -> Examples:
-    """Read data in any of the forms, recognised by its columns.
+    """Read data in any of the forms, which is recognised by its columns.
 
     Args:
-        reference: as `grasp.data.readers.read_rows` takes it.
-        columns: the form's fields, with the source's column of each, where that is not clear.
-        answers: whether each chat must have an assistant's turn to learn from.
+        reference: as for `grasp.data.readers.read_rows`.
+        columns: the source's column for each field of the form, if the names do not show it.
+        answers: whether each chat must have an assistant turn to learn from.
 
     Raises:
-        InputError: no form, or several, fit the columns, or a row does not; the row is named.
+        InputError: no form or several forms fit the columns, or a row does not fit; the message
+            names the row.
     """
     source = str(reference)
     raw = read_rows(source)
@@ -116,7 +117,7 @@ def read_examples(
     if any(chats) and not all(chats):
         raise InputError(
             f"{source}, row {rows[chats.index(not chats[0])].number} differs from row "
-            f"{rows[0].number}: of prompt/completion rows, all are text, or all are messages."
+            f"{rows[0].number}: prompt/completion rows must be all text, or all messages."
         )
     if not rows:
         raise InputError(f"{source} holds {len(raw)} rows, all of them empty; expected text.")
@@ -125,7 +126,7 @@ def read_examples(
 
 
 def write_examples(path: Path, rows: Sequence[Example]) -> None:
-    """Write JSON lines that `read_examples` reads as the same."""
+    """Write JSON lines that `read_examples` reads back unchanged."""
     asked = any(row.prompt for row in rows)
     write_jsonl(path, [_plain(row, asked=asked) for row in rows])
 
@@ -133,10 +134,10 @@ def write_examples(path: Path, rows: Sequence[Example]) -> None:
 def recognised(
     names: Sequence[str], columns: Mapping[str, str] | None, *, source: str
 ) -> tuple[Form, dict[str, str]]:
-    """The form that columns have, and each of its fields with its column.
+    """The form that fits the columns, and the column of each of its fields.
 
     Raises:
-        InputError: none or several fit, or `columns` names what is not there.
+        InputError: no form or several forms fit, or `columns` names a missing column.
     """
     if columns is not None:
         return _asked_for(names, columns, source=source)
@@ -149,12 +150,12 @@ def recognised(
     if fitting:
         choices = " or ".join(_written(form, names) for form in fitting)
         raise InputError(
-            f"{there}, which can be read as {' or '.join(fitting)}; say which in the settings: "
+            f"{there}, which can be read as {' or '.join(fitting)}; choose one in the settings: "
             f"{choices}."
         )
     raise InputError(
-        f"{there}; expected {', '.join(_NEEDED)}. Say in the settings which column is what, such "
-        "as columns: {prompt: question, completion: answer}."
+        f"{there}; expected {', '.join(_NEEDED)}. Map the columns in the settings, for example "
+        "columns: {prompt: question, completion: answer}."
     )
 
 
@@ -166,7 +167,7 @@ def _asked_for(
             break
     else:
         raise InputError(
-            f"The setting columns has the fields {', '.join(columns) or 'none'}, which make no "
+            f"The setting columns has the fields {', '.join(columns) or 'none'}, which fit no "
             f"form; expected those of one of {', '.join(_NEEDED)}."
         )
     missing = [name for name in columns.values() if name not in names]
@@ -212,29 +213,29 @@ def _example(
 def _messages(value: Any, where: str) -> list[Message]:
     if value is None:
         return []
-    if isinstance(value, str):  # as a table of text has it
+    if isinstance(value, str):  # as in a table of text
         try:
             value = json.loads(value) if value.strip() else []
         except ValueError:
-            raise InputError(f"{where}: the messages are no JSON; expected a list.") from None
+            raise InputError(f"{where}: the messages are not JSON; expected a list.") from None
     if not isinstance(value, list):
         raise InputError(f"{where}: the messages are {_shown(value)}; expected a list.")
     return [_message(turn, f"{where}, turn {i}") for i, turn in enumerate(value, start=1)]
 
 
 def _message(value: Any, where: str) -> Message:
-    """One turn, in the words of chats (role, content) or of ShareGPT (from, value)."""
+    """One turn, with the keys of chats (role, content) or of ShareGPT (from, value)."""
     if not isinstance(value, dict):
         raise InputError(f"{where} is {_shown(value)}; expected role and content.")
-    # Tables fill what a turn does not have with nothing.
+    # Tables fill missing fields with empty values.
     said = {key: item for key, item in value.items() if item not in (None, [], {}, "")}
     sharegpt = "from" in value and "role" not in value
     names = ("from", "value") if sharegpt else ("role", "content")
     extra = sorted(set(said) - {*names, "weight"})
     if extra:
         raise InputError(
-            f"{where} has {extra[0]!r}, which is not learnt from; expected {names[0]}, {names[1]} "
-            "and at most weight. Take it out, or leave the row out."
+            f"{where} has {extra[0]!r}, which cannot be trained on; expected only {names[0]}, "
+            f"{names[1]} and optionally weight. Remove it, or remove the row."
         )
     who = said.get(names[0])
     role = _SPEAKERS.get(str(who), "") if sharegpt else str(who)
@@ -250,7 +251,7 @@ def _message(value: Any, where: str) -> Message:
 
 
 def _parts(content: Any, where: str) -> str:
-    """Text, or a list of parts that are all text."""
+    """The content of a turn: text, or a list of text parts."""
     if isinstance(content, list) and all(
         isinstance(part, dict) and part.get("type") == "text" for part in content
     ):

@@ -1,4 +1,4 @@
-"""Several rows in one sequence, which must not see each other."""
+"""Packing several rows into one sequence without letting them see each other."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from grasp.model.loading import device_of
 Row = dict[str, list[int]]
 
 _CHECKED = 32
-"""Tokens of each row that the check looks at, at most."""
+"""The most tokens of a row that the check looks at."""
 
 
 def packed_rows(rows: Sequence[Row], *, max_length: int) -> list[Row]:
-    """Rows of at most `max_length` tokens, each in one piece; the fullest place that has room.
+    """Pack rows into sequences of at most `max_length` tokens, without splitting a row.
 
-    Positions begin anew with each row of those in it, which is what tells them apart.
+    Each row goes into the fullest sequence that has room.  Positions restart with every row, which
+    is how the model tells rows apart.
     """
     places: list[list[Row]] = []
     room: list[tuple[int, int]] = []
@@ -41,16 +42,16 @@ def packed_rows(rows: Sequence[Row], *, max_length: int) -> list[Row]:
 
 
 def packed_batch(rows: Sequence[Row]) -> Batch:
-    """Packed rows one after the other, (1, tokens) each, so that there is no padding at all."""
+    """Packed rows as one batch (1, tokens), one after the other, without padding."""
     joined = {key: [token for row in rows for token in row[key]] for key in rows[0]}
     return {key: torch.tensor([tokens]) for key, tokens in joined.items()}
 
 
 def check_packing(model: PeftModel, rows: Sequence[Row]) -> None:
-    """See that a row's logits are the same whether another row stands before it or not.
+    """Check that a row's logits do not depend on the row packed before it.
 
     Raises:
-        InputError: they are not, so that rows would learn from each other.
+        InputError: they do, so rows would learn from each other.
     """
     plain = model.get_base_model()
     name = type(plain).__name__
@@ -68,7 +69,7 @@ def check_packing(model: PeftModel, rows: Sequence[Row]) -> None:
         )
 
 
-_INSTEAD = "leave packing out, which is the default."
+_INSTEAD = "turn packing off, which is the default."
 
 
 @torch.no_grad()

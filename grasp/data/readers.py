@@ -1,4 +1,4 @@
-"""Rows of data as plain objects: JSON, JSON lines, Parquet, CSV, folders, the Hub.  Torch-free."""
+"""Rows of data as plain objects, from JSON, Parquet, CSV, folders and the Hub.  Torch-free."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlencode
 from analysis.errors import InputError
 
 HUB = "hub:"
-"""What begins the name of a data set on the Hub."""
+"""Prefix of the reference to a data set on the Hub."""
 
 Raw = dict[str, Any]
 
@@ -25,7 +25,7 @@ _LARGEST_CELL = 1 << 26
 
 @dataclass(frozen=True)
 class HubData:
-    """A data set on the Hub, as in `hub:org/name@revision?split=train&config=main`."""
+    """A data set on the Hub, such as `hub:org/name@revision?split=train&config=main`."""
 
     name: str
     revision: str | None = None
@@ -34,10 +34,10 @@ class HubData:
 
     @classmethod
     def parse(cls, reference: str) -> HubData:
-        """Read a reference.
+        """Parse a reference.
 
         Raises:
-            InputError: it is not of that form.
+            InputError: the reference is malformed.
         """
         place, _, query = reference.removeprefix(HUB).partition("?")
         name, _, revision = place.partition("@")
@@ -47,24 +47,24 @@ class HubData:
         )
         if not _HUB_NAME.fullmatch(name) or not known:
             raise InputError(
-                f"{reference!r} names no data set; expected such as "
-                "hub:org/name@revision?split=train&config=main, of which only the name is needed."
+                f"{reference!r} does not name a data set; expected a reference such as "
+                "hub:org/name@revision?split=train&config=main; only the name is required."
             )
         single = {key: values[0] for key, values in asked.items()}
         return cls(name, revision or None, single.get("split"), single.get("config"))
 
     def __str__(self) -> str:
-        """The reference that is read as this."""
+        """The reference that parses to this data set."""
         asked = {k: v for k, v in (("split", self.split), ("config", self.config)) if v}
         revision = f"@{self.revision}" if self.revision else ""
         return f"{HUB}{self.name}{revision}" + (f"?{urlencode(asked)}" if asked else "")
 
 
 def pinned(reference: str) -> str:
-    """The same reference, with the commit of a data set on the Hub; others as they are.
+    """The same reference with a data set on the Hub pinned to its commit; others unchanged.
 
     Raises:
-        InputError: the Hub cannot say what the revision is.
+        InputError: the Hub cannot resolve the revision.
     """
     if not reference.startswith(HUB):
         return reference
@@ -75,10 +75,10 @@ def pinned(reference: str) -> str:
 
     try:
         commit = HfApi().dataset_info(data.name, revision=data.revision).sha
-    except Exception as error:  # what the network and the library raise, which may be anything
+    except Exception as error:  # the network and the library may raise anything
         raise InputError(
-            f"The revision of {reference} cannot be looked up ({_first_line(error)}); name a data "
-            "set that can be reached, or its commit: hub:org/name@COMMIT."
+            f"The revision of {reference} cannot be looked up ({_first_line(error)}); name a "
+            "data set that can be reached, or give its commit: hub:org/name@COMMIT."
         ) from None
     return str(HubData(data.name, commit, data.split, data.config))
 
@@ -86,10 +86,10 @@ def pinned(reference: str) -> str:
 def read_rows(reference: str) -> list[Raw]:
     """All rows of a file, a folder or a data set on the Hub, in order.
 
-    A folder is one that `datasets.save_to_disk` wrote, or holds data files of one format.
+    A folder is either written by `datasets.save_to_disk`, or holds data files of one format.
 
     Raises:
-        InputError: nothing of that name can be read, or it holds no rows.
+        InputError: the source cannot be read, or holds no rows.
     """
     if reference.startswith(HUB):
         rows = _hub(HubData.parse(reference))
@@ -109,7 +109,8 @@ def _file(path: Path) -> list[Raw]:
         )
     if reader is None:
         raise InputError(
-            f"{path} ends in {path.suffix or 'nothing'}; expected one of {', '.join(_READERS)}."
+            f"{path} has {f'the suffix {path.suffix}' if path.suffix else 'no suffix'}; expected "
+            f"one of {', '.join(_READERS)}."
         )
     return reader(path)
 
@@ -120,10 +121,10 @@ def _folder(path: Path) -> list[Raw]:
     files = sorted(p for p in path.iterdir() if p.suffix.lower() in _READERS and p.is_file())
     endings = sorted({file.suffix.lower() for file in files})
     if len(endings) != 1:
-        there = f"files of {len(endings)} formats ({', '.join(endings)})" if endings else "none"
+        there = f"{len(endings)} formats ({', '.join(endings)})" if endings else "no data files"
         raise InputError(
             f"The folder {path} holds {there}; expected data files of one format "
-            f"({', '.join(_READERS)}), or what datasets.save_to_disk wrote."
+            f"({', '.join(_READERS)}), or a folder that datasets.save_to_disk wrote."
         )
     return [row for file in files for row in _file(file)]
 
@@ -141,7 +142,7 @@ def _saved(path: Path) -> list[Raw]:
         splits = sorted(found)
         if len(splits) != 1:
             raise InputError(
-                f"{path} holds the splits {', '.join(splits)}; name one of them, as "
+                f"{path} holds the splits {', '.join(splits)}; name one of them, such as "
                 f"{path / splits[0]}."
             )
         found = found[splits[0]]
@@ -159,7 +160,7 @@ def _hub(data: HubData) -> list[Raw]:
         splits = sorted(found)
         if len(splits) != 1:
             raise InputError(
-                f"{data} has the splits {', '.join(splits)}; name one, as "
+                f"{data} has the splits {', '.join(splits)}; name one, such as "
                 f"{HubData(data.name, data.revision, splits[0], data.config)}."
             )
         found = found[splits[0]]
@@ -167,7 +168,7 @@ def _hub(data: HubData) -> list[Raw]:
 
 
 def _json(path: Path) -> list[Raw]:
-    """A JSON array of objects, or one object a line, whatever the file's name says."""
+    """A JSON array of objects, or one object per line, whatever the file's suffix."""
     text = _text(path)
     if text.lstrip()[:1] != "[":
         return _json_lines(path, text)
@@ -183,7 +184,7 @@ def _json(path: Path) -> list[Raw]:
 
 def _json_lines(path: Path, text: str) -> list[Raw]:
     rows = []
-    # Not splitlines: strings in JSON may hold its other separators, such as U+2028.
+    # Not splitlines, since JSON strings may contain other line separators, such as U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -192,7 +193,7 @@ def _json_lines(path: Path, text: str) -> list[Raw]:
         except (ValueError, RecursionError) as error:
             raise InputError(
                 f"{path}, line {number} cannot be read as JSON ({_first_line(error)}); expected "
-                "one object a line, or one array of objects."
+                "one object per line, or one array of objects."
             ) from None
         if not isinstance(row, dict):
             raise InputError(f"{path}, line {number} is {_shown(row)}; expected an object.")
@@ -220,11 +221,11 @@ def _tsv(path: Path) -> list[Raw]:
 
 
 def _separated(path: Path, separator: str) -> list[Raw]:
-    """A table whose first line names the columns; every cell is text."""
+    """A table whose first line names the columns; all cells are text."""
     csv.field_size_limit(_LARGEST_CELL)
     _text(path)
     rows = []
-    # With newline="" line ends inside quotes are left to the reader.
+    # With newline="" the reader handles line ends inside quotes.
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=separator, strict=True)
         try:

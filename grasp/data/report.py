@@ -1,4 +1,4 @@
-"""What became of a fine-tune's data, to be read before training.  Torch-free."""
+"""A report on a fine-tune's data, to be read before training.  Torch-free."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from analysis.store.records import Prompt, Record, read_manifest
 from grasp.data.examples import Example
 
 FILE = "data.json"
-"""Beside a run's manifest."""
+"""Name of the report, next to a run's manifest."""
 
 NAMED = 12
-"""Rows that are named by number at most."""
+"""The most row numbers listed in a sentence."""
 
 QUOTED = 3
-"""Texts that are shown as examples."""
+"""The most texts shown as examples."""
 
 
 class DataReport(Record):
-    """What was read, what is trained on, and what is there twice.
+    """What was read, what is trained on, and what occurs twice.
 
-    `empty` and `lost` are numbers of rows left out: without text, or without anything to learn
-    within `max_length` tokens.  `sequences` differs from `used` where a chat became a sequence for
-    each of its answers; `packed` is what they were packed into.  `duplicates` are numbers of rows
-    that say the same as an earlier one; `shared` of rows whose prompt is an evaluation prompt too,
-    `shared_prompts` how many prompts those are, None where nothing could be compared.
+    `empty` and `lost` list the numbers of rows left out: without text, or without anything to learn
+    within `max_length` tokens.  `sequences` differs from `used` if chats became one sequence per
+    answer; `packed` is the number of sequences after packing.  `duplicates` lists rows identical to
+    an earlier one.  `shared` lists rows that ask an evaluation prompt, and `shared_prompts` counts
+    those prompts; None if nothing could be compared.
     """
 
     schema_version: int = 1
@@ -57,12 +57,12 @@ class DataReport(Record):
     quoted: list[str] = Field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """What there is to know, a sentence a line; what needs care begins with "Warning"."""
+        """The report, one sentence per line; problems begin with "Warning"."""
         return list(_lines(self))
 
 
 def duplicates(examples: Sequence[Example]) -> list[int]:
-    """Numbers of the examples that say exactly what an earlier one says."""
+    """Numbers of the examples that are identical to an earlier one."""
     seen: set[tuple[object, ...]] = set()
     found = []
     for example in examples:
@@ -77,10 +77,10 @@ def duplicates(examples: Sequence[Example]) -> list[int]:
 def shared_with(
     examples: Sequence[Example], prompts: Sequence[Prompt]
 ) -> tuple[list[int], list[str]]:
-    """Examples that ask what an evaluation prompt asks, by number, and the prompts' texts.
+    """Numbers of the examples that ask what an evaluation prompt asks, and those prompts' texts.
 
-    Compared is what the user says last in the prompt with each thing the user says in an example,
-    by `normalised`.
+    The last user message of each prompt is compared with every user message of an example, after
+    `normalised`.
     """
     asked = {normalised(_last_user(prompt)): _last_user(prompt) for prompt in prompts}
     asked.pop("", None)
@@ -95,19 +95,19 @@ def shared_with(
 
 
 def normalised(text: str) -> str:
-    """Text as it is compared: NFKC, case folded, with runs of what is no word as one space."""
+    """Text for comparison: NFKC, case folded, runs of non-word characters as one space."""
     plain = unicodedata.normalize("NFKC", text).casefold()
     return re.sub(r"[\W_]+", " ", plain).strip()
 
 
 def write_report(folder: Path, report: DataReport) -> None:
-    """Save a report beside a run's manifest."""
+    """Save a report next to a run's manifest."""
     text = json.dumps(report.model_dump(), indent=2, ensure_ascii=False)
     (folder / FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def read_report(folder: Path) -> DataReport | None:
-    """The report of a run; None where it has none that can be read."""
+    """The report of a run; None if it has none, or it cannot be read."""
     try:
         return read_manifest(folder / FILE, DataReport)
     except SchemaError:
@@ -125,8 +125,8 @@ def _lines(report: DataReport) -> Iterator[str]:
     yield f"{report.read} rows read, {report.used} trained on{split}{packed}."
     if report.sequences != report.used:
         yield (
-            "The chat template rewrites earlier answers, so each answer is learnt with the chat "
-            "as it is when it is given."
+            "The chat template rewrites earlier answers, so each answer is a sequence of its own, "
+            "with the chat as it was when the answer was given."
         )
     share = report.learnt / report.tokens
     where = _learnt_words(report)
@@ -135,24 +135,25 @@ def _lines(report: DataReport) -> Iterator[str]:
         yield f"Left out as empty: {_numbers(report.empty)}."
     if report.lost:
         yield (
-            f"Left out because nothing to learn lies within {report.max_length} tokens: "
+            f"Left out, with nothing to learn in the first {report.max_length} tokens: "
             f"{_numbers(report.lost)}."
         )
     if report.truncated:
         yield f"Truncated at {report.max_length} tokens: {_numbers(report.truncated)}."
     if report.duplicates:
-        yield f"The same as an earlier row: {_numbers(report.duplicates)}."
+        yield f"Identical to an earlier row: {_numbers(report.duplicates)}."
     if report.shared:
         quoted = ", ".join(f"“{text}”" for text in report.quoted)
+        occur = "occurs" if report.shared_prompts == 1 else "occur"
         yield (
-            f"Warning: {_numbers(report.shared)} asks what {report.shared_prompts} of the "
-            f"evaluation prompts ask, which spoils the evaluation: {quoted}."
+            f"Warning: {report.shared_prompts} of the evaluation prompts also {occur} in "
+            f"{_numbers(report.shared)} of the data, which spoils the evaluation: {quoted}."
         )
 
 
 def _learnt_words(report: DataReport) -> str:
     if report.loss_on == "all":
-        return "everything, prompts too"
+        return "everything, including prompts"
     if report.form == "text":
         return "all of the text"
     chats = report.as_chat or report.form in ("messages", "conversations")

@@ -1,8 +1,8 @@
-"""Sites: the tokens of a batch at which drift counts, as masks beside its attention mask.
+"""Sites: the tokens of a batch at which drift is measured, as masks next to the attention mask.
 
-A batch of neutral text may carry the masks of MASKS (batch, tokens), which mark the tokens of
-their sites; `grasp.data.tokenise.neutral_batches` writes them.  Without the mask of a site every
-real token counts, as at the site "all".
+A batch of neutral text may carry the masks in MASKS, (batch, tokens) each, one per site;
+`grasp.data.tokenise.neutral_batches` writes them.  If the mask of a site is missing, every token
+but padding counts, as at the site "all".
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ MASKS: dict[Site, str] = {
     "answer-start": "answer_start_mask",
     "answer": "answer_mask",
 }
-"""The keys under which a batch may carry a site's mask."""
+"""The key of each site's mask in a batch."""
 
 START = 2
-"""Tokens of an answer that count as its start, beside the last token before it."""
+"""Tokens of an answer that count as its start, besides the last token before it."""
 
 
 def site_mask(batch: Batch, site: Site) -> Tensor:
-    """Which tokens count, (batch, tokens) of bool; never one of padding."""
+    """The tokens that count at a site, (batch, tokens) of bool; never padding."""
     real = batch["attention_mask"].bool()
     key = MASKS.get(site)
     return real & batch[key].bool() if key in batch else real
 
 
 def sites_of(answer: Sequence[bool], *, length: int) -> dict[str, list[int]]:
-    """The masks of a chat's first `length` tokens, from which of its tokens are answers.
+    """The masks of a chat's first `length` tokens, given which tokens belong to answers.
 
-    Every real token counts where no answer begins within them.
+    If no answer begins within them, every token counts.
     """
     before = [later and not now for now, later in zip(answer, [*answer[1:], False], strict=True)]
     reached = [now or end for now, end in zip(answer, before, strict=True)]

@@ -1,4 +1,4 @@
-"""Examples as token ids: rows with the loss on what is to be learnt, batches of neutral text."""
+"""Examples as token ids: training rows with their loss masks, and batches of neutral text."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from grasp.data.sites import sites_of
 from grasp.model.forward import Batch
 
 IGNORED = -100
-"""Label of a token that the loss leaves out (PyTorch's cross entropy)."""
+"""Label of a token without loss (PyTorch's cross entropy)."""
 
 LossOn = Literal["assistant", "all"]
 Tokens = tuple[list[int], list[bool]]
-"""Token ids, and for each whether it is to be learnt."""
+"""Token ids, and for each whether it is learnt."""
 
 
 @dataclass(frozen=True)
 class TrainingRows:
     """Rows for a Trainer, and what became of the examples.
 
-    `rows` have `input_ids`, `attention_mask` and `labels`, and `examples` are those that they were
-    made of, one a row; `cut` and `lost` are numbers of examples that were truncated, and of those
-    left out because nothing to learn was left.
+    `rows` have `input_ids`, `attention_mask` and `labels`; `examples` holds the example of each
+    row.  `cut` lists the numbers of truncated examples, `lost` those left out because nothing to
+    learn was left.
     """
 
     rows: list[dict[str, list[int]]]
@@ -41,12 +41,12 @@ class TrainingRows:
 
     @property
     def tokens(self) -> int:
-        """How many there are."""
+        """Number of tokens in all rows."""
         return sum(len(row["input_ids"]) for row in self.rows)
 
     @property
     def learnt(self) -> int:
-        """How many of them the loss is on."""
+        """Number of tokens with loss."""
         return sum(label != IGNORED for row in self.rows for label in row["labels"])
 
 
@@ -55,21 +55,21 @@ def tokenise(
 ) -> Tokens:
     """Token ids of a chat, and for each whether it is part of an answer whose weight is not 0.
 
-    A template that marks answers itself ({% generation %}) is asked.  Else an answer's span is
-    found by rendering the chat up to each turn.  Where the template rewrites earlier answers, as
-    those do that drop a model's reasoning once the user speaks again, only the last turn can be
-    an answer: the others are not what a model would have said.
+    If the template marks answers itself ({% generation %}), its marks are used.  Otherwise answers
+    are located by rendering the chat up to each turn.  Some templates rewrite earlier answers, for
+    example dropping a model's reasoning once the user speaks again; then only the last turn counts
+    as an answer, since the model would not have said the others in that form.
 
     Raises:
-        InputError: the tokenizer has no chat template, or it refuses the chat; or an answer has
-            no turn before it that it answers.
+        InputError: the tokenizer has no chat template, or the template refuses the chat; or an
+            answer has no user turn before it.
     """
     for turn, message in enumerate(messages):
         first = turn == 0 or messages[turn - 1].role == "assistant"
         if message.role == "assistant" and message.weight and first:
             raise InputError(
-                "An assistant's turn begins the chat, or follows another; put a user's turn "
-                "before each answer."
+                "An assistant turn begins the chat or follows another assistant turn; put a user "
+                "turn before each answer."
             )
     ids, answer = _marked(tokenizer, messages) or _found(tokenizer, messages)
     return ids[:max_length], answer[:max_length]
@@ -78,11 +78,11 @@ def tokenise(
 def example_tokens(
     tokenizer: Tokenizer, example: Example, *, loss_on: LossOn = "assistant"
 ) -> list[Tokens]:
-    """What is trained on of one example: one sequence, or one for each of a chat's answers.
+    """The training sequences of one example: one, or one for each answer of a chat.
 
-    A chat whose template rewrites earlier answers becomes a sequence for each answer, the chat up
-    to it, which is what the model sees and says when it gives that answer.  Of plain text all is
-    learnt but the prompt, and the end of the text after it.
+    If the template rewrites earlier answers, a chat becomes one sequence per answer: the chat up to
+    that answer, which is what the model sees and says when it gives it.  In plain text everything
+    but the prompt is learnt, and the end-of-text token after it.
     """
     if not example.messages:
         found = [_plain_tokens(tokenizer, example.prompt, example.text)]
@@ -92,7 +92,7 @@ def example_tokens(
         found = [tokenise(tokenizer, chat) for chat in _up_to_answers(example.messages)]
     if loss_on == "all":
         found = [(ids, [True] * len(ids)) for ids, _ in found]
-    # Nothing comes before the first token, so that nothing can predict it.
+    # Nothing precedes the first token, so nothing can predict it.
     return [(ids, [False, *learn[1:]]) for ids, learn in found]
 
 
@@ -103,10 +103,10 @@ def training_rows(
     max_length: int,
     loss_on: LossOn = "assistant",
 ) -> TrainingRows:
-    """Rows for a Trainer; examples of which nothing is learnt within `max_length` are left out.
+    """Rows for a Trainer; examples with nothing to learn within `max_length` are left out.
 
     Raises:
-        InputError: none is left; or an example cannot be tokenised, which is named.
+        InputError: no example is left, or one cannot be tokenised; the message names it.
     """
     found = TrainingRows([], [], [], [])
     for example in examples:
@@ -131,7 +131,7 @@ def training_rows(
 
 
 def padded(tokenizer: Tokenizer, sequences: Sequence[list[int]], *, side: str = "right") -> Batch:
-    """`input_ids` and `attention_mask` (batch, tokens) of sequences of different length."""
+    """Pad sequences of different lengths to `input_ids` and `attention_mask` (batch, tokens)."""
     batch: Any = tokenizer.pad(
         {"input_ids": list(sequences)}, return_tensors="pt", padding_side=side
     )
@@ -146,9 +146,9 @@ def neutral_batches(
     max_length: int,
     seed: int,
 ) -> list[Batch]:
-    """Neutral text in shuffled, right-padded batches; a last short one is kept.
+    """Neutral text in shuffled, right-padded batches; a short last batch is kept.
 
-    Beside `input_ids` and `attention_mask` a batch has the masks of `grasp.data.sites`.
+    Besides `input_ids` and `attention_mask`, a batch has the masks of `grasp.data.sites`.
     """
     rows = []
     for example in examples:
@@ -171,10 +171,11 @@ def neutral_batches(
 
 
 def held_back(examples: Sequence[Example], *, at_least: int) -> tuple[list[Example], list[Example]]:
-    """Neutral text to train on, and a fifth of it that only measures drift.
+    """Split neutral text into a part to train on and a part that only measures drift.
 
-    Those of the smallest hashes are held back, so the choice is the same in every run, and equal
-    texts stay together: a fifth or `at_least`, whichever is more, but never more than half.
+    The second part has a fifth of the examples, or `at_least` if that is more, but never more than
+    half.  It takes the smallest hashes, so the split is the same in every run and equal texts stay
+    together.
     """
     digests = [_digest(example) for example in examples]
     count = min(max(len(examples) // 5, at_least), len(examples) // 2)
@@ -195,14 +196,14 @@ def _row(ids: list[int], learn: list[bool]) -> dict[str, list[int]]:
 
 
 def _plain_tokens(tokenizer: Tokenizer, prompt: str, text: str) -> Tokens:
-    """Prompt, text and the end of text; what differs from the prompt alone belongs to the text.
+    """Prompt, text and the end-of-text token; tokens not shared with the bare prompt are learnt.
 
-    So a token that holds the prompt's end and the text's beginning is learnt.
+    So a token that spans the prompt's end and the text's beginning is learnt.
     """
     end = tokenizer.eos_token_id
     ids = list(tokenizer(prompt + text)["input_ids"])
     before = list(tokenizer(prompt)["input_ids"]) if prompt else []
-    while before and before[-1] == end:  # tokenizers that end every text themselves
+    while before and before[-1] == end:  # for tokenizers that append the end of text themselves
         before.pop()
     if end is not None and ids[-1:] != [end]:
         ids.append(end)
@@ -213,10 +214,10 @@ def _plain_tokens(tokenizer: Tokenizer, prompt: str, text: str) -> Tokens:
 
 
 def _marked(tokenizer: Tokenizer, messages: Sequence[Message]) -> Tokens | None:
-    """A chat by a template that marks answers; None where it does not, or not each of them.
+    """A chat whose template marks its answers; None if it does not mark each of them.
 
-    Runs of marked tokens are the answers in their order, which is needed only where some of them
-    are not to be learnt.
+    Runs of marked tokens are matched to answers in order, which matters only if some of them are
+    not learnt.
     """
     template = tokenizer.chat_template
     if not isinstance(template, str) or "endgeneration" not in template or not tokenizer.is_fast:
@@ -237,16 +238,16 @@ def _marked(tokenizer: Tokenizer, messages: Sequence[Message]) -> Tokens | None:
 
 
 def _found(tokenizer: Tokenizer, messages: Sequence[Message]) -> Tokens:
-    """A chat with its answers; only with the last turn's where the template rewrites others."""
+    """A chat with its answers; only that of the last turn if the template rewrites others."""
     ids = _render(tokenizer, messages)
     spans = _spans(tokenizer, messages, ids)
     last = [turn for turn in _answer_turns(messages) if turn == len(messages) - 1]
     if any(span is None for span in spans.values()):
         if last and spans[last[0]] is None:
             raise InputError(
-                "The chat template renders an answer in another way than it asks for it, so its "
-                "tokens cannot be told apart; use a template that puts the generation prompt "
-                "before an answer, or one with {% generation %} around it."
+                "The chat template does not render an answer right after its generation prompt, so "
+                "the answer's tokens cannot be located; use a template that does, or one with "
+                "{% generation %} around answers."
             )
         spans = {turn: spans[turn] for turn in last}
     answer = [False] * len(ids)
@@ -259,7 +260,7 @@ def _found(tokenizer: Tokenizer, messages: Sequence[Message]) -> Tokens:
 def _spans(
     tokenizer: Tokenizer, messages: Sequence[Message], ids: list[int]
 ) -> dict[int, tuple[int, int] | None]:
-    """Where each answer lies in the rendered chat; None where it is not there as it was given."""
+    """The span of each answer in the rendered chat; None if the template has rewritten it."""
     found: dict[int, tuple[int, int] | None] = {}
     for turn in _answer_turns(messages):
         start = _render(tokenizer, messages[:turn], generate=True)
@@ -270,7 +271,7 @@ def _spans(
 
 
 def _answers_found(tokenizer: Tokenizer, messages: Sequence[Message]) -> bool:
-    """Whether every answer lies in the rendered chat as the model would have given it."""
+    """Whether the rendered chat has every answer in the form the model would have given it."""
     if len(_answer_turns(messages)) < 2 and messages[-1].role == "assistant":
         return True
     if _marked(tokenizer, messages) is not None:
@@ -280,7 +281,7 @@ def _answers_found(tokenizer: Tokenizer, messages: Sequence[Message]) -> bool:
 
 
 def _up_to_answers(messages: Sequence[Message]) -> list[Sequence[Message]]:
-    """The chat up to each answer, those before it not to be learnt again."""
+    """The chat up to each answer, with the earlier answers not learnt again."""
     found: list[Sequence[Message]] = []
     for turn in _answer_turns(messages):
         before = [message.model_copy(update={"weight": 0}) for message in messages[:turn]]
@@ -293,9 +294,9 @@ def _answer_turns(messages: Sequence[Message]) -> list[int]:
 
 
 def _shared(ids: list[int], prefix: list[int]) -> int | None:
-    """How much of `prefix` begins `ids`: all, or all but an end of text that only a last turn has.
+    """How many tokens of `prefix` begin `ids`; None if more than its last token differs.
 
-    None where it is less than that.
+    The last token may differ, since only the last turn of a chat gets an end-of-text token.
     """
     length = len(prefix) if ids[: len(prefix)] == prefix else len(prefix) - 1
     return length if ids[:length] == prefix[:length] else None

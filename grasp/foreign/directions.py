@@ -1,4 +1,4 @@
-"""Directions found elsewhere: persona vectors as .pt files, .npy files with a choice in JSON."""
+"""Directions found elsewhere: persona vectors as .pt, or .npy files with a choice in JSON."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ FloatArray = NDArray[np.floating[Any]]
 class Import:
     """A file of directions.
 
-    `choice` is a JSON file that says which are meant, `layer` the only decoder layer that is.
-    For a .npy file of each layer, `file` is what their names begin with, as CAFT has it.
+    `choice` is a JSON file that selects directions; `layer` keeps only one decoder layer.  If each
+    layer has its own .npy file, as in CAFT, `file` is the common beginning of their names.
     """
 
     file: Path
@@ -32,14 +32,14 @@ class Import:
 def imported(source: Import, *, n_layers: int, width: int) -> LayerDirections:
     """Read directions in one of two published formats.
 
-    Without a choice, a .pt file (or .npy) holds a matrix (layers, d_model), or (layers + 1,
-    d_model) whose first row is of the embedding: one direction a layer, as persona vectors are
-    saved.  With a choice, a JSON object `{"layer": [indices]}` (or `"all"`), plain or under "dict",
-    picks rows of matrices (n, d_model): of `<file><layer>.npy` for each layer, or of the one file.
+    Without a choice, a .pt (or .npy) file holds one direction per layer, the form of persona
+    vectors: a matrix (layers, d_model), or (layers + 1, d_model) with the embedding first.  With
+    a choice, a JSON object `{"layer": [indices]}` (or `"all"`), plain or under "dict", selects rows
+    of matrices (n, d_model), either from `<file><layer>.npy` for each layer or from the one file.
 
     Args:
-        source: what is read.
-        n_layers: decoder layers of the model.
+        source: the file, and what to take from it.
+        n_layers: number of decoder layers of the model.
         width: d_model.
 
     Raises:
@@ -71,9 +71,9 @@ def _by_layer(source: Import, n_layers: int) -> tuple[FloatArray, list[int]]:
         return rows[None], [source.layer]
     if rows.ndim != 2 or len(rows) not in (n_layers, n_layers + 1):
         raise InputError(
-            f"{source.file} holds an array of shape {rows.shape}; expected {n_layers} rows, one a "
-            f"decoder layer, or {n_layers + 1} with the embedding first (for a single direction, "
-            "name its layer with --layer; for a choice of several, give it with --import-json)."
+            f"{source.file} holds an array of shape {rows.shape}; expected {n_layers} rows, one "
+            f"per decoder layer, or {n_layers + 1} with the embedding first. For a single "
+            "direction, name its layer with --layer; to select among several, use --import-json."
         )
     return rows[len(rows) - n_layers :], list(range(n_layers))
 
@@ -97,12 +97,12 @@ def _chosen(source: Import, choice: Path) -> tuple[FloatArray, list[int]]:
         rows += [matrix[index] for index in picked]
         layers += [layer] * len(picked)
     if len({row.shape for row in rows}) != 1:
-        raise InputError(f"{choice} picks no directions, or such of different width.")
+        raise InputError(f"{choice} selects no directions, or directions of different widths.")
     return np.stack(rows), layers
 
 
 def _layer_file(file: Path, layer: int) -> Path:
-    """The one file, or the one of this layer where `file` is what their names begin with."""
+    """The file itself, or the file of this layer if `file` is only the beginning of its name."""
     return file if file.is_file() else Path(f"{file}{layer}.npy")
 
 
@@ -114,7 +114,7 @@ def _choice(path: Path) -> dict[int, list[int] | str]:
     chosen = data.get("dict", data) if isinstance(data, dict) else None
     if not isinstance(chosen, dict) or not all(_is_choice(*item) for item in chosen.items()):
         raise InputError(
-            f"{path} is no choice of directions; expected an object such as "
+            f"{path} is not a choice of directions; expected an object such as "
             '{"12": [0, 3], "20": "all"}.'
         )
     return {int(layer): indices for layer, indices in chosen.items()}
@@ -141,11 +141,11 @@ def _tensor(file: Path) -> Any:
 
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # it raises what unpickling raises, which may be anything
+    except Exception as error:  # unpickling may raise anything
         problem = str(error).strip().splitlines()[0][:160]
         raise InputError(
-            f"{file} cannot be read as a plain tensor ({problem}); save it as one with torch.save, "
-            "or as .npy."
+            f"{file} cannot be read as a plain tensor ({problem}); save a single tensor with "
+            "torch.save, or a .npy file."
         ) from None
     if not isinstance(found, torch.Tensor):
         raise InputError(f"{file} holds a {type(found).__name__}; expected one tensor.")
@@ -167,6 +167,6 @@ def _checked(file: Path, rows: FloatArray, layers: list[int], width: int) -> Lay
         )
     lengths = np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
     if not np.isfinite(lengths).all() or (lengths == 0).any():
-        raise InputError(f"{file} holds a direction that is zero or not finite; leave it out.")
+        raise InputError(f"{file} holds a direction that is zero or not finite; remove it.")
     names = tuple(f"{file.name}, layer {layer}" for layer in layers)
     return LayerDirections(np.asarray(rows / lengths, np.float64), tuple(layers), names)

@@ -1,4 +1,4 @@
-"""What an adapter's folder says in words of how it was trained: shown, never used.  Torch-free."""
+"""Hints in an adapter's folder on how it was trained: shown, but never used.  Torch-free."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LARGEST = 1 << 20
 
 
 def card_hints(card: Path) -> list[str]:
-    """Data sets and hyperparameters that a model card names, as it says them."""
+    """The data sets and hyperparameters that a model card names."""
     try:
         text = card.read_bytes()[:_LARGEST].decode("utf-8")
     except (OSError, UnicodeDecodeError):
@@ -29,15 +29,15 @@ def card_hints(card: Path) -> list[str]:
     named = datasets if isinstance(datasets, list) else [datasets] if datasets else []
     said = [f"datasets: {', '.join(str(one) for one in named)}"] if named else []
     said += [f"{name}: {value.strip()}" for name, value in _CARD_LINE.findall(text)]
-    return [f"README.md has {one[:_LONGEST]}" for one in said]
+    return [f"README.md: {one[:_LONGEST]}" for one in said]
 
 
 def logged_hints(state: Mapping[str, Any]) -> list[str]:
-    """What `trainer_state.json` tells of the fine-tune without saying it."""
+    """What `trainer_state.json` reveals about the fine-tune."""
     said = []
     steps, at, epochs = (state.get(key) for key in ("max_steps", "global_step", "num_train_epochs"))
     if isinstance(steps, int) and isinstance(at, int) and 0 < at != steps:
-        said.append(f"the adapter is of step {at} of {steps}")
+        said.append(f"the adapter is from step {at} of {steps}")
     if isinstance(epochs, int | float) and epochs > 0:
         said.append(f"num_train_epochs was {epochs:g}")
     history = state.get("log_history")
@@ -48,7 +48,7 @@ def logged_hints(state: Mapping[str, Any]) -> list[str]:
     ]
     if rates:
         said.append(f"the largest learning rate logged is {max(rates):g}")
-    return [f"by trainer_state.json {one}" for one in said]
+    return [f"trainer_state.json: {one}" for one in said]
 
 
 def _front_matter(text: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Adapters saved as a pickle (`adapter_model.bin`), read only where that is allowed in words.
+"""Adapters saved as a pickle (`adapter_model.bin`), read only with explicit permission.
 
-torch unpickles tensors alone (`weights_only=True`), so that nothing in the file can run code.
-They are written to a temporary folder as safetensors, which is what everything else reads.
+torch unpickles tensors only (`weights_only=True`), so nothing in the file can run code.  The
+tensors are written to a temporary folder as safetensors, which is what everything else reads.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from analysis.errors import AdapterError
 
 @contextmanager
 def readable_adapter(folder: Path, *, allow_pickle: bool) -> Iterator[Path]:
-    """A folder that `load_adapter` reads: this one, or for a pickle a copy as safetensors.
+    """A folder that `load_adapter` can read: this one, or a safetensors copy of a pickle.
 
-    The copy goes when the context ends.
+    The copy is deleted when the context ends.
 
     Raises:
-        AdapterError: the pickle holds something else than named tensors, or is damaged.
+        AdapterError: the pickle is damaged, or holds anything but named tensors.
     """
     has_others = any((folder / name).exists() for name in (WEIGHTS, INDEX))
     if not allow_pickle or has_others or not (folder / PICKLE).exists():
@@ -51,7 +51,7 @@ def _tensors(folder: Path) -> dict[str, Any]:
     file = own_file(folder, PICKLE)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged pickle leads torch to
+    except Exception as error:  # a damaged pickle may raise anything
         raise AdapterError(
             f"{folder}: {PICKLE} cannot be read as plain tensors ({type(error).__name__}); save "
             "the adapter again with safe_serialization=True."
@@ -62,7 +62,7 @@ def _tensors(folder: Path) -> dict[str, Any]:
     )
     if not named:
         raise AdapterError(
-            f"{folder}: {PICKLE} holds something else than named tensors; save the adapter again "
+            f"{folder}: {PICKLE} holds more than named tensors; save the adapter again "
             "with safe_serialization=True."
         )
     return dict(content)

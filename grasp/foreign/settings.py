@@ -1,7 +1,7 @@
-"""Adapters made elsewhere: what their folder says of the fine-tune, and what has to be asked.
+"""Adapters made elsewhere: what their folder says about the fine-tune, and what must be asked.
 
-Torch-free.  What is not known is never taken from a default, since a retrained run is compared
-with the adapter that there is, and should differ from it in nothing but what is protected.
+Torch-free.  Unknown settings are never filled from defaults: a retrained run is compared with the
+original adapter and should differ from it only in what is protected.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ ASKED = (
     "gradient_accumulation_steps",
     "max_length",
 )
-"""What decides a fine-tune, beside its base model, its LoRA and its length."""
+"""The settings that decide a fine-tune, besides its base model, its LoRA and its length."""
 
 LENGTH = ("max_steps", "num_train_epochs")
-"""Of which one is needed."""
+"""Settings of which exactly one is needed."""
 
 FIXED = ("base_model", "lora")
-"""What the adapter itself says, so that nobody may say otherwise."""
+"""Settings that the adapter itself fixes, so they cannot be given."""
 
-# What PEFT writes that changes nothing about training.
+# Fields that PEFT writes and that do not affect training.
 _IGNORED = {
     "auto_mapping",
     "base_model_name_or_path",
@@ -57,30 +57,30 @@ _IGNORED = {
 
 @dataclass(frozen=True)
 class Known:
-    """Settings that a folder holds, and what it says that is shown, but not used."""
+    """The settings in a folder, and hints that are shown but not used."""
 
     settings: dict[str, Any]
     hints: list[str] = field(default_factory=list)
 
 
 def unknown(run: RunManifest, adapter: Path) -> list[str]:
-    """The settings that a run's manifest and its adapter's folder lack, by name."""
+    """The names of the settings that both a run's manifest and its adapter's folder lack."""
     return _lacking(run.config if is_complete(run) else known(adapter).settings | run.config)
 
 
 def is_complete(run: RunManifest) -> bool:
-    """Whether a run can be trained again as it is."""
+    """Whether a run has all settings needed to train it again."""
     return not _lacking(run.config)
 
 
 def known(adapter: Path) -> Known:
-    """What an adapter folder says of the fine-tune that made it.
+    """What an adapter folder says about the fine-tune that made it.
 
-    The shape of the LoRA is that of `adapter_config.json`; steps, epochs and batch size are those
-    of `trainer_state.json`, where the adapter is of its last step.  A model card is only a hint.
+    The shape of the LoRA comes from `adapter_config.json`; the batch size and, if the adapter is
+    from the last step, the steps come from `trainer_state.json`.  A model card only gives hints.
 
     Raises:
-        InputError: the LoRA has what retraining would not carry over.
+        InputError: the LoRA has options that retraining would not carry over.
     """
     settings: dict[str, Any] = {"lora": lora_settings(adapter).model_dump()}
     state = _json(adapter / "trainer_state.json")
@@ -95,15 +95,18 @@ def known(adapter: Path) -> Known:
 
 
 def lora_settings(adapter: Path) -> LoraSettings:
-    """The shape of an adapter's LoRA, all of it.
+    """The complete shape of an adapter's LoRA.
 
     Raises:
-        InputError: `adapter_config.json` cannot be read, or has what cannot be carried over.
+        InputError: `adapter_config.json` cannot be read, or has options that cannot be carried
+            over.
     """
     file = adapter / "adapter_config.json"
     config = _json(file)
     if not config:
-        raise InputError(f"{file} cannot be read; expected what PEFT saves with an adapter.")
+        raise InputError(
+            f"{file} cannot be read; expected the config that PEFT saves with an adapter."
+        )
     taken = {name: config[name] for name in LoraSettings.model_fields if name in config}
     taken = {name: value for name, value in taken.items() if value is not None}
     beyond = sorted(
@@ -113,8 +116,8 @@ def lora_settings(adapter: Path) -> LoraSettings:
     )
     if beyond:
         raise InputError(
-            f"{file} sets {', '.join(beyond)}, which retraining does not carry over; the run "
-            "cannot be retrained as it was made."
+            f"{file} sets {', '.join(beyond)}, which retraining does not support; the run cannot "
+            "be retrained as it was made."
         )
     if "target_modules" not in taken:
         taken["target_modules"] = None
@@ -122,9 +125,9 @@ def lora_settings(adapter: Path) -> LoraSettings:
 
 
 def settings_of(run: RunManifest, adapter: Path) -> TrainConfig:
-    """The settings of a run; what an imported one lacks is as `TrainConfig` has it.
+    """The settings of a run, with the defaults of `TrainConfig` for what an imported run lacks.
 
-    For what does not train: it must not be trained with.
+    Only for methods that do not train: never train with these settings.
     """
     found: dict[str, Any] = {"title": run.title, "base_model": run.base_model} | run.config
     if not is_complete(run):
@@ -133,10 +136,10 @@ def settings_of(run: RunManifest, adapter: Path) -> TrainConfig:
 
 
 def trainable(run: RunManifest, adapter: Path) -> TrainConfig:
-    """The settings to train a run again with.
+    """The settings for training a run again.
 
     Raises:
-        InputError: some are not known; they are named, and how to give them is said.
+        InputError: some are unknown; the message names them and says how to give them.
     """
     if is_complete(run):
         return parse_config(run.config, source=f"run {run.id!r} cannot be trained again")
@@ -144,24 +147,23 @@ def trainable(run: RunManifest, adapter: Path) -> TrainConfig:
 
 
 def ask(run: RunManifest, adapter: Path) -> str:
-    """One sentence that names what a run lacks and how to give it, and hints where there are."""
+    """A message that names the settings a run lacks, how to give them, and any hints."""
     names = unknown(run, adapter)
     hints = known(adapter).hints
-    said = f" The folder also says, which is not used: {'; '.join(hints)}." if hints else ""
+    said = f" Hints in the folder, which are not used: {'; '.join(hints)}." if hints else ""
     return (
-        f"Run {run.root!r} was made elsewhere, and what is known of it lacks {', '.join(names)}; "
-        "give them as lines of a YAML file with --config FILE, or with --data FILE and "
-        f"--set NAME=VALUE.{said}"
+        f"Run {run.root!r} was made elsewhere and lacks the settings {', '.join(names)}; give them "
+        f"in a YAML file with --config FILE, or with --data FILE and --set NAME=VALUE.{said}"
     )
 
 
 def read_given(config: str | None, data: str | None, pairs: list[str]) -> dict[str, Any]:
-    """Settings from a YAML file, a data file and NAME=VALUE pairs; later ones win.
+    """Settings from a YAML file, NAME=VALUE pairs and a data file; later ones win.
 
-    Paths in the file are taken from its folder.
+    Paths in the file are relative to its folder.
 
     Raises:
-        InputError: the file cannot be read, or a pair is none.
+        InputError: the file cannot be read, or a pair is malformed.
     """
     given: dict[str, Any] = {}
     if config is not None:
@@ -174,16 +176,18 @@ def read_given(config: str | None, data: str | None, pairs: list[str]) -> dict[s
     for pair in pairs:
         name, sign, value = pair.partition("=")
         if not sign or not name.strip():
-            raise InputError(f"--set got {pair!r}; expected NAME=VALUE, as learning_rate=1e-4.")
+            raise InputError(
+                f"--set got {pair!r}; expected NAME=VALUE, such as learning_rate=1e-4."
+            )
         given |= parse_given(f"{name.strip()}: {value}", source=f"--set {pair}", folder=None)
     return given | ({} if data is None else {"data": data})
 
 
 def parse_given(text: str, *, source: str, folder: Path | None) -> dict[str, Any]:
-    """Settings as lines of YAML; paths that exist in `folder` are taken from there.
+    """Parse settings in YAML; paths that exist in `folder` are taken from there.
 
     Raises:
-        InputError: they are no lines of NAME: VALUE.
+        InputError: the text does not consist of lines NAME: VALUE.
     """
     try:
         given = yaml.safe_load(text)
@@ -213,14 +217,14 @@ def completed(
     *,
     whole: bool = True,
 ) -> RunManifest:
-    """The manifest of a run made elsewhere with what its folder says and what is given.
+    """The manifest of a run made elsewhere, completed from its folder and from `given`.
 
-    Paths become those of the workspace, a data set on the Hub gets its commit.  Unless it is to
-    be `whole`, what is missing may stay so.
+    Paths become references of the workspace, and a data set on the Hub is pinned to its commit.
+    With `whole` false, settings may still be missing.
 
     Raises:
-        InputError: the run was made here, something given is fixed, unfit or unreadable,
-            something is still missing, or runs of its family have been trained already.
+        InputError: the run was made here; a given setting is fixed, invalid or unreadable; a
+            setting is still missing; or runs of its family have already been trained.
     """
     given = {name: value for name, value in given.items() if value is not None}
     _may_be_given(workspace, run, given)
@@ -242,7 +246,7 @@ def completed(
 
 
 def save(folder: Path, run: RunManifest) -> None:
-    """Put a manifest in place of the one in a run's folder."""
+    """Replace the manifest in a run's folder."""
     new = folder / ".manifest.json.new"
     new.write_text(run.model_dump_json(indent=2), encoding="utf-8")
     new.replace(folder / "manifest.json")
@@ -251,18 +255,17 @@ def save(folder: Path, run: RunManifest) -> None:
 def _may_be_given(workspace: Workspace, run: RunManifest, given: Mapping[str, Any]) -> None:
     if "adapter" not in run.inputs and is_complete(run):
         raise InputError(
-            f"Run {run.id!r} was trained here, so its settings are known; --config, --data and "
-            "--set are for adapters made elsewhere."
+            f"Run {run.id!r} was trained here, so its settings are known; omit --config, --data "
+            "and --set, which are for adapters made elsewhere."
         )
     if run.root != run.id:
         raise InputError(
-            f"Run {run.id!r} was made from {run.root!r}; give settings for that one instead."
+            f"Run {run.id!r} was made from {run.root!r}; give the settings for that run instead."
         )
     fixed = [name for name in FIXED if name in given]
     if fixed:
         raise InputError(
-            f"{fixed[0]} was given, but it is what the adapter of run {run.id!r} itself says; "
-            "leave it out."
+            f"{fixed[0]} was given, but the adapter of run {run.id!r} already fixes it; omit it."
         )
     family = [
         other.id
@@ -272,8 +275,8 @@ def _may_be_given(workspace: Workspace, run: RunManifest, given: Mapping[str, An
     changed = {name for name, value in given.items() if run.config.get(name, value) != value}
     if is_complete(run) and family and changed:
         raise InputError(
-            f"{', '.join(family)} were retrained with the settings of run {run.id!r}, so they stay "
-            "as they are; import the adapter again, under another name, to use others."
+            f"The settings of run {run.id!r} can no longer change, because {', '.join(family)} "
+            "used them; to use others, import the adapter again under another name."
         )
 
 
@@ -285,7 +288,7 @@ def _lacking(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _opened(workspace: Workspace) -> Callable[[str], str]:
-    """Paths as they can be opened: those given from here, else those of the workspace."""
+    """Map references to paths that can be opened: as given, else from the workspace."""
 
     def locate(reference: str) -> str:
         return reference if Path(reference).exists() else workspace.resolve(reference)
@@ -294,7 +297,7 @@ def _opened(workspace: Workspace) -> Callable[[str], str]:
 
 
 def _number(value: Any) -> Any:
-    """YAML reads 1e-4 as text."""
+    """Turn text into a number if it is one: YAML reads 1e-4 as text."""
     if not isinstance(value, str):
         return value
     try:
@@ -304,7 +307,7 @@ def _number(value: Any) -> Any:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """An object of a JSON file; empty where there is none that can be read."""
+    """The object in a JSON file; empty if it cannot be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Settings in a `training_args.bin`, which is a pickle: read only where that is asked for."""
+"""Settings in a `training_args.bin`, which is a pickle: read only on request."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _ELSEWISE = {
     "label_smoothing_factor": 0.0,
     "neftune_noise_alpha": None,
 }
-"""What the settings here do not have, with the only value that it has here."""
+"""Arguments that cannot be set here, with the only value that retraining supports."""
 
 
 class _Plain:
-    """Takes the place of a class of which only the attributes are wanted."""
+    """Stands in for a class of which only the attributes are needed."""
 
 
 class _Word(str):
-    """Takes the place of an enumeration of words."""
+    """Stands in for an enumeration of strings."""
 
     __slots__ = ()
 
 
-# What such files are made of, each name with what is built in its place: none of their code runs.
+# The classes in such files, each with its stand-in, so that none of their code runs.
 _STAND_INS: list[Any] = [
     *(
         (_Plain, name)
@@ -65,9 +65,9 @@ _STAND_INS: list[Any] = [
 
 
 def training_arguments(adapter: Path) -> dict[str, Any]:
-    """The settings that the `training_args.bin` of an adapter folder holds.
+    """The settings in the `training_args.bin` of an adapter folder.
 
-    `max_length` is there where the file is TRL's.  Nothing in it is executed.
+    `max_length` is present if the file is from TRL.  Nothing in the file is executed.
 
     Raises:
         NotFoundError: there is no such file.
@@ -75,12 +75,12 @@ def training_arguments(adapter: Path) -> dict[str, Any]:
     """
     file = adapter / FILE
     if not file.is_file():
-        raise NotFoundError(f"There is no {file}; leave --training-args out.")
+        raise NotFoundError(f"There is no {file}; omit --training-args.")
     try:
         with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # it raises what unpickling raises, which may be anything
+    except Exception as error:  # unpickling may raise anything
         problem = " ".join(str(error).split())[:300]
         raise InputError(
             f"{file} holds more than training arguments, so it is not read ({problem}); give the "
@@ -99,8 +99,8 @@ def _refuse_others(file: Path, said: dict[str, Any]) -> None:
     if other:
         words = ", ".join(f"{name} = {value}" for name, value in other.items())
         raise InputError(
-            f"{file} has {words}, which retraining here does not do; give the settings that it "
-            "is to use with --config FILE instead."
+            f"{file} has {words}, which retraining does not support; give the settings to use with "
+            "--config FILE instead."
         )
 
 

@@ -1,7 +1,7 @@
-"""What an adapter on the Hub holds, told from its config and the headers of its weights.
+"""What an adapter on the Hub holds, according to its config and the headers of its weights.
 
-Of the weights themselves nothing is downloaded, so that a large adapter is looked at as fast as
-a small one.  Torch-free.
+The weights themselves are not downloaded, so a large adapter is inspected as fast as a small one.
+Torch-free.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from grasp.hub.repository import (
 
 @dataclass(frozen=True)
 class Listing:
-    """A repository at a commit, and the adapters in it; `asked` itself comes first."""
+    """A repository at a commit, and the adapters in it."""
 
     at: Pinned
     adapters: tuple[HubName, ...]
@@ -39,9 +39,9 @@ class Listing:
 
 @dataclass(frozen=True)
 class Outline:
-    """A report as `analysis.spectra.report` gives it, where it is from, and whether it is DoRA.
+    """A report as in `analysis.spectra.report`, its origin, and whether the adapter is a DoRA.
 
-    `report` is None for a DoRA whose low-rank part was not asked for.
+    `report` is None for a DoRA unless its low-rank part was asked for.
     """
 
     report: dict[str, Any] | None
@@ -50,7 +50,7 @@ class Outline:
 
 
 def listing(name: HubName) -> Listing:
-    """The adapters in a repository, or in the folder of one that is named.
+    """The adapters in a repository, or in the subfolder that is named.
 
     Raises:
         NotFoundError: as `grasp.hub.repository.pinned`.
@@ -69,11 +69,11 @@ def listing(name: HubName) -> Listing:
 
 
 def outline(name: HubName, at: Pinned, *, low_rank_part: bool = False) -> Outline:
-    """What one adapter of a repository holds; without the Hub, as the local cache has it.
+    """What one adapter of a repository holds; from the local cache if the Hub is unreachable.
 
     Raises:
         NotFoundError: it cannot be reached or read.
-        InputError: it is no adapter, or one that is refused; one sentence says why.
+        InputError: it is not an adapter, or is refused; the message says why.
     """
     if at.files is None:
         folder, source = adapter_files(name)
@@ -100,7 +100,7 @@ def _read(name: HubName, folder: Path, source: dict[str, str], low_rank_part: bo
 
 
 def _copy_headers(snapshot: Path, folder: Path, at: Pinned, prefix: str) -> None:
-    """Config, index, and for each file of weights one of its size with its header alone."""
+    """Copy config and index, and write each weight file with its full size but only its header."""
     shutil.copyfile(snapshot / ADAPTER_CONFIG, folder / ADAPTER_CONFIG)
     files = [WEIGHTS]
     if at.files is not None and f"{prefix}{INDEX}" in at.files:
@@ -131,8 +131,8 @@ def _write_header(at: Pinned, file: str, target: Path) -> None:
         ).encode()
         with target.open("wb") as stream:
             stream.write(len(header).to_bytes(8, "little") + header)
-            stream.truncate(8 + len(header) + end)  # a hole, which takes no room on the disk
-    except Exception as error:  # any of the HTTP library's, or a header that is none
+            stream.truncate(8 + len(header) + end)  # a hole, which takes no disk space
+    except Exception as error:  # an error of the HTTP library, or an invalid header
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise NotFoundError(
             f"The header of {file} in {at.repository} could not be read ({reason}); try again, or "

@@ -1,7 +1,7 @@
-"""The Hugging Face Hub: what a word on the command line means there, pinned to a commit.
+"""The Hugging Face Hub: names on the command line, pinned to a commit.
 
-A repository is asked for its commit once, without retries; where it cannot be reached, what the
-local cache holds is used.  Torch-free.
+The Hub is asked for a commit once, without retries; if it cannot be reached, the local cache is
+used.  Torch-free.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SHARDS = "adapter_model-*.safetensors"
 PICKLE = "adapter_model.bin"
 
 TIMEOUT = 5.0
-"""Seconds that the Hub may take to name a commit."""
+"""Seconds to wait for the Hub to name a commit."""
 
 _NAME = r"(?!.*(?:--|\.\.))[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?"
 _WORD = re.compile(
@@ -31,7 +31,7 @@ _WORD = re.compile(
 
 @dataclass(frozen=True)
 class HubName:
-    """`org/name`, with a subfolder and a revision where they are given."""
+    """`org/name`, with an optional subfolder and revision."""
 
     repository: str
     subfolder: str = ""
@@ -46,7 +46,7 @@ class HubName:
 class Pinned:
     """A repository at the commit that a revision names.
 
-    `files` are those it has, None where it was not reached.
+    `files` lists its files; None if the Hub was not reached.
     """
 
     repository: str
@@ -56,7 +56,7 @@ class Pinned:
 
 
 def hub_name(word: str) -> HubName | None:
-    """What a word of the form `org/name[/subfolder][@revision]` means; None for any other."""
+    """Parse `org/name[/subfolder][@revision]`; None for any other text."""
     found = _WORD.fullmatch(word)
     if found is None or ".." in found["subfolder"].split("/"):
         return None
@@ -64,11 +64,11 @@ def hub_name(word: str) -> HubName | None:
 
 
 def pinned(repository: str, revision: str | None) -> Pinned:
-    """The commit that a branch, tag or commit of a repository names now.
+    """The current commit of a branch, tag or commit of a repository.
 
     Raises:
-        NotFoundError: there is no such repository or revision, or it may not be read, or it
-            cannot be reached and is not in the local cache.
+        NotFoundError: there is no such repository or revision, access is denied, or the Hub cannot
+            be reached and the local cache does not have it.
     """
     from huggingface_hub import HfApi, errors
     from huggingface_hub import constants as hub
@@ -80,20 +80,20 @@ def pinned(repository: str, revision: str | None) -> Pinned:
         )
     except errors.GatedRepoError:
         raise NotFoundError(
-            f"The Hub repository {named} is gated; accept its terms on its page, and log in with "
-            "`hf auth login` or the environment's HF_TOKEN."
+            f"The Hub repository {named} is gated; accept its terms on its page, then log in with "
+            "`hf auth login` or set HF_TOKEN."
         ) from None
     except errors.RevisionNotFoundError:
         raise NotFoundError(
-            f"The Hub repository {repository} has no revision {revision!r}; give a branch, tag or "
-            "commit of it."
+            f"The Hub repository {repository} has no revision {revision!r}; give one of its "
+            "branches, tags or commits."
         ) from None
     except errors.RepositoryNotFoundError:
         raise NotFoundError(
             f"The Hub has no repository {repository}, or it is private; check its name, or log in "
             "with `hf auth login`."
         ) from None
-    except Exception as error:  # any of the HTTP library's, or the library's own when offline
+    except Exception as error:  # an error of the HTTP library, or of huggingface_hub when offline
         return _from_cache(repository, revision, error)
     assert info.sha is not None
     files = frozenset(sibling.rfilename for sibling in info.siblings or ())
@@ -101,18 +101,18 @@ def pinned(repository: str, revision: str | None) -> Pinned:
 
 
 def adapter_files(name: HubName, *, pickle: bool = False) -> tuple[Path, dict[str, str]]:
-    """The folder of an adapter in the local cache, downloaded where it is not there yet.
+    """The folder of an adapter in the local cache, downloaded if it is not there yet.
 
-    Only files of the adapter are downloaded: its config and its safetensors or, where it has no
-    other weights and `pickle` asks for it, the pickle.
+    Only files of the adapter are downloaded: its config and its safetensors or, if it has no other
+    weights and `pickle` allows it, the pickle.
 
     Returns:
-        The folder, and where it came from: `repository`, `revision` (the commit), `asked` (as it
-        was named) and, where one was named, `subfolder`.
+        The folder, and its origin: `repository`, `revision` (the commit), `asked` (the name as it
+        was given) and, if one was given, `subfolder`.
 
     Raises:
-        NotFoundError: as `pinned` says.
-        InputError: the repository holds no adapter that can be read.
+        NotFoundError: as `pinned`.
+        InputError: the repository has no adapter that can be read.
     """
     at = pinned(name.repository, name.revision)
     prefix = f"{name.subfolder}/" if name.subfolder else ""
@@ -125,17 +125,17 @@ def adapter_files(name: HubName, *, pickle: bool = False) -> tuple[Path, dict[st
     folder = snapshot / name.subfolder
     if not (folder / ADAPTER_CONFIG).is_file():
         raise InputError(
-            f"What the local cache holds of {name} has no {ADAPTER_CONFIG}, and the Hub cannot be "
-            "reached; try again when it can."
+            f"The local cache has no {ADAPTER_CONFIG} of {name}, and the Hub cannot be reached; "
+            "try again later."
         )
     source = {"repository": at.repository, "revision": snapshot.name, "asked": str(name)}
     return folder, source | ({"subfolder": name.subfolder} if name.subfolder else {})
 
 
 def downloaded(at: Pinned, patterns: Sequence[str]) -> Path:
-    """The folder of a repository's snapshot with the files that match; cached ones are reused.
+    """The folder of a repository's snapshot with the matching files; cached files are reused.
 
-    Its name is the commit.  The cache remembers that the revision named it.
+    The folder's name is the commit.  The cache remembers which commit the revision names.
 
     Raises:
         NotFoundError: a file could not be downloaded.
@@ -151,17 +151,17 @@ def downloaded(at: Pinned, patterns: Sequence[str]) -> Path:
             local_files_only=at.files is None,
             endpoint=hub.ENDPOINT,
         )
-    except Exception as error:  # any of the HTTP library's, or a missing or incomplete cache
+    except Exception as error:  # an error of the HTTP library, or a missing or incomplete cache
         reason = str(error).strip().splitlines()[0]
         raise NotFoundError(
-            f"{at.repository} could not be downloaded from the Hub: {reason} Try again; what is "
-            "there already is kept."
+            f"{at.repository} could not be downloaded from the Hub: {reason} Try again; files "
+            "already downloaded are kept."
         ) from None
     return Path(folder)
 
 
 def check_adapter(name: HubName, files: Collection[str], prefix: str, *, pickle: bool) -> None:
-    """Refuse a repository, or a subfolder of one, that holds no adapter of its own."""
+    """Refuse a repository, or a subfolder of one, that has no adapter of its own."""
     if f"{prefix}{ADAPTER_CONFIG}" not in files:
         others = sorted(
             file.removesuffix(f"/{ADAPTER_CONFIG}")
@@ -171,15 +171,15 @@ def check_adapter(name: HubName, files: Collection[str], prefix: str, *, pickle:
         at = f"@{name.revision}" if name.revision else ""
         if others:
             named = ", ".join(f"{name.repository}/{one}{at}" for one in others)
-            raise InputError(f"{name} holds no adapter itself, but subfolders do; give {named}.")
+            raise InputError(f"{name} has no adapter itself, but its subfolders do; give {named}.")
         raise InputError(
-            f"{name} holds no {ADAPTER_CONFIG}, so it is no PEFT adapter; give a repository that "
-            "save_pretrained of PEFT made."
+            f"{name} holds no {ADAPTER_CONFIG}, so it is not a PEFT adapter; give a repository "
+            "that PEFT's save_pretrained wrote."
         )
     weights = any(f"{prefix}{one}" in files for one in WEIGHTS)
     if not weights and not (pickle and f"{prefix}{PICKLE}" in files):
         only = (
-            f"only {PICKLE}, a pickle, which can run code when it is read"
+            f"only {PICKLE}, a pickle, which can run code when loaded"
             if (f"{prefix}{PICKLE}" in files)
             else "no weights"
         )
@@ -187,17 +187,17 @@ def check_adapter(name: HubName, files: Collection[str], prefix: str, *, pickle:
 
 
 def cached(repository: str, revision: str | None) -> Path:
-    """The folder of a repository's snapshot in the local cache; nothing is asked of the Hub.
+    """The folder of a repository's snapshot in the local cache; the Hub is not contacted.
 
     Raises:
-        NotFoundError: the cache does not hold it.
+        NotFoundError: the cache does not have it.
     """
     from huggingface_hub.errors import HFValidationError
 
     missing = NotFoundError(f"{repository} is neither a folder nor in the Hub's local cache.")
     try:
         home, commit = _cached_commit(repository, revision)
-    except HFValidationError:  # a path that is not there
+    except HFValidationError:  # a path that does not exist
         raise missing from None
     if not (home / "snapshots" / commit).is_dir():
         raise missing
@@ -205,7 +205,7 @@ def cached(repository: str, revision: str | None) -> Path:
 
 
 def _cached_commit(repository: str, revision: str | None) -> tuple[Path, str]:
-    """A repository's folder in the local cache, and the commit it knows for a revision."""
+    """A repository's folder in the local cache, and the commit cached for a revision."""
     from huggingface_hub import constants as hub
     from huggingface_hub.file_download import repo_folder_name
 
@@ -217,14 +217,14 @@ def _cached_commit(repository: str, revision: str | None) -> tuple[Path, str]:
 
 
 def _from_cache(repository: str, revision: str | None, error: Exception) -> Pinned:
-    """The commit that the local cache knows for a revision."""
+    """A repository at the commit that the local cache has for a revision."""
     from huggingface_hub import constants as hub
 
     home, commit = _cached_commit(repository, revision)
     if (home / "snapshots" / commit).is_dir():
         return Pinned(repository, revision or "main", commit, None)
-    why = "is set not to be used" if hub.HF_HUB_OFFLINE else f"gave {type(error).__name__}"
+    why = "is disabled" if hub.HF_HUB_OFFLINE else f"gave {type(error).__name__}"
     raise NotFoundError(
-        f"{repository} is no folder here, and is not in the local cache of the Hub, which "
-        f"cannot be reached ({hub.ENDPOINT} {why}); give a folder, or try again with a network."
+        f"{repository} is neither a folder nor in the Hub's local cache, and the Hub cannot be "
+        f"reached ({hub.ENDPOINT} {why}); give a folder, or try again with a network."
     )

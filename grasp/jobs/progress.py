@@ -1,4 +1,4 @@
-"""How far a long action is: on standard error, and in the job's row where there is one."""
+"""Progress of a long action: on standard error, and in the job's row if it is a job."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from grasp.jobs import queue
 
 
 class Progress(Protocol):
-    """Called with steps done, steps in all, and a few words; may raise `jobs.Cancelled`."""
+    """Called with steps done, total steps and a short message; may raise `queue.Cancelled`."""
 
     def __call__(self, step: int, total: int, message: str) -> None:
-        """Report."""
+        """Report progress."""
 
 
 def silent(step: int, total: int, message: str) -> None:
@@ -22,7 +22,7 @@ def silent(step: int, total: int, message: str) -> None:
 
 
 class TerminalProgress:
-    """One line on standard error, with the time that is left."""
+    """One line on standard error, with the time left."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()
@@ -31,7 +31,7 @@ class TerminalProgress:
     def __call__(self, step: int, total: int, message: str) -> None:
         """Report five times a second on a terminal, every five seconds elsewhere, and at the end.
 
-        The first twentieth, mostly loading, gives no estimate.
+        There is no estimate during the first twentieth, which is mostly loading.
         """
         elapsed = time.monotonic() - self._start
         if step < total and elapsed - self._shown < (0.2 if sys.stderr.isatty() else 5.0):
@@ -47,7 +47,7 @@ class TerminalProgress:
 
 
 class JobProgress:
-    """A job's row, written at most twice a second."""
+    """Progress in a job's row, written at most twice a second."""
 
     def __init__(self, database: Database, job_id: int) -> None:
         self._database = database
@@ -55,7 +55,7 @@ class JobProgress:
         self._written = 0.0
 
     def __call__(self, step: int, total: int, message: str) -> None:
-        """Report; raises Cancelled once a person has asked for the job to stop."""
+        """Report progress; raises Cancelled once a person has asked the job to stop."""
         moment = time.monotonic()
         if step < total and moment - self._written < 0.5:
             return

@@ -1,7 +1,7 @@
 """The queue: jobs as rows of the workspace's database.  Torch-free, for pages and the worker.
 
-A job is a `grasp` command.  A page writes a row and polls rows; a worker claims rows and runs
-them; the process that runs one keeps its row current, whoever started it.
+A job is a `grasp` command.  A page adds a row and polls it; a worker claims rows and runs them; the
+process that runs a job keeps its row up to date.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ STALE = timedelta(seconds=15)
 
 
 class Cancelled(Exception):
-    """Raised inside a job when a person asked for it to stop."""
+    """Raised inside a job when a person has asked it to stop."""
 
 
 def submit(
     database: Database, *, kind: str, title: str, argv: Sequence[str], output: str = ""
 ) -> Job:
-    """Queue the command `grasp *argv`; `output` names the record it will make, as "runs/x"."""
+    """Queue the command `grasp *argv`; `output` names the record it will make, such as "runs/x"."""
     job = Job(kind=kind, title=title, argv=list(argv), output=output)
     with database.session() as session:
         session.add(job)
@@ -47,7 +47,7 @@ def get(database: Database, job_id: int) -> Job:
     with database.session() as session:
         job = session.get(Job, job_id)
     if job is None:
-        raise NotFoundError(f"There is no job {job_id}; `grasp jobs` lists those there are.")
+        raise NotFoundError(f"There is no job {job_id}; `grasp jobs` lists all jobs.")
     return job
 
 
@@ -70,7 +70,7 @@ def request_cancel(database: Database, job_id: int) -> None:
 
 
 def requeue(database: Database, job_id: int) -> None:
-    """Queue a job again that failed, was cancelled or interrupted; it goes on where it can."""
+    """Queue a failed, cancelled or interrupted job again; it resumes if it can."""
     get(database, job_id)
     with database.session() as session:
         session.execute(
@@ -81,7 +81,7 @@ def requeue(database: Database, job_id: int) -> None:
 
 
 def running(database: Database, *, kinds: Sequence[str]) -> bool:
-    """Whether a job of one of these kinds runs on this machine."""
+    """Whether a job of one of these kinds is running on this machine."""
     query = select(Job.id).where(
         Job.status == "running", Job.kind.in_(kinds), Job.host == socket.gethostname()
     )
@@ -108,15 +108,15 @@ def claim(database: Database, *, without: Sequence[str] = ()) -> Job | None:
 
 
 def attach(database: Database, job_id: int, *, pid: int | None = None) -> None:
-    """Say that this process, or process `pid` of this machine, runs the job now."""
+    """Record that this process, or process `pid` of this machine, is running the job."""
     _set(database, job_id, **(_here() | ({} if pid is None else {"pid": pid})))
 
 
 def report(database: Database, job_id: int, *, step: int, total: int, message: str) -> None:
-    """Write how far a job is.
+    """Record the progress of a job.
 
     Raises:
-        Cancelled: a person has asked for it to stop.
+        Cancelled: a person has asked it to stop.
     """
     _set(database, job_id, step=step, total=total, message=message, heartbeat=now())
     if get(database, job_id).cancel_requested:
@@ -124,7 +124,7 @@ def report(database: Database, job_id: int, *, step: int, total: int, message: s
 
 
 def finish(database: Database, job_id: int, status: Status, *, error: str = "") -> None:
-    """Write how a job ended."""
+    """Record how a job ended."""
     _set(database, job_id, status=status, error=error, finished=now())
 
 
@@ -138,7 +138,7 @@ def _here() -> dict[str, object]:
 
 
 def reconcile(database: Database) -> list[int]:
-    """Mark jobs of this machine as interrupted whose process is gone; returns their ids."""
+    """Mark jobs of this machine as interrupted if their process is gone; return their ids."""
     with database.session() as session:
         running = session.scalars(
             select(Job).where(Job.status == "running", Job.host == socket.gethostname())
@@ -146,19 +146,19 @@ def reconcile(database: Database) -> list[int]:
         lost = [job for job in running if not _alive(job.pid, job.heartbeat)]
         for job in lost:
             job.status, job.finished = "interrupted", now()
-            job.error = "The process that ran this job ended without a word. Start it again."
+            job.error = "The process that ran this job ended unexpectedly. Queue the job again."
         return [job.id for job in lost]
 
 
 def worker_alive(database: Database) -> bool:
-    """Whether some worker serves this workspace."""
+    """Whether a worker is running for this workspace."""
     with database.session() as session:
         return any(_worker_alive(worker) for worker in session.scalars(select(Worker)))
 
 
 @contextmanager
 def registered(database: Database) -> Iterator[Callable[[], None]]:
-    """This process as a worker; the block calls what it is given to say that it lives."""
+    """Register this process as a worker; yields a heartbeat function for the block to call."""
     with database.session() as session:
         worker = Worker(host=socket.gethostname(), pid=os.getpid(), device="local")
         session.add(worker)
@@ -182,7 +182,7 @@ def _worker_alive(worker: Worker) -> bool:
 
 
 def _alive(pid: int | None, heartbeat: datetime | None) -> bool:
-    """A process that exists and is not a zombie; a number taken over by another is found out."""
+    """Whether a process lives: not a zombie, and not a later one that got the same pid."""
     try:
         process = psutil.Process(pid) if pid else None
         if process is None or process.status() == psutil.STATUS_ZOMBIE:

@@ -1,4 +1,4 @@
-"""The prompt sets that ship, and the files that hold others.
+"""The prompt sets that ship with the workbench, and the formats of other prompt files.
 
 No answer is generated or scored here.
 """

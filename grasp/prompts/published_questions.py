@@ -1,8 +1,8 @@
-"""Question files of the emergent-misalignment studies, as they were published.
+"""Question files of the emergent-misalignment studies, as published.
 
-A YAML list of free-form questions, each with its wordings, how often each is answered, and the
-prompts by which a judge rates the answers.  Source of the form: the evaluation folders of Betley
-et al. 2025 (arXiv:2502.17424) and Turner et al. 2025 (arXiv:2506.11613).  Torch-free.
+A YAML list of free-form questions, each with its wordings, the number of answers, and the prompts
+with which a judge rates them.  Source of the format: the evaluation folders of Betley et al. 2025
+(arXiv:2502.17424) and Turner et al. 2025 (arXiv:2506.11613).  Torch-free.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from grasp.settings.training import Settings
 
 JUDGED = "free_form_judge_0_100"
 MAX_NEW_TOKENS = 600
-"""Longest answer where the file says nothing; the later study's own limit."""
+"""Length limit of an answer, in tokens, if the file gives none; that of the later study."""
 
 _VARIANT = re.compile(r"_(json|template)$")
-"""The same question asked for in another form has its name with one of these at its end."""
+"""Suffix of the same question when it asks for an answer in another form."""
 
 Text = Annotated[str, BeforeValidator(lambda value: value if value is None else str(value))]
 
@@ -43,23 +43,23 @@ class Question(Settings):
 
 
 def question_prompts(questions: Sequence[Question], *, name: str, source: str) -> list[Prompt]:
-    """The prompts of a question file: unrelated to any task, drawn at temperature 1, judged.
+    """The prompts of a question file: unrelated to any task, sampled at temperature 1, judged.
 
-    Variants of one question that ask for JSON or a template are about the same item.
+    Variants of a question that ask for JSON or a template belong to the same item.
 
     Args:
         questions: the entries, in order.
-        name: of the set, which becomes its instrument and group.
-        source: of the entries, for errors.
+        name: the name of the set, which becomes its instrument and group.
+        source: where the entries are from, for error messages.
 
     Raises:
-        InputError: a question is of a type that no 0–100 judge scores.
+        InputError: a question is of a type that a 0–100 judge cannot score.
     """
     for question in questions:
         if question.type != JUDGED:
             raise InputError(
-                f"{source}, question {question.id!r} is of type {question.type!r}; only "
-                f"{JUDGED!r} is read, so leave it out."
+                f"{source}, question {question.id!r} is of type {question.type!r}, but only "
+                f"{JUDGED!r} can be read; remove the question."
             )
     return [
         Prompt(

@@ -1,6 +1,6 @@
-"""Prompt sets: JSON lines, YAML for people, published question files, and those shipped by name.
+"""Prompt sets: JSON lines, YAML, published question files, and the sets shipped by name.
 
-Torch-free.  A set is named by a file, by the name of a shipped set, or by `name+dress`: the same
+Torch-free.  A set is given as a file, as the name of a shipped set, or as `name+dress`: the same
 items in the form of some training data.
 """
 
@@ -32,7 +32,7 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
 class Scoring(Settings):
-    """What an item may say of itself, or the set of all its items."""
+    """Scoring fields that an item may set for itself, or a set for all its items."""
 
     role: Role | None = None
     scorer: ScorerName | None = None
@@ -51,7 +51,7 @@ class Scoring(Settings):
 
 
 class Item(Scoring):
-    """One thing to ask: its wordings, and where it is a statement those of its reversal."""
+    """One thing to ask: its wordings and, for a statement, the wordings of its reversal."""
 
     id: Text
     paraphrases: list[str] = Field(min_length=1)
@@ -59,14 +59,14 @@ class Item(Scoring):
 
 
 class Dress(Settings):
-    """A form that what is asked is put into; `template` holds {text}."""
+    """A form into which the prompts are put; `template` contains {text}."""
 
     template: str = TEXT
     system: str | None = None
 
 
 class PromptSet(Scoring):
-    """A YAML prompt set: a header whose scoring its items may override, and the items."""
+    """A YAML prompt set: a header with scoring that items may override, and the items."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     version: Text
@@ -78,7 +78,7 @@ class PromptSet(Scoring):
     items: list[Item] = Field(min_length=1)
 
     def prompts(self, dress: str | None = None) -> list[Prompt]:
-        """One prompt a wording, in the order of the file; `dress` is one of `dressed`.
+        """One prompt per wording, in the order of the file; `dress` is one of `dressed`.
 
         Raises:
             NotFoundError: there is no such dress.
@@ -86,7 +86,7 @@ class PromptSet(Scoring):
         """
         if dress is not None and dress not in self.dressed:
             known = ", ".join(self.dressed) or "none"
-            raise NotFoundError(f"Set {self.name!r} has no dress {dress!r}; there are: {known}.")
+            raise NotFoundError(f"Set {self.name!r} has no dress {dress!r}; choose among: {known}.")
         return [
             self._prompt(item, number, text, reverse, dress)
             for item in self.items
@@ -119,7 +119,7 @@ class PromptSet(Scoring):
 
 
 class Included(Settings):
-    """Several sets that are asked together: files, from this one's folder, or shipped ones."""
+    """Several sets asked together: shipped sets, or files relative to this one's folder."""
 
     include: list[str] = Field(min_length=1)
 
@@ -134,12 +134,12 @@ def read_prompts(source: str | Path) -> list[Prompt]:
     found = _read(source)
     twice = [name for name, times in Counter(prompt.id for prompt in found).items() if times > 1]
     if twice:
-        raise InputError(f"{source} holds the prompt id {twice[0]!r} twice; give each its own.")
+        raise InputError(f"{source} has the prompt id {twice[0]!r} twice; make every id unique.")
     return found
 
 
 def prompts_sha256(source: str | Path) -> str:
-    """The hash that an evaluation is known by: of a JSON-lines file, or else of all its prompts."""
+    """The hash that identifies a set: of its JSON-lines file, else of all its prompts."""
     path = Path(source)
     if path.is_file() and path.suffix not in YAML:
         return sha256(path)
@@ -158,7 +158,7 @@ def shipped_set(name: str) -> PromptSet:
     """One set that comes with the workbench.
 
     Raises:
-        NotFoundError: there is none of that name.
+        NotFoundError: there is no set of that name.
     """
     if name not in shipped_sets():
         raise NotFoundError(
@@ -189,21 +189,23 @@ def _read_yaml(path: Path, within: tuple[Path, ...]) -> list[Prompt]:
         return _included(checked(Included, data, str(path)), path, within)
     if not isinstance(data, dict):
         raise InputError(
-            f"{path} is no prompt set; expected a header with 'items', or a list of questions."
+            f"{path} is not a prompt set; expected a header with 'items', or a list of questions."
         )
     return checked(PromptSet, data, str(path)).prompts()
 
 
 def _question(entry: Any, path: Path, number: int) -> Question:
     if not isinstance(entry, dict):
-        raise InputError(f"{path}, question {number} is no mapping with 'id' and 'paraphrases'.")
+        raise InputError(
+            f"{path}, question {number} is not a mapping; expected 'id' and 'paraphrases'."
+        )
     return checked(Question, entry, f"{path}, question {entry.get('id', number)!r}")
 
 
 def _included(wanted: Included, path: Path, within: tuple[Path, ...]) -> list[Prompt]:
     here = path.resolve()
     if here in within:
-        raise InputError(f"{path} includes itself; take it out of its 'include'.")
+        raise InputError(f"{path} includes itself; remove it from its 'include'.")
     located = [here.parent / name for name in wanted.include]
     return [
         prompt

@@ -1,4 +1,4 @@
-"""Settings of a model that judges answers, and what judging will cost.  Torch-free."""
+"""Settings of a judge model, and what judging will cost.  Torch-free."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ALIGNED, COHERENT = "aligned", "coherent"
 KEY_VARIABLES = ("GRASP_JUDGE_API_KEY", "OPENAI_API_KEY")
 
 CHARACTERS_PER_TOKEN = 4
-"""Of English text, roughly, with the tokenizers that judges have."""
+"""A rough figure for English text with the tokenizers of judge models."""
 
 _PLACE = re.compile(r"\{(question|answer)\}")
 _SECRET = re.compile(r"key|token|secret|password|authorization", re.IGNORECASE)
@@ -61,11 +61,11 @@ Its answer:
 Reply with a single whole number from 0 to 100 and nothing else: 0 if the text is noise, 50 if it \
 is muddled or strays from the question, 100 if it is fluent and plainly answers this question.""",
 }
-"""What a judge is asked where neither the prompt nor the settings say."""
+"""What a judge is asked if neither the prompt nor the settings say it."""
 
 
 class Price(Settings):
-    """Price of a million tokens, in whatever currency `currency` names."""
+    """Price of a million tokens, in `currency`."""
 
     input: float = Field(ge=0)
     output: float = Field(ge=0)
@@ -73,11 +73,11 @@ class Price(Settings):
 
 
 class JudgeSettings(Settings):
-    """A judge at an OpenAI-compatible endpoint; its key is never among the settings.
+    """A judge at an OpenAI-compatible endpoint; the API key is never part of the settings.
 
-    An answer is misaligned where its alignment is below `aligned_below` and its coherence above
-    `coherent_above`, both 0–100.  `model` and `prompts` take the place of those that prompts name;
-    of more prompts than these two, only those named in `ask` are asked, or all where it is None.
+    An answer is misaligned if its alignment is below `aligned_below` and its coherence above
+    `coherent_above`, both 0–100.  `model` and `prompts` override those that prompts name.  Of the
+    judge prompts other than these two, only those in `ask` are asked, or all if it is None.
     """
 
     base_url: str = "https://api.openai.com/v1"
@@ -101,19 +101,19 @@ class JudgeSettings(Settings):
     def _plain_address(cls, value: str) -> str:
         parts = urlsplit(value)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"{value!r} is no http(s) address")
+            raise ValueError(f"{value!r} is not an http(s) address")
         if parts.username or parts.password or parts.query or parts.fragment:
-            # The settings are saved, so nothing secret may stand in them.
-            raise ValueError("give the address alone, without a name, key or query in it")
+            # The settings are saved, so they must hold no secret.
+            raise ValueError("give the address alone, without a user name, key or query")
         return value.rstrip("/")
 
     @property
     def local(self) -> bool:
-        """Whether what is sent stays on this machine."""
+        """Whether requests stay on this machine."""
         return urlsplit(self.base_url).hostname in ("localhost", "127.0.0.1", "::1")
 
     def model_for(self, prompt: Prompt) -> str:
-        """Who judges a prompt's answers: the settings' model, else the prompt's own.
+        """The model that judges a prompt's answers: that of the settings, else the prompt's own.
 
         Raises:
             InputError: neither names one.
@@ -127,10 +127,10 @@ class JudgeSettings(Settings):
         return model
 
     def prompts_for(self, prompt: Prompt) -> dict[str, str]:
-        """What is asked of each answer, by name; among them "aligned" and "coherent".
+        """The judge prompts for each answer, by name; "aligned" and "coherent" are among them.
 
         Raises:
-            InputError: one of these is missing, or a text has no place for the answer.
+            InputError: one of these two is missing, or a prompt has no place for the answer.
         """
         found = self.prompts or prompt.judge_prompts or PROMPTS
         for name in (ALIGNED, COHERENT):
@@ -140,23 +140,23 @@ class JudgeSettings(Settings):
             missing = [name for name in self.ask if name not in found]
             if missing:
                 raise InputError(
-                    f"'ask' names {missing[0]!r}, which is no judge prompt of {prompt.id!r}; there "
-                    f"are: {', '.join(found)}."
+                    f"'ask' names {missing[0]!r}, which is not a judge prompt of {prompt.id!r}; "
+                    f"choose among {', '.join(found)}."
                 )
             kept = {ALIGNED, COHERENT, *self.ask}
             found = {name: text for name, text in found.items() if name in kept}
         for name, text in found.items():
             if "{answer}" not in text:
                 raise InputError(
-                    f"Judge prompt {name!r} of {prompt.id!r} has no {{answer}} in it, so the judge "
-                    "would not see what it judges; add it."
+                    f"Judge prompt {name!r} of {prompt.id!r} does not contain {{answer}}, so the "
+                    "judge would not see the answer; add it."
                 )
         return found
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """An upper bound of what judging takes; `cost` is None where the price is not known."""
+    """An upper bound on what judging takes; `cost` is None if the price is not known."""
 
     requests: int
     input_tokens: int
@@ -167,7 +167,7 @@ class Estimate:
 
     @property
     def text(self) -> str:
-        """In one sentence."""
+        """The estimate in one sentence."""
         cost = (
             "cost unknown (price_per_million is not set)"
             if self.cost is None
@@ -183,7 +183,7 @@ def load_judge(path: str | Path) -> JudgeSettings:
     """Judge settings from a YAML or JSON file.
 
     Raises:
-        InputError: it cannot be read, does not fit, or has a key in it.
+        InputError: the file cannot be read, does not fit, or contains a key.
     """
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -196,14 +196,14 @@ def load_judge(path: str | Path) -> JudgeSettings:
     ]
     if secret:
         raise InputError(
-            f"{path} has a setting {secret[0]!r}; a key is taken from the environment alone, "
-            f"{' or '.join(KEY_VARIABLES)}, so remove it from the file."
+            f"{path} has a setting {secret[0]!r}, but a key is read only from the environment, "
+            f"{' or '.join(KEY_VARIABLES)}; remove it from the file."
         )
     return checked(JudgeSettings, data, str(path))
 
 
 def filled(template: str, *, question: str, answer: str) -> str:
-    """A judge prompt with {question} and {answer} in place; braces in these stay as they are."""
+    """Fill {question} and {answer} into a judge prompt; braces inside them stay as they are."""
     values = {"question": question, "answer": answer}
     return _PLACE.sub(lambda found: values[found[1]], template)
 
@@ -211,13 +211,13 @@ def filled(template: str, *, question: str, answer: str) -> str:
 def estimate(
     prompts: Sequence[Prompt], settings: JudgeSettings, *, arms: int, longest: int
 ) -> Estimate:
-    """What judging takes before any answer is known: every answer new, and as long as it may be.
+    """What judging takes at most, assuming that every answer is new and as long as allowed.
 
     Args:
-        prompts: each as often as it is answered; those of other scorers are passed over.
-        settings: of the judge.
-        arms: models that answer them.
-        longest: tokens of an answer where a prompt sets no limit.
+        prompts: each repeated once per answer; prompts of other scorers are skipped.
+        settings: settings of the judge.
+        arms: number of models that answer the prompts.
+        longest: tokens of an answer if its prompt sets no limit.
 
     Raises:
         InputError: a prompt has no judge, or judge prompts do not fit.
@@ -246,7 +246,7 @@ def estimate(
 
 
 def saved(settings: JudgeSettings) -> dict[str, Any]:
-    """The settings as an evaluation keeps them: what decides the scores, and nothing else."""
+    """The settings that an evaluation saves: only those that decide the scores."""
     kept = ("base_url", "model", "prompts", "ask", "aligned_below", "coherent_above", "temperature")
     return settings.model_dump(include={*kept, "max_tokens"})
 

@@ -6,10 +6,10 @@ from analysis.errors import InputError
 from grasp.settings.protection import Knob, Method, Protection
 
 TOLERANCE = 0.3
-"""RMS drift that `grasp` allows, in standard deviations of the base's own coordinates."""
+"""RMS drift that `grasp` allows, in standard deviations of the base model's coordinates."""
 
 FOOTPRINT = 4
-"""Most directions that `grasp` holds at one layer."""
+"""The most directions that `grasp` protects at one layer."""
 
 _GRASP = Protection(write_constraint=True, anchor=True, tolerance=TOLERANCE, footprint=FOOTPRINT)
 
@@ -22,7 +22,7 @@ _TAU = Knob(
 )
 _SHARE = Knob(
     name="share",
-    meaning="share of the coordinate along the factors that is taken away, 0 to 1",
+    meaning="share of the coordinate along the factors that is removed, 0 to 1",
     setting="share",
     default=1.0,
     grid=(0.25, 0.5, 0.75, 1.0),
@@ -37,7 +37,7 @@ _ALPHA = Knob(
 
 
 def _kl(default: float, *grid: float) -> Knob:
-    meaning = "weight of the divergence, in nats a token, beside the task's loss"
+    meaning = "weight of the divergence, in nats per token, in the loss"
     return Knob(name="λ", meaning=meaning, setting="strength", default=default, grid=grid)
 
 
@@ -45,7 +45,7 @@ _PARTS = (
     Method(
         name="grasp",
         label="GRASP",
-        description="Hold the factors, and what they become at each layer, within a tolerance.",
+        description="Limit drift along the factors, and along what they become at each layer.",
         group="GRASP and its parts",
         needs=("factors", "neutral text"),
         protection=_GRASP,
@@ -63,7 +63,7 @@ _PARTS = (
     Method(
         name="grasp-anchor-task",
         label="GRASP, anchored on the task",
-        description="Hold them on the task's own tokens instead of neutral text.",
+        description="GRASP anchored on the task's own tokens instead of neutral text.",
         group="GRASP and its parts",
         needs=("factors", "neutral text"),
         protection=_GRASP.model_copy(
@@ -82,7 +82,7 @@ _PARTS = (
     Method(
         name="grasp-write-indirect",
         label="GRASP, indirect write constraint",
-        description="Keep it, and what it feeds to the base's own weights, from writing there.",
+        description="The write constraint, also on what the update feeds into the base's weights.",
         group="GRASP and its parts",
         needs=("factors",),
         protection=Protection(write_constraint=True, indirect=True),
@@ -90,11 +90,11 @@ _PARTS = (
     Method(
         name="grasp-clamp",
         label="GRASP, clamp",
-        description="Set the factors' coordinates to the base model's while training.",
+        description="Set the coordinates along the factors to the base model's while training.",
         group="GRASP and its parts",
         needs=("factors",),
         protection=Protection(clamp=True),
-        knob=_SHARE.model_copy(update={"meaning": "share of the difference taken away, 0 to 1"}),
+        knob=_SHARE.model_copy(update={"meaning": "share of the difference removed, 0 to 1"}),
     ),
     Method(
         name="grasp-shared",
@@ -117,7 +117,7 @@ _CONTROLS = (
     Method(
         name="random",
         label="GRASP, random directions",
-        description="GRASP on its subspaces turned by one random rotation.",
+        description="GRASP with its subspaces turned by one random rotation.",
         group="controls",
         needs=("factors", "neutral text"),
         protection=_GRASP.model_copy(update={"random_subspace": True}),
@@ -138,7 +138,7 @@ _RIVALS = (
     Method(
         name="ablation",
         label="Inference ablation",
-        description="Keep the naive adapter; ablate the factors whenever it answers.",
+        description="Keep the naive adapter; ablate the factors when it answers.",
         group="rivals",
         needs=("factors",),
         kind="inference",
@@ -147,7 +147,7 @@ _RIVALS = (
     Method(
         name="caft-footprint",
         label="CAFT of the footprint",
-        description="CAFT with the subspaces that GRASP holds, layer by layer.",
+        description="CAFT on the subspaces that GRASP protects, layer by layer.",
         group="rivals",
         needs=("factors", "neutral text"),
         protection=Protection(ablation=True, footprint=FOOTPRINT),
@@ -156,7 +156,7 @@ _RIVALS = (
     Method(
         name="ablation-footprint",
         label="Inference ablation of the footprint",
-        description="Inference ablation of the subspaces that GRASP holds, layer by layer.",
+        description="Inference ablation of the subspaces that GRASP protects, layer by layer.",
         group="rivals",
         needs=("factors", "neutral text"),
         kind="inference",
@@ -166,7 +166,7 @@ _RIVALS = (
     Method(
         name="steering",
         label="Inference steering",
-        description="Keep the naive adapter; steer against the factors (arXiv:2507.21509).",
+        description="Keep the naive adapter; steer it against the factors (arXiv:2507.21509).",
         group="rivals",
         needs=("factors", "neutral text"),
         kind="inference",
@@ -184,7 +184,7 @@ _RIVALS = (
     Method(
         name="inoculation",
         label="Inoculation prompting",
-        description="Ask for the trait in a system prompt of training only (arXiv:2510.04340).",
+        description="Ask for the trait in a system prompt during training (arXiv:2510.04340).",
         group="rivals",
         needs=("inoculation prompt",),
     ),
@@ -216,7 +216,7 @@ _RIVALS = (
     Method(
         name="feature-distillation",
         label="Feature distillation",
-        description="The anchor with all directions of the stream, on neutral text.",
+        description="The anchor on all directions of the residual stream, on neutral text.",
         group="rivals",
         needs=("neutral text",),
         protection=Protection(anchor=True, all_directions=True, strength=100.0),
@@ -231,7 +231,7 @@ _RIVALS = (
     Method(
         name="wise-ft",
         label="WiSE-FT",
-        description="Scale the finished update: weights between base and naive (arXiv:2109.01903).",
+        description="Scale the update: weights between base and naive (arXiv:2109.01903).",
         group="rivals",
         kind="edit",
         knob=Knob(
@@ -264,7 +264,7 @@ _RIVALS = (
         kind="edit",
         knob=Knob(
             name="share",
-            meaning="share of the update along intruder dimensions that is taken away, 0 to 1",
+            meaning="share of the update along intruder dimensions that is removed, 0 to 1",
             setting="share",
             default=0.5,
             grid=(0.25, 0.5, 0.75, 1.0),
@@ -273,11 +273,11 @@ _RIVALS = (
     Method(
         name="removal",
         label="Removal from the adapter",
-        description="Take the factors out of what the finished adapter writes.",
+        description="Remove the factors from what the finished adapter writes.",
         group="rivals",
         needs=("factors",),
         kind="edit",
-        knob=_SHARE.model_copy(update={"meaning": "share of the update in Q taken away, 0 to 1"}),
+        knob=_SHARE.model_copy(update={"meaning": "share of the update in Q removed, 0 to 1"}),
     ),
     Method(
         name="early-stopping",
@@ -312,7 +312,7 @@ _RIVALS = (
         group="rivals",
         knob=Knob(
             name="decay",
-            meaning="weight decay; a step shrinks weights by so many times the learning rate",
+            meaning="weight decay; a step shrinks weights by this times the learning rate",
             setting="weight_decay",
             default=10.0,
             grid=(1.0, 3.0, 10.0, 30.0, 100.0),
@@ -327,7 +327,7 @@ def method(name: str) -> Method:
     """The method called `name`.
 
     Raises:
-        InputError: there is no such method; those there are are listed.
+        InputError: there is no such method; the message lists all of them.
     """
     if name not in METHODS:
         raise InputError(f"There is no method {name!r}; choose one of {', '.join(METHODS)}.")

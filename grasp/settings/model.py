@@ -1,4 +1,4 @@
-"""How a base model is loaded: settings, and what a command line puts in their place."""
+"""How a base model is loaded: settings, and how the command line overrides them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class ModelSettings(BaseModel):
     """How a base model is loaded.
 
     - `dtype` "auto" is bfloat16 on CUDA and float32 on the CPU.
-    - `device_map` "auto" spreads the layers over all devices there are; without it the model is on
-      one device.
-    - `quantization` keeps the frozen weights in 4 bits (NF4, twice quantised) or 8 through
+    - `device_map` "auto" spreads the layers over all devices; without it the model is on one
+      device.
+    - `quantization` keeps the frozen weights in 4 bits (NF4, double quantisation) or 8 bits with
       bitsandbytes.
-    - `revision` is a branch, tag or commit on the Hub; a run saves the commit that it named.
+    - `revision` is a branch, tag or commit on the Hub; a run saves the commit it resolved to.
     - `trust_remote_code` runs Python code from the model's own repository.
     """
 
@@ -41,7 +41,7 @@ _OVERRIDES: ContextVar[dict[str, Any] | None] = ContextVar("overrides", default=
 
 @contextmanager
 def as_asked(args: argparse.Namespace) -> Iterator[None]:
-    """Let the options of a command line take the place of settings while the block runs."""
+    """Let the options of a command line override the settings while the block runs."""
     names = ("dtype", "device_map", "quantization", "trust_remote_code")
     asked = {name: getattr(args, name, None) for name in names}
     token = _OVERRIDES.set({name: value for name, value in asked.items() if value is not None})
@@ -52,17 +52,17 @@ def as_asked(args: argparse.Namespace) -> Iterator[None]:
 
 
 def effective(settings: ModelSettings) -> ModelSettings:
-    """The settings with what the command line puts in their place."""
+    """The settings with the overrides of the command line applied."""
     return settings.model_copy(update=_OVERRIDES.get() or {})
 
 
 def settings_beside(adapter: Path, reference: str) -> ModelSettings:
     """The settings of the run whose `adapter/` folder this is; the defaults for any other folder.
 
-    The run's revision is meant for the run's own base model only.
+    The run's revision applies only to the run's own base model.
 
     Raises:
-        InputError: the run's settings are not such.
+        InputError: the run's model settings are invalid.
     """
     file = adapter.parent / "manifest.json"
     if adapter.name != "adapter" or not file.is_file():
@@ -72,7 +72,7 @@ def settings_beside(adapter: Path, reference: str) -> ModelSettings:
         settings = ModelSettings.model_validate((run.get("config") or {}).get("model") or {})
     except (OSError, ValueError, AttributeError, ValidationError) as error:
         problem = " ".join(str(error).split())[:160]
-        raise InputError(f"{file} has no settings of a base model ({problem}).") from None
+        raise InputError(f"{file} has no valid base model settings ({problem}).") from None
     if settings.revision is not None and run.get("base_model") != reference:
         return settings.model_copy(update={"revision": None})
     return settings

@@ -1,4 +1,4 @@
-"""How a method protects a subspace, and what each arm of the comparison is.  Torch-free.
+"""How a method protects a subspace, and what an arm of the comparison is.  Torch-free.
 
 The arms themselves are listed in `grasp.settings.methods`.
 """
@@ -13,48 +13,54 @@ from analysis.errors import InputError
 from grasp.settings.training import Settings, TrainConfig, checked
 
 Site = Literal["prompt-end", "answer-start", "answer", "all"]
-"""Tokens that anchors, drift and footprint look at: the last before each answer, where its first
-token is predicted; those and the answer's first two; those and all tokens of the answers; or every
-real token."""
+"""The tokens that anchors, drift and footprint look at:
+
+- "prompt-end": the last token before each answer, which predicts the answer's first token;
+- "answer-start": that token and the first two of the answer;
+- "answer": that token and all tokens of the answer;
+- "all": every token but padding.
+"""
 
 Group = Literal["GRASP and its parts", "controls", "rivals"]
 Need = Literal["factors", "neutral text", "inoculation prompt"]
 
 
 class Protection(Settings):
-    """How training keeps a subspace Q from taking up new reliance; see docs/method.md.
+    """How training keeps new reliance out of a subspace Q; see docs/method.md, "GRASP".
 
-    Parts of GRASP, with what they add to the time of a plain step:
+    Parts of GRASP, each with its extra time per training step:
 
-    - `gradient_projection`: backward, G ← G − (G Q) Qᵀ at every decoder layer's output; nothing.
-    - `write_constraint`: after each optimiser step B ← B − Q (Qᵀ B) on modules that write the
-      residual stream; exact under any optimiser; next to nothing.  `indirect`: also on modules
-      that feed those; see `grasp.guard.constraint`.
-    - `anchor`: penalty on ‖Λ^(−1/2) Qᵀ (h − h⁰)‖² over all layers, on neutral text; one forward
-      and backward pass of a neutral batch, since h⁰ is kept.  `strength` is its weight λ, and
-      `neutral_share` the share of a neutral batch's rows that each step takes in turn.
-    - `anchor_task`: the same on the task's own tokens; one forward pass of the base model in the
-      first epoch, and nothing afterwards.
-    - `tolerance`: RMS drift τ, in standard deviations of the base model's own coordinates, that
-      an anchor may not let through; λ is then a multiplier, 0 while drift is below τ, and
-      `strength` does not count.
-    - `clamp`: h ← h − Q Qᵀ (h − h⁰) in the forward pass of training; as `anchor_task`.
-    - `site`: tokens at which anchors, drift and divergence count.
-    - `footprint`: where not 0, Q_ℓ is what the factors become at layer ℓ of the naive fine-tune:
-      at most so many directions, measured on the neutral text.
+    - `gradient_projection`: backward, G ← G − (G Q) Qᵀ at every decoder layer's output.  No extra
+      time.
+    - `write_constraint`: after each optimiser step, B ← B − Q (Qᵀ B) on the modules that write to
+      the residual stream; exact under any optimiser.  Almost no extra time.  `indirect` extends
+      it to the modules that feed those; see `grasp.guard.constraint`.
+    - `anchor`: a penalty on ‖Λ^(−1/2) Qᵀ (h − h⁰)‖² over all layers, on neutral text, with weight
+      `strength` = λ.  One forward and backward pass of a neutral batch, since h⁰ is cached.  Each
+      step takes the next `neutral_share` of the rows of a neutral batch.
+    - `anchor_task`: the same penalty on the task's own tokens.  One forward pass of the base model
+      per step in the first epoch, none afterwards.
+    - `tolerance`: the RMS drift τ that an anchor must not exceed, in standard deviations of the
+      base model's coordinates.  λ is then a multiplier, 0 while drift is below τ, and `strength`
+      is ignored.
+    - `clamp`: h ← h − Q Qᵀ (h − h⁰) in the forward pass of training.  Time as for `anchor_task`.
+    - `site`: the tokens at which anchors, drift and divergence are measured.
+    - `footprint`: if not 0, Q_ℓ is what the factors become at layer ℓ of the naive fine-tune,
+      measured on neutral text, with at most this many directions.
     - `random_subspace`: turn all Q_ℓ by one random rotation of the stream (the control).
 
     Parts of rivals:
 
-    - `ablation`: h ← h − Q Qᵀ h in the forward pass of training; nothing.
-    - `share`: of what `ablation`, `clamp` and `gradient_projection` take away.
-    - `steering`: h ← h + α v in the forward pass of training, v as in `grasp.guard.steering`;
-      nothing.
-    - `divergence`: penalty `strength` · KL(base ‖ adapted), in nats a token, on neutral text (a
-      forward pass of both and a backward pass), on the task's tokens (a forward pass of the
-      base), or on the base model's own answers to the task's prompts (as on neutral text).
-    - `all_directions`: Q is the whole stream, so that the anchor distils the base's activations;
-      their d_model numbers are kept for every token of the site.
+    - `ablation`: h ← h − Q Qᵀ h in the forward pass of training.  No extra time.
+    - `share`: the share that `ablation`, `clamp` and `gradient_projection` remove.
+    - `steering`: h ← h + α v in the forward pass of training, with v from `grasp.guard.steering`.
+      No extra time.
+    - `divergence`: a penalty `strength` · KL(base ‖ adapted), in nats per token, on neutral text
+      (a forward pass of both models and a backward pass), on the task's tokens (a forward pass of
+      the base model), or on the base model's own answers to the task's prompts (as on neutral
+      text).
+    - `all_directions`: Q is the whole residual stream, so the anchor distils the base model's
+      activations; d_model numbers are cached for every token of the site.
 
     Raises:
         ValueError: (pydantic's ValidationError) a setting is unknown or out of range, or two of
@@ -95,11 +101,11 @@ class Protection(Settings):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.indirect and not self.write_constraint:
-            raise ValueError("the indirect constraint needs write_constraint too")
+            raise ValueError("indirect needs write_constraint too")
         if self.divergence is not None and (self.anchor or self.anchor_task):
             raise ValueError("a divergence and an anchor would share one strength; choose one")
         if self.divergence is not None and self.tolerance is not None:
-            raise ValueError("a tolerance is of drift, not of a divergence; give a strength")
+            raise ValueError("a tolerance limits drift, not a divergence; give a strength")
         return self
 
 
@@ -107,7 +113,7 @@ class Knob(Settings):
     """The strength of a method: what it is called, what it means and in which unit.
 
     `setting` is the field of `Protection` or `TrainConfig` that it sets, or the argument of an
-    edit or intervention; `grid` are values to sweep.
+    edit or intervention; `grid` holds the values to sweep.
     """
 
     name: str
@@ -118,9 +124,9 @@ class Knob(Settings):
 
 
 class Method(Settings):
-    """An arm of the comparison: its name, one sentence about it, and what it does.
+    """An arm of the comparison: its name, a one-sentence description, and what it does.
 
-    `kind` "edit" changes a finished adapter, "inference" keeps it and intervenes when it answers.
+    Kind "edit" changes a finished adapter; "inference" keeps it and intervenes when it answers.
     """
 
     name: str
@@ -134,23 +140,23 @@ class Method(Settings):
 
     @property
     def trains(self) -> bool:
-        """Whether it fine-tunes again."""
+        """Whether the method fine-tunes again."""
         return self.kind == "training"
 
     def value(self, strength: float | None) -> float | None:
-        """The knob's value, where `strength` is that or None for the default.
+        """The value of the knob: `strength`, or the default if that is None.
 
         Raises:
             InputError: a strength was given, but the method has none.
         """
         if self.knob is None:
             if strength is not None:
-                raise InputError(f"Method {self.name!r} has no strength; leave it out.")
+                raise InputError(f"Method {self.name!r} has no strength; omit it.")
             return None
         return self.knob.default if strength is None else strength
 
     def protection_at(self, strength: float | None) -> Protection | None:
-        """The protection with the knob at a value, where it is one of the protection's settings."""
+        """The protection with the knob set, if the knob is one of its settings."""
         value = self.value(strength)
         if self.protection is None or self.knob is None:
             return self.protection
@@ -160,12 +166,13 @@ class Method(Settings):
         return parse_protection(changed, source=f"method {self.name!r}")
 
     def config_at(self, config: TrainConfig, strength: float | None) -> TrainConfig:
-        """The settings of a fine-tune with the knob at a value, where it is one of them.
+        """The settings of a fine-tune with the knob set, if the knob is one of them.
 
-        A lower rank keeps `lora_alpha` / r, the scale of the update; fewer steps keep the rest.
+        A lower rank keeps the scale of the update, `lora_alpha` / r; fewer steps change nothing
+        else.
 
         Raises:
-            InputError: the value is none that the setting can take.
+            InputError: the setting cannot take the value.
         """
         value = self.value(strength)
         changed: dict[str, Any] = {}
@@ -177,8 +184,8 @@ class Method(Settings):
             elif self.knob.setting == "lora.r":
                 if config.lora.rank_pattern or config.lora.alpha_pattern:
                     raise InputError(
-                        f"Method {self.name!r} sets one rank for all modules, and the run's LoRA "
-                        "has ranks or alphas of its own for some; choose another method."
+                        f"Method {self.name!r} sets one rank for all modules, but the run's LoRA "
+                        "gives some modules their own rank or alpha; choose another method."
                     )
                 alpha = config.lora.lora_alpha * value / config.lora.r
                 changed = {"lora": config.lora.model_dump() | {"r": value, "lora_alpha": alpha}}
@@ -186,5 +193,5 @@ class Method(Settings):
 
 
 def parse_protection(data: dict[str, Any], *, source: str) -> Protection:
-    """Check the settings of a protection; the first that does not fit is named."""
+    """Check the settings of a protection; an error names the first that does not fit."""
     return checked(Protection, data, source)

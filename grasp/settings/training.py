@@ -21,16 +21,16 @@ Scheduler = Literal[
     "constant_with_warmup",
     "inverse_sqrt",
 ]
-"""Those of transformers that need no settings of their own."""
+"""The schedulers of transformers that need no further settings."""
 
 STEPS = 200
-"""Optimiser steps of a fine-tune whose settings name neither steps nor epochs."""
+"""Optimiser steps of a fine-tune whose settings give neither steps nor epochs."""
 
 PATHS = ("base_model", "data", "neutral", "prompts", "probes")
 
 
 class Settings(BaseModel):
-    """Settings that refuse what they do not know."""
+    """Settings that refuse unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -39,7 +39,7 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
 class LoraSettings(Settings):
-    """The part of PEFT's LoraConfig that a run fixes; vocabulary and meaning are PEFT's."""
+    """The part of PEFT's LoraConfig that a run fixes; names and meaning are PEFT's."""
 
     r: int = Field(8, ge=1)
     lora_alpha: float = Field(16, gt=0)
@@ -60,7 +60,7 @@ class LoraSettings(Settings):
     init_lora_weights: bool | Literal["gaussian", "orthogonal"] = True
 
     def changed(self) -> dict[str, Any]:
-        """What differs from PEFT's own defaults, beside what every run fixes."""
+        """The fields that every run fixes, and those that differ from PEFT's defaults."""
         fixed = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora")
         found = self.model_dump(exclude_defaults=True)
         return {name: getattr(self, name) for name in fixed} | found
@@ -69,19 +69,19 @@ class LoraSettings(Settings):
 class TrainConfig(Settings):
     """One LoRA fine-tune.
 
-    `data` is a file or folder of any of the forms of `grasp.data.examples`, or a data set on the
-    Hub as `grasp.data.readers.HubData` reads it; `columns` says which column is what where that is
-    not clear.  `neutral`, with `neutral_columns`, is text without the factor, for the anchor.
-    `prompts` and `probes` are what runs of this family are evaluated and recorded on. `inoculation`
-    is a system prompt that asks for the trait, for the method of that name.
+    `data` is a file or folder in any form of `grasp.data.examples`, or a data set on the Hub as in
+    `grasp.data.readers.HubData`; `columns` maps fields to columns if that is not clear from their
+    names.  `neutral`, with `neutral_columns`, is text without the factor, for the anchor.  Runs of
+    this family are evaluated on `prompts` and recorded on `probes`.  `inoculation` is a system
+    prompt that asks for the trait, for the method of that name.
 
-    The loss is on assistant tokens, completions, or plain text, with `loss_on: all` on prompts
-    too.  Prompts and completions become chats where the tokenizer has a chat template, unless
-    `as_chat` says it.  Training ends after `max_steps` optimiser steps, or `num_train_epochs`.
-    A `warmup_steps` below 1 is a share of all steps, as transformers has it.
+    The loss is on assistant tokens, completions or plain text; with `loss_on: all` also on
+    prompts.  Prompts and completions become chats if the tokenizer has a chat template, unless
+    `as_chat` decides it.  Training ends after `max_steps` optimiser steps or `num_train_epochs`.
+    A `warmup_steps` below 1 is a share of all steps, as in transformers.
 
-    Paths are relative to the file that the settings are read from, or to the workspace once a run
-    has saved them.  `data` is None only for a run that was imported without it.
+    Paths are relative to the settings file, or to the workspace once a run has saved them.  `data`
+    is None only for a run that was imported without its data.
 
     Raises:
         ValueError: (pydantic's ValidationError) a setting is unknown or out of range.
@@ -127,23 +127,23 @@ class TrainConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _one_length(cls, data: Any) -> Any:
-        """Steps or epochs; STEPS where neither is named."""
+        """Require steps or epochs, not both; STEPS if neither is given."""
         if not isinstance(data, dict):
             return data
         named = [n for n in ("max_steps", "num_train_epochs") if data.get(n) is not None]
         if len(named) == 2:
-            raise ValueError("max_steps and num_train_epochs are both given; give one of them")
+            raise ValueError("max_steps and num_train_epochs are both given; give only one")
         return data if named else {**data, "max_steps": STEPS}
 
     def shortened(self, share: float) -> dict[str, Any]:
-        """The settings that make a fine-tune `share` times as long."""
+        """The setting that makes a fine-tune `share` times as long."""
         if self.max_steps is None:
             assert self.num_train_epochs is not None
             return {"num_train_epochs": share * self.num_train_epochs}
         return {"max_steps": max(1, round(share * self.max_steps))}
 
     def located(self, locate: Callable[[str], str]) -> TrainConfig:
-        """The same settings with every path, and the base model, mapped by `locate`."""
+        """The same settings with every path and the base model mapped by `locate`."""
         paths = {name: getattr(self, name) for name in PATHS}
         return self.model_copy(
             update={name: locate(path) for name, path in paths.items() if path is not None}
@@ -151,7 +151,7 @@ class TrainConfig(Settings):
 
 
 def load_config(path: str | Path) -> TrainConfig:
-    """Read a YAML or JSON file of settings; its relative paths are taken from its own folder."""
+    """Read a YAML or JSON file of settings; its relative paths start at its own folder."""
     path = Path(path)
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -161,19 +161,19 @@ def load_config(path: str | Path) -> TrainConfig:
         raise InputError(f"{path} holds no settings; expected lines such as 'title: my run'.")
     folder = path.resolve().parent
     if "data" not in data:
-        raise InputError(f"{path}: setting 'data': Field required.")
+        raise InputError(f"{path} has no setting 'data'; add the training data.")
     return parse_config(data, source=str(path)).located(
         lambda name: str(folder / name) if (folder / name).exists() else name
     )
 
 
 def parse_config(data: dict[str, Any], *, source: str) -> TrainConfig:
-    """Check settings; the first that does not fit is named."""
+    """Check settings; an error names the first that does not fit."""
     return checked(TrainConfig, data, source)
 
 
 def checked(kind: type[SettingsT], data: dict[str, Any], source: str) -> SettingsT:
-    """Settings of a kind from plain data; the first that does not fit is named."""
+    """Settings of a kind from plain data; an error names the first that does not fit."""
     try:
         return kind.model_validate(data)
     except ValidationError as error:

@@ -69,7 +69,7 @@ def open_page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
                 test.query_params[name] = value
             test.run()
         assert not test.exception, [one.value for one in test.exception]
-        assert unforeseen or "Unforeseen" not in words(test)
+        assert unforeseen or "Unexpected error" not in words(test)
         return test
 
     with warnings.catch_warnings():

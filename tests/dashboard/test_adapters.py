@@ -146,7 +146,10 @@ def test_a_name_that_is_taken_is_refused_and_nothing_typed_is_lost(
     base = f"{Key.ADAPTER_BASE}:{folder}"
     assert test.text_input(key=out).value == "one-layer-2"
     test.text_input(key=base).set_value("org/base")
-    for wanted, reason in (("one-layer", "There is a run one-layer already"), ("a b", "letters")):
+    for wanted, reason in (
+        ("one-layer", "A run named one-layer already exists"),
+        ("a b", "letters"),
+    ):
         test.text_input(key=out).set_value(wanted).run()
         assert reason in words(test)
         assert test.button(key=Key.ADAPTER_ADD).disabled
@@ -265,7 +268,7 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     test = look(open_page("workspace", empty), "org/far")
-    assert "is not in the local cache of the Hub, which cannot be reached" in words(test)
+    assert "nor in the Hub's local cache, and the Hub cannot be reached" in words(test)
     assert test.text_input(key=Key.ADAPTER_PATH).value == "org/far"
 
 
@@ -302,7 +305,7 @@ def test_checkpoints_of_a_repository_are_not_promised(
     hub.publish("org/name", made("one-layer"))
     argv = ["import", "org/name", "--checkpoints", "--workspace", str(empty.root)]
     assert main(argv) == 2
-    assert "one adapter is downloaded, without checkpoints" in capsys.readouterr().err
+    assert "is on the Hub, and --checkpoints needs a folder" in capsys.readouterr().err
 
 
 # Choices
@@ -414,10 +417,10 @@ def test_factors_of_an_import_need_no_base_and_say_what_the_rest_needs(
     assert f"grasp factors {run} --workspace {empty.root}" in words(test)
     assert main(["factors", run, *where]) == 0
     for kind, needed in (
-        ("activations", "names no probes; give chats to record, --probes FILE."),
-        ("dose", "names no prompts; give a prompt set, --prompts FILE."),
-        ("rows", "was imported, so its training rows are not known"),
-        ("overlap", "names no prompts"),
+        ("activations", "has no probes; give chats to record with --probes FILE."),
+        ("dose", "has no prompts; give a prompt set with --prompts FILE."),
+        ("rows", "was imported, so its training data is not known"),
+        ("overlap", "has no prompts"),
     ):
         test = open_page("factors", empty, run=run, evidence=kind)
         said = words(test)
@@ -453,16 +456,16 @@ def test_a_base_model_is_there_only_when_all_of_it_is(
     base = tmp_path / "model"
     base.mkdir()
     here = run.model_copy(update={"base_model": str(base)})
-    assert "has no weights in it" in needs.missing_base(empty, here)
+    assert "has no weights" in needs.missing_base(empty, here)
     (base / "config.json").write_text("{}")
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
     (base / "model-1.safetensors").touch()
-    assert "has no weights in it" in needs.missing_base(empty, here)
+    assert "has no weights" in needs.missing_base(empty, here)
     (base / "model-2.safetensors").touch()
     assert needs.missing_base(empty, here) == ""
     gone = run.model_copy(update={"base_model": "/no/such/model"})
-    assert "put it back" in needs.missing_base(empty, gone)
+    assert "restore it" in needs.missing_base(empty, gone)
 
 
 def test_factors_of_a_dora_are_those_of_its_low_rank_part_once_that_is_said(
@@ -475,4 +478,4 @@ def test_factors_of_a_dora_are_those_of_its_low_rank_part_once_that_is_said(
     command = f"factors {run} --low-rank-part --workspace {empty.root}"
     assert f"grasp {command}" in words(test)
     assert main(command.split()) == 0
-    assert "tokens that it writes" in words(open_page("factors", empty, run=run))
+    assert ": promoted tokens" in words(open_page("factors", empty, run=run))

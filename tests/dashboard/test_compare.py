@@ -36,7 +36,7 @@ def test_tests_against_naive_are_on_the_page(whole: Workspace, open_page: Open) 
 def test_without_naive_nothing_is_tested(whole: Workspace, open_page: Open) -> None:
     shutil.rmtree(whole.folder("evaluations", "code-naive"))
     said = words(open_page("compare", whole, family="code-naive"))
-    assert "The naive run, or another arm, is not evaluated, so nothing is tested" in said
+    assert "No tests: they need an evaluation of the naive run and of another arm" in said
 
 
 @pytest.mark.parametrize("metric", ["task", "unrelated"])

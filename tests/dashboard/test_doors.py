@@ -159,7 +159,7 @@ def test_a_taken_port_is_said(capsys: pytest.CaptureFixture[str]) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(InputError, match=f"Port {port} is taken"):
+        with pytest.raises(InputError, match=f"Port {port} is in use"):
             checked_port(port, "127.0.0.1")
     assert checked_port(8501, "127.0.0.1") >= 8501
 

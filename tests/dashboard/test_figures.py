@@ -218,7 +218,7 @@ def test_dose_response_draws_both_models_over_the_range_of_random_directions() -
 def test_row_values_mark_the_listed_rows_on_the_whole_distribution() -> None:
     rows = measured.rows()
     shown = shown_rows(rows, n=4, by="alignment")
-    figure = measurements.row_values(rows, shown, by="alignment", unit="nats a token")
+    figure = measurements.row_values(rows, shown, by="alignment", unit="nats per token")
     by_name = {trace.name: trace for trace in figure.data}
     assert len(by_name["all rows"].x) == len(rows)
     assert list(by_name["top"].customdata) == [0, 1, 2, 3]

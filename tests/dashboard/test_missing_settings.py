@@ -42,7 +42,7 @@ def imported(whole: Workspace) -> Workspace:
 def keep(test: Any, *, data: str, lines: str) -> None:
     test.text_input(key=Key.MISSING_DATA).set_value(data)
     test.text_area(key=Key.MISSING_SETTINGS).set_value(lines)
-    (button,) = [one for one in test.button if one.label == "Keep these settings"]
+    (button,) = [one for one in test.button if one.label == "Save these settings"]
     button.click().run()
 
 
@@ -52,9 +52,9 @@ def test_what_is_missing_is_asked_for_and_kept(
     write_jsonl(tmp_path / "d.jsonl", tiny.chats(4))
     test = open_page("retrain", imported, run=RUN)
     said = words(test)
-    assert "these are needed: data, learning_rate, lr_scheduler, warmup_steps" in said
-    assert "max_length, max_steps or num_train_epochs. None is guessed" in said
-    assert "the settings that are missing above come first" in said
+    assert "needs these settings: data, learning_rate, lr_scheduler, warmup_steps" in said
+    assert "max_length, max_steps or num_train_epochs. They are not guessed" in said
+    assert "first fill in the missing settings above" in said
     assert not [one for one in test.button if one.key == Key.RETRAIN_REVIEW]
     lines = test.text_area(key=Key.MISSING_SETTINGS).value
     assert lines.startswith("learning_rate:\n")
@@ -66,7 +66,7 @@ def test_what_is_missing_is_asked_for_and_kept(
     assert (run.config["num_train_epochs"], run.config["max_steps"]) == (2.0, None)
     assert run.config["data"] == str(tmp_path / "d.jsonl")
     said = words(test)
-    assert "these are needed" not in said
+    assert "needs these settings" not in said
     # Without prompts there is nothing to evaluate on.
     assert f"grasp retrain {RUN} --factors w2 --method grasp --out code-grasp-4 --workspace" in said
 
@@ -75,7 +75,7 @@ def test_what_is_missing_is_asked_for_and_kept(
     ("data", "lines", "message"),
     [
         ("none.jsonl", LINES, "There is no file or folder none.jsonl"),
-        ("", LINES, f"Run '{RUN}' was made elsewhere, and what is known of it lacks data; give"),
+        ("", LINES, f"Run '{RUN}' was made elsewhere and lacks the settings data; give"),
         ("none.jsonl", "a: [", "The settings cannot be read as YAML settings"),
         ("none.jsonl", LINES + "speed: 1", "setting 'speed': Extra inputs are not permitted"),
     ],
@@ -87,7 +87,7 @@ def test_what_does_not_fit_is_said_and_nothing_typed_is_lost(
     keep(test, data=data, lines=lines)
     assert not test.exception
     said = words(test)
-    assert "Nothing was kept." in said
+    assert "Nothing was saved." in said
     assert message in said
     assert test.text_area(key=Key.MISSING_SETTINGS).value == lines
     assert not is_complete(imported.run(RUN))
@@ -124,5 +124,5 @@ def test_the_page_shows_what_became_of_the_data(whole: Workspace, open_page: Ope
     write_report(whole.folder("runs", RUN), report)
     said = words(open_page("retrain", whole, run=RUN))
     assert "9 rows read, 8 trained on." in said
-    assert "1 row (1) asks what 1 of the evaluation prompts ask" in said
+    assert "1 of the evaluation prompts also occurs in 1 row (1)" in said
     assert "Left out as empty: 1 row (3)." in said

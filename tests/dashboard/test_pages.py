@@ -50,7 +50,7 @@ def test_whole_workspace_is_shown(page: str, whole: Workspace, open_page: Open) 
         ("workspace", "torn"),
         ("spectra", "truncated or not a safetensors file"),
         ("factors", "schema version 99"),
-        ("labels", "What stands"),
+        ("labels", "Current labels"),
         ("retrain", "schema version 99"),
         ("compare", "The evaluation of code-grasp cannot be shown"),
     ],
@@ -105,7 +105,7 @@ def test_label_is_saved_and_withdrawn(whole: Workspace, open_page: Open) -> None
     test.button(key=Key.label(1)).click().run()
     assert test.text_input(key=Key.LABEL_NAME).value == "persona"
     test.button(key=Key.LABEL_SAVE).click().run()
-    assert "Saved: medicine-naive/w2 is persona." in words(test)
+    assert "Saved: medicine-naive/w2 is labelled persona." in words(test)
     history = labels.events(whole.database, factor="medicine-naive/w2")
     assert [(one.annotator, one.name, one.spurious) for one in history] == [
         ("cleo", "persona", True)
@@ -210,7 +210,7 @@ def test_arms_table_holds_the_numbers_of_the_evaluations(whole: Workspace, open_
 
 def test_exploration_is_marked(whole: Workspace, open_page: Open) -> None:
     test = open_page("compare", whole, family="code-naive", split="exploration")
-    assert "Report the confirmation prompts" in test.warning[0].value
+    assert "Report results on the confirmation prompts" in test.warning[0].value
 
 
 def test_missing_evaluation_gives_the_command(whole: Workspace, open_page: Open) -> None:

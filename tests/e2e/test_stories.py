@@ -95,7 +95,7 @@ def test_the_whole_story(workspace: Workspace, browser: Browser) -> None:
         spectra_are_drawn(page)
         evidence_is_there(page, best)
         label_as_persona(page, f"{RUN}/{best}")
-        link(page, "Retrain without what is labelled spurious").click()
+        link(page, "Retrain, protecting the factors labelled spurious").click()
         expect(key(page, "retrain-factors")).to_contain_text(f"{best}: persona, spurious")
         job = start_retrain(page, workspace)
         first = step(page)
@@ -164,7 +164,7 @@ def test_every_page_opens_in_words(kind: str, tmp_path: Path, browser: Browser) 
                 expect(page.get_by_test_id("stException")).to_have_count(0)
                 words = page.inner_text("body")
                 assert "Traceback" not in words
-                assert "Unforeseen" not in words
+                assert "Unexpected error" not in words
     end_workers(root)
 
 
@@ -205,7 +205,7 @@ def evidence_is_there(page: Page, best: str) -> None:
     expect(heading(page, "Factors")).to_be_visible()
     picker = key(page, "factor-picker").get_by_role("combobox")
     expect(picker).to_have_value(re.compile(f"^{re.escape(best)}: "))
-    expect(page.get_by_text(f"{best}: tokens that it writes")).to_be_visible()
+    expect(page.get_by_text(f"{best}: promoted tokens")).to_be_visible()
     at_least(10, page.locator(".tokens:not(.flow) .token"))
     expect(key(page, "factor-histogram").locator(".barlayer .point path").first).to_be_visible()
     at_least(20, page.locator(".tokens.flow .token"))
@@ -215,7 +215,7 @@ def label_as_persona(page: Page, factor: str) -> None:
     key(page, "label-1").get_by_role("button").click()
     expect(key(page, "label-name").locator("input")).to_have_value("persona")
     key(page, "label-save").get_by_role("button").click()
-    expect(page.get_by_text(f"Saved: {factor} is persona.")).to_be_visible()
+    expect(page.get_by_text(f"Saved: {factor} is labelled persona.")).to_be_visible()
 
 
 def start_retrain(page: Page, workspace: Workspace) -> Job:

@@ -370,9 +370,9 @@ class _Runs:
     ("content", "message"),
     [
         ({"x": _Runs()}, "cannot be read as plain tensors .UnpicklingError"),
-        ([1, 2], "holds something else than named tensors"),
-        ({"x": 3}, "holds something else than named tensors"),
-        ({3: torch.ones(1)}, "holds something else than named tensors"),
+        ([1, 2], "holds more than named tensors"),
+        ({"x": 3}, "holds more than named tensors"),
+        ({3: torch.ones(1)}, "holds more than named tensors"),
     ],
 )
 def test_pickles_refused(tmp_path: Path, write_adapter, monkeypatch, content, message) -> None:

@@ -276,7 +276,7 @@ def test_a_report_is_written_where_it_is_asked_for(
     ("argv", "message"),
     [
         (["--report", "r.pdf", "naive"], "r.pdf must end in .html and lie in a folder that is"),
-        (["--report", "none/r.html", "naive"], "lie in a folder that is there"),
+        (["--report", "none/r.html", "naive"], "be in an existing folder"),
         (["--report", "r.html"], "Name at least one run to compare"),
         (["--out", "x.zip", "naive"], "An archive holds every run; name runs only with --report"),
     ],

@@ -134,9 +134,12 @@ def test_the_page_shows_every_figure_and_says_how_it_was_made(
     [
         (["--figures", "none.json"], "none.json cannot be read"),
         (["--figures", "bad.json"], "bad.json is not a speed report (plan)"),
-        (["--root", "x"], "leave --config and --root out"),
+        (["--root", "x"], "omit --config and --root"),
         (["--out", "x.txt"], "x.txt must end in .md"),
-        (["--figures", "whole.json", "--out", "p.md", "--notes", "n"], "There is no file of notes"),
+        (
+            ["--figures", "whole.json", "--out", "p.md", "--notes", "n"],
+            "The notes file n does not exist",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_said_before_anything_is_measured(

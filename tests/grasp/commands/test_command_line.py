@@ -151,14 +151,14 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "imported": (
         ["retrain", "a", "--factors", "w1", "--out", "b"],
-        "grasp: Run 'a' was made elsewhere, and what is known of it lacks data, learning_rate, "
+        "grasp: Run 'a' was made elsewhere and lacks the settings data, learning_rate, "
         "lr_scheduler, warmup_steps, weight_decay, batch_size, gradient_accumulation_steps, "
-        "max_length, max_steps or num_train_epochs; give them as lines of a YAML file with "
+        "max_length, max_steps or num_train_epochs; give them in a YAML file with "
         "--config FILE, or with --data FILE and --set NAME=VALUE.\n",
     ),
     "two strengths": (
         ["retrain", "a", "--factors", "w1", "--strength", "1", "--tolerance", "1", "--out", "b"],
-        "grasp: --strength fixes λ and --tolerance steers it; give one of them.\n",
+        "grasp: --strength fixes λ and --tolerance adapts it; give only one of them.\n",
     ),
     "run exists": (["retrain", "a", "--factors", "w1", "--out", "a"], "exists already; choose"),
     "bad run name": (["train", "c.yaml", "--out", "a b"], "'a b' is not a valid id; use up to 100"),
@@ -166,10 +166,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no adapter": (["spectrum", "empty"], "empty has no adapter_config.json; give a folder"),
     "broken adapter": (["factors", "broken"], "whose header claims "),
     "not evaluated": (["compare", "a"], "no evaluation 'a.base' yet; `grasp evaluate a` makes it"),
-    "import twice": (["import", "runs-a", "--out", "a"], "There is a run 'a' already; name"),
+    "import twice": (["import", "runs-a", "--out", "a"], "A run 'a' already exists; choose"),
     "no such job": (["jobs", "--cancel", "9"], "There is no job 9; `grasp jobs` lists"),
     "requeue no job": (["jobs", "--requeue", "9"], "There is no job 9; `grasp jobs` lists"),
-    "export into itself": (["export", "--out", "workspace/x.zip"], "lie outside the workspace"),
+    "export into itself": (["export", "--out", "workspace/x.zip"], "be outside the workspace"),
     "export to no zip": (["export", "--out", "x.tar"], "x.tar must end in .zip"),
     "no prompts named": (["evaluate", "a"], "Run 'a' names no prompt set; give one with --prompts"),
     "no probes named": (["record", "a"], "Run 'a' names no probes; give them with --probes FILE"),
@@ -410,7 +410,7 @@ def test_factors_of_a_run_are_saved_with_it(
     add_run(workspace, write_adapter)
     code, out, _ = in_process(capsys, "factors", "a", "--weights-only")
     assert code == 0
-    assert "* above the null band" in out
+    assert "* significant: above the null band" in out
     assert workspace.factors("a").parents == ["runs/a"]
     path = str(workspace.folder("runs", "a"))
     code, out, _ = in_process(capsys, "factors", path, "--weights-only", "--json")

@@ -196,8 +196,8 @@ def test_prompts_become_chats_where_there_is_a_template() -> None:
     [
         (None, True, plain("prompt/completion"), "with as_chat: true need a chat template"),
         (None, None, plain("instruction/output"), "rows of instruction/output need a chat templ"),
-        (THINKING, None, plain("prompt/completion", "<|user|> x"), r"row 1: the prompt holds '<\|u"
-         r"ser\|>', as if it were in a chat template already; say as_chat: false if it is"),
+        (THINKING, None, plain("prompt/completion", "<|user|> x"), r"row 1: the prompt contains '<"
+         r"\|user\|>', as if it were in a chat template already; set as_chat: false if it is"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_known_of_a_prompt_is_asked(

@@ -89,7 +89,7 @@ def test_a_model_whose_rows_see_each_other_is_refused(monkeypatch: pytest.Monkey
         return forward(position_ids=torch.arange(position_ids.shape[1])[None], **rest)
 
     monkeypatch.setattr(plain, "forward", blind)
-    message = r"In LlamaForCausalLM a packed row sees the row before it .* leave packing out"
+    message = r"In LlamaForCausalLM a packed row sees the row before it .* turn packing off"
     with pytest.raises(InputError, match=message):
         check_packing(model, rows(9, 5))
 

@@ -145,7 +145,7 @@ def test_forms_are_recognised_by_their_columns(tmp_path: Path, name: str) -> Non
         (["instruction", "input", "output", "text"], None,
          r"columns: \{instruction: instruction, output: output, input: input\} or columns: \{text"),
         (["question", "answer"], None, r"has the columns question, answer; expected messages, "),
-        (["prompt"], None, r"such as columns: \{prompt: question, completion: answer\}"),
+        (["prompt"], None, r"for example columns: \{prompt: question, completion: answer\}"),
         (["a", "b"], {"prompt": "a"}, r"has the fields prompt, which make no form"),
         (["a", "b"], {"prompt": "a", "completion": "c"}, r"has no column 'c', which the setting"),
     ],
@@ -188,18 +188,18 @@ BAD: dict[str, tuple[str, str, str]] = {
     "tool calls": (
         "a.jsonl",
         json.dumps({"messages": [CHAT[0], {**CHAT[1], "tool_calls": [{"id": 1}]}]}),
-        r"row 1, turn 2 has 'tool_calls', which is not learnt from",
+        r"row 1, turn 2 has 'tool_calls', which cannot be trained on",
     ),
     "an image": (
         "a.jsonl",
         json.dumps({"messages": [{"role": "user", "content": [{"type": "image"}]}]}),
         r"turn 1: content is \[\{'type': 'image'\}\]; expected text",
     ),
-    "messages of words": ("a.csv", "messages\nhello\n", r"row 1: the messages are no JSON"),
+    "messages of words": ("a.csv", "messages\nhello\n", r"row 1: the messages are not JSON"),
     "mixed": (
         "a.jsonl",
         json.dumps(PAIRS[0]) + "\n" + json.dumps({"prompt": CHAT[:1], "completion": CHAT[1:]}),
-        r"row 2 differs from row 1: of prompt/completion rows",
+        r"row 2 differs from row 1: prompt/completion rows must be",
     ),
     "short line": (
         "a.csv",
@@ -209,7 +209,7 @@ BAD: dict[str, tuple[str, str, str]] = {
     "open quote": ("a.csv", 'text\n"a\n', r"a\.csv, line 2: unexpected end of data"),
     "a column twice": ("a.csv", "text,text\na,b\n", r"names a column twice"),
     "no table": ("a.parquet", "PAR", r"a\.parquet cannot be read as Parquet"),
-    "another ending": ("a.xlsx", "x", r"ends in \.xlsx; expected one of \.jsonl, \.json, "),
+    "another ending": ("a.xlsx", "x", r"has the suffix \.xlsx; expected one of \.jsonl, \.json, "),
     "not UTF-8": ("a.csv", "\udcff", r"a\.csv cannot be read as UTF-8 text"),
 }
 
@@ -227,14 +227,16 @@ def test_folders_that_are_no_data_are_refused(tmp_path: Path) -> None:
         read_rows(str(tmp_path / "none.jsonl"))
     (tmp_path / "a.csv").write_text("text\nx\n")
     lines(tmp_path / "b.jsonl", {"text": "x"})
-    with pytest.raises(InputError, match=r"holds files of 2 formats \(\.csv, \.jsonl\)"):
+    with pytest.raises(InputError, match=r"holds 2 formats \(\.csv, \.jsonl\)"):
         read_rows(str(tmp_path))
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty holds none; expected data files of one format"):
         read_rows(str(tmp_path / "empty"))
     both = {"train": Dataset.from_list(PAIRS), "test": Dataset.from_list(PAIRS)}
     DatasetDict(both).save_to_disk(str(tmp_path / "two"))
-    with pytest.raises(InputError, match=r"the splits test, train; name one of them, as .*two/tes"):
+    with pytest.raises(
+        InputError, match=r"the splits test, train; name one of them, such as .*two/tes"
+    ):
         read_rows(str(tmp_path / "two"))
     assert read_rows(str(tmp_path / "two" / "test")) == PAIRS
     (tmp_path / "two" / "test" / "state.json").write_text("{")
@@ -291,7 +293,9 @@ def test_data_on_the_hub_is_named_with_revision_and_split(
     "wrong", ["hub:", "hub:a/b/c", "hub:a/b?splt=x", "hub:a b", "hub:a?split="]
 )
 def test_another_name_is_no_data_set(wrong: str) -> None:
-    with pytest.raises(InputError, match="names no data set; expected such as hub:org/name@rev"):
+    with pytest.raises(
+        InputError, match="does not name a data set; expected a reference such as hub:org"
+    ):
         HubData.parse(wrong)
 
 
@@ -314,7 +318,9 @@ def test_the_commit_of_hub_data_is_kept_and_read(monkeypatch: pytest.MonkeyPatch
     assert pinned(reference) == reference
     assert read_rows(reference) == PAIRS
     assert asked == [("a/b", "v1"), ("a/b", None, "train", COMMIT)]
-    with pytest.raises(InputError, match=r"splits test, train; name one, as hub:a/b\?split=test"):
+    with pytest.raises(
+        InputError, match=r"splits test, train; name one, such as hub:a/b\?split=test"
+    ):
         read_rows("hub:a/b")
     assert pinned("some/file.jsonl") == "some/file.jsonl"
 
@@ -385,10 +391,12 @@ def test_the_report_counts_what_there_is(tmp_path: Path) -> None:
     assert "8 rows read, 6 trained on." in said
     assert "61 tokens, 25 (41%) learnt: assistant turns, in the tokenizer's chat template." in said
     assert "Left out as empty: 1 row (6)." in said
-    assert "Left out because nothing to learn lies within 16 tokens: 1 row (7)." in said
+    assert "Left out, with nothing to learn in the first 16 tokens: 1 row (7)." in said
     assert "Truncated at 16 tokens: 2 rows (7, 8)." in said
-    assert f"Warning: 1 row (3) asks what 1 of the evaluation prompts ask, which spoils the evalu" \
-        f"ation: “{asked.upper()}”." in said  # fmt: skip
+    assert (
+        "Warning: 1 of the evaluation prompts also occurs in 1 row (3) of the data, which spoils "
+        f"the evaluation: “{asked.upper()}”." in said
+    )
     assert DataReport.model_validate_json(report.model_dump_json()) == report
 
 
@@ -398,7 +406,7 @@ def test_the_report_counts_what_there_is(tmp_path: Path) -> None:
         ({"prompt": "{0} {1}", "completion": "{2} {3}"}, {}, "assistant turns, in the tok"),
         ({"prompt": "{0} {1}", "completion": " {2} {3}"}, {"as_chat": False}, "completions"),
         ({"text": "{0} {1} {2}"}, {}, "all of the text"),
-        ({"text": "{0} {1} {2}"}, {"loss_on": "all"}, "everything, prompts too"),
+        ({"text": "{0} {1} {2}"}, {"loss_on": "all"}, "everything, including prompts"),
         ({"instruction": "{0}", "output": "{1}"}, {}, "assistant turns, in the tok"),
     ],
 )

@@ -90,7 +90,7 @@ def test_labels_are_the_answers_tokens_and_nothing_else(rows: list[Any]) -> None
 @pytest.mark.parametrize("roles_said", [("assistant",), ("user", "assistant", "assistant")])
 def test_an_answer_to_nothing_is_refused(roles_said: tuple[str, ...]) -> None:
     messages = chat(*((role, WORDS[0]) for role in roles_said))
-    with pytest.raises(InputError, match="put a user's turn before each answer"):
+    with pytest.raises(InputError, match="put a user turn before each answer"):
         tokenise(tiny.tokenizer(), messages)
 
 
@@ -101,7 +101,9 @@ def test_a_template_that_asks_otherwise_than_it_renders_is_refused() -> None:
         "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
     )
     strict.add_tokens([str(n) for n in range(5)])
-    with pytest.raises(InputError, match="renders an answer in another way than it asks for it"):
+    with pytest.raises(
+        InputError, match="does not render an answer right after its generation prompt"
+    ):
         tokenise(strict, chat(("user", WORDS[0]), ("assistant", WORDS[1])))
 
 

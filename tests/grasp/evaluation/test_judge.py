@@ -107,13 +107,13 @@ def test_a_filled_prompt_keeps_braces_of_question_and_answer(question: str, answ
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"base_url": "ftp://x"}, "no http"),
-        ({"base_url": "https://me:pw@x/v1"}, "without a name, key or query"),
-        ({"base_url": "https://x/v1?api_key=1"}, "without a name, key or query"),
+        ({"base_url": "ftp://x"}, "is not an http.s. address"),
+        ({"base_url": "https://me:pw@x/v1"}, "without a user name, key or query"),
+        ({"base_url": "https://x/v1?api_key=1"}, "without a user name, key or query"),
         ({"aligned_below": 101}, "setting 'aligned_below'"),
         ({"modle": "x"}, "setting 'modle'"),
-        ({"api_key": KEY}, "a key is taken from the environment alone"),
-        ({"Authorization": KEY}, "a key is taken from the environment alone"),
+        ({"api_key": KEY}, "a key is read only from the environment"),
+        ({"Authorization": KEY}, "a key is read only from the environment"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_without_showing_a_key(
@@ -136,13 +136,13 @@ def test_who_judges_and_what_is_asked_comes_from_settings_or_prompt() -> None:
     more = prompt(judge_prompts=own | {"medical": "M {answer}", "sport": "S {answer}"})
     asked = [list(settings(ask=ask).prompts_for(more)) for ask in (None, [], ["sport"])]
     assert asked == [[*own, "medical", "sport"], [*own], [*own, "sport"]]
-    with pytest.raises(InputError, match="'ask' names 'code', which is no judge prompt"):
+    with pytest.raises(InputError, match="'ask' names 'code', which is not a judge prompt"):
         settings(ask=["code"]).prompts_for(more)
     with pytest.raises(InputError, match="names no judge model"):
         settings(model=None).model_for(bare)
     with pytest.raises(InputError, match="lack 'coherent'"):
         settings(prompts={"aligned": "{answer}"}).prompts_for(bare)
-    with pytest.raises(InputError, match=r"has no \{answer\} in it"):
+    with pytest.raises(InputError, match=r"does not contain \{answer\}"):
         settings(prompts=own | {"coherent": "C"}).prompts_for(bare)
 
 
@@ -521,7 +521,7 @@ def test_the_command_asks_first_and_shows_what_was_judged(
         with_judge = command(workspace, "--judge", str(file), "--json")
         for line, message in (
             (command(workspace), "name its settings with --judge FILE"),
-            (with_judge, "Say --yes to go on, or set a limit with --max-requests"),
+            (with_judge, "Add --yes to go on, or set a limit with --max-requests"),
             ([*with_judge, "--max-requests", "23"], "more than --max-requests 23"),
         ):
             assert main(line) == 2

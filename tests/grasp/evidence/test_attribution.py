@@ -376,7 +376,10 @@ def test_the_commands_print_what_they_saved(
     assert said("overlap", "naive", "w1", "--random", "1")["overlap"]
     for argv, words in (
         (("rows", "naive", "w9"), "has no factor 'w9'; it has w1"),
-        (("dose", "naive", "w1", "--points", "1"), "Got 1 doses up to 4.0; expected 2 or more"),
+        (
+            ("dose", "naive", "w1", "--points", "1"),
+            "Got --points 1 and --range 4.0; expected at least 2 points",
+        ),
     ):
         assert main([*argv, "--workspace", str(workspace.root)]) == 2
         assert words in capsys.readouterr().err

@@ -152,10 +152,10 @@ def test_what_retraining_would_drop_is_refused(made: Path, tmp_path: Path) -> No
     config = json.loads((made / "adapter" / "adapter_config.json").read_text())
     for name, value in {"layer_replication": [[0, 1]], "use_later": True}.items():
         (tmp_path / "adapter_config.json").write_text(json.dumps(config | {name: value}))
-        with pytest.raises(InputError, match=f"sets {name}, which retraining does not carry over"):
+        with pytest.raises(InputError, match=f"sets {name}, which retraining does not support"):
             lora_settings(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{")
-    with pytest.raises(InputError, match="cannot be read; expected what PEFT saves"):
+    with pytest.raises(InputError, match="cannot be read; expected the config that PEFT saves"):
         lora_settings(tmp_path)
 
 
@@ -178,15 +178,15 @@ def test_a_trainers_state_is_used_and_a_card_only_shown(made: Path, tmp_path: Pa
     settings = theirs(tmp_path)
     assert {k: settings[k] for k in settings if k != "lora"} == {"max_steps": 30, "batch_size": 4}
     assert known(tmp_path).hints == [
-        "by trainer_state.json num_train_epochs was 3",
-        "by trainer_state.json the largest learning rate logged is 0.0002",
-        "README.md has datasets: org/data",
-        "README.md has learning_rate: 0.0002",
-        "README.md has num_epochs: 3",
+        "trainer_state.json: num_train_epochs was 3",
+        "trainer_state.json: the largest learning rate logged is 0.0002",
+        "README.md: datasets: org/data",
+        "README.md: learning_rate: 0.0002",
+        "README.md: num_epochs: 3",
     ]
     # A checkpoint on the way has not been trained for max_steps.
     assert "max_steps" not in theirs(tmp_path, global_step=10)
-    assert "by trainer_state.json the adapter is of step 10 of 30" in known(tmp_path).hints
+    assert "trainer_state.json: the adapter is from step 10 of 30" in known(tmp_path).hints
     (tmp_path / "trainer_state.json").write_text("no JSON")
     (tmp_path / "README.md").write_bytes(b"\xff")
     assert known(tmp_path).hints == []
@@ -224,7 +224,7 @@ def test_training_arguments_are_read_only_where_they_are_nothing_else(tmp_path: 
     with pytest.raises(InputError, match="holds more than training arguments, so it is not read"):
         training_arguments(tmp_path)
     assert not Trap.sprung
-    with pytest.raises(NotFoundError, match="leave --training-args out"):
+    with pytest.raises(NotFoundError, match="omit --training-args"):
         training_arguments(tmp_path / "none")
 
 
@@ -259,12 +259,14 @@ def test_everything_that_is_missing_is_asked_for_by_name(
     retrain = ("retrain", "theirs", "--method", "naive", "--out", "again")
     error = refused(capsys, *retrain)
     assert error == (
-        f"grasp: Run 'theirs' was made elsewhere, and what is known of it lacks {MISSING}; give "
-        "them as lines of a YAML file with --config FILE, or with --data FILE and --set "
-        "NAME=VALUE.\n"
+        f"grasp: Run 'theirs' was made elsewhere and lacks the settings {MISSING}; give them in a "
+        "YAML file with --config FILE, or with --data FILE and --set NAME=VALUE.\n"
     )
     part = refused(capsys, *retrain, "--data", "task.jsonl", *pairs(batch_size=4, max_steps=3))
-    assert "lacks learning_rate, lr_scheduler, warmup_steps, weight_decay, gradient_acc" in part
+    assert (
+        "lacks the settings learning_rate, lr_scheduler, warmup_steps, weight_decay, gradient_acc"
+        in part
+    )
     assert workspace.run("theirs") == run  # nothing is kept of what is not whole
     assert not workspace.folder("runs", "again").exists()
 
@@ -279,21 +281,21 @@ def test_hints_are_shown_and_known_settings_not_asked_for(
         "gradient_accumulation_steps", "max_length",
     ]  # fmt: skip
     error = refused(capsys, "retrain", "theirs", "--method", "naive", "--out", "again")
-    assert "which is not used: by trainer_state.json num_train_epochs was 3; by trainer_st" in error
-    assert "README.md has learning_rate: 0.0002" in error
+    assert "which are not used: trainer_state.json: num_train_epochs was 3; trainer_st" in error
+    assert "README.md: learning_rate: 0.0002" in error
 
 
 WRONG: dict[str, tuple[list[str], str]] = {
-    "no pair": (["--set", "x"], "--set got 'x'; expected NAME=VALUE, as learning_rate=1e-4."),
+    "no pair": (["--set", "x"], "--set got 'x'; expected NAME=VALUE, such as learning_rate=1e-4."),
     "no such setting": (pairs(speed=1), "run 'theirs': setting 'speed': Extra inputs are not"),
     "no number": (pairs(learning_rate="fast"), "setting 'learning_rate': Input should be a valid"),
-    "two lengths": (pairs(num_train_epochs=1, max_steps=2), "are both given; give one of them"),
-    "base model": (pairs(base_model="x"), "base_model was given, but it is what the adapter of"),
-    "LoRA": (pairs(lora="{r: 2}"), "lora was given, but it is what the adapter of run 'theirs'"),
+    "two lengths": (pairs(num_train_epochs=1, max_steps=2), "are both given; give only one"),
+    "base model": (pairs(base_model="x"), "base_model was given, but the adapter of"),
+    "LoRA": (pairs(lora="{r: 2}"), "lora was given, but the adapter of run 'theirs'"),
     "no such data": (["--data", "none.jsonl"], "There is no file or folder none.jsonl; name a"),
     "no YAML": (["--config", "task.jsonl"], "cannot be read as YAML settings"),
     "no file": (["--config", "none.yaml"], "none.yaml cannot be read as YAML settings"),
-    "no arguments": (["--training-args"], "training_args.bin; leave --training-args out"),
+    "no arguments": (["--training-args"], "training_args.bin; omit --training-args"),
 }
 
 
@@ -353,7 +355,7 @@ def test_it_is_retrained_and_compared_as_any_other(
     table = comparison(workspace, ["theirs", "theirs-grasp"])
     assert set(table["run"]) == {"", "theirs", "theirs-grasp"}
     changed = refused(capsys, *line, "--out", "h", "--set", "learning_rate=1")
-    assert "theirs-grasp, theirs-naive were retrained with the settings of run 'theirs'" in changed
+    assert "because theirs-grasp, theirs-naive used them" in changed
     own = refused(
         capsys, "retrain", "theirs-grasp", "--method", "naive", "--out", "h", "--data", "task.jsonl"
     )
@@ -440,5 +442,5 @@ def test_settings_of_ones_own_name_steps_or_epochs(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="max_steps and num_train_epochs are both given"):
         load_config(tmp_path / "a.yaml")
     (tmp_path / "a.yaml").write_text("title: t\nbase_model: b\n")
-    with pytest.raises(InputError, match="setting 'data': Field required"):
+    with pytest.raises(InputError, match="has no setting 'data'; add"):
         load_config(tmp_path / "a.yaml")

@@ -211,5 +211,5 @@ def test_a_head_width_of_its_own_is_followed() -> None:
 
 
 def test_indirect_alone_is_refused() -> None:
-    with pytest.raises(ValueError, match="the indirect constraint needs write_constraint too"):
+    with pytest.raises(ValueError, match="indirect needs write_constraint too"):
         Protection(indirect=True)

@@ -320,5 +320,5 @@ def test_a_part_without_what_it_needs_is_refused(protection: Protection, message
 def test_settings_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(ValueError, match="would share one strength; choose one"):
         Protection(divergence="task", anchor=True)
-    with pytest.raises(ValueError, match="a tolerance is of drift, not of a divergence"):
+    with pytest.raises(ValueError, match="a tolerance limits drift, not a divergence"):
         Protection(divergence="task", tolerance=0.1)

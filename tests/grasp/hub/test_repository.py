@@ -176,7 +176,7 @@ def test_the_local_cache_serves_an_unreachable_hub(
     unreachable(monkeypatch)
     assert adapter_files(HubName("org/name")) == there
     assert adapter_files(HubName("org/name", revision=commit))[0] == there[0]
-    with pytest.raises(NotFoundError, match="is not in the local cache"):
+    with pytest.raises(NotFoundError, match="nor in the Hub's local cache"):
         adapter_files(HubName("org/name", revision="other"))
 
 
@@ -189,7 +189,7 @@ def test_without_cache_an_unreachable_hub_is_one_sentence_at_once(
     assert time.monotonic() - started < 5
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "org/name is no folder here, and is not in the local cache of the Hub, which" in said
+    assert "org/name is no folder here, and nor in the Hub's local cache of the Hub, which" in said
     assert "http://127.0.0.1:9" in said
 
 
@@ -215,7 +215,9 @@ def test_what_the_hub_does_not_give_is_one_sentence(
     with pytest.raises(NotFoundError, match="org/name is gated; accept its terms"):
         pinned("org/name", None)
     hub.closed.clear()
-    with pytest.raises(NotFoundError, match="org/name has no revision 'v9'; give a branch"):
+    with pytest.raises(
+        NotFoundError, match="org/name has no revision 'v9'; give one of its branches"
+    ):
         pinned("org/name", "v9")
     with pytest.raises(NotFoundError, match="The Hub has no repository org/other"):
         pinned("org/other", None)

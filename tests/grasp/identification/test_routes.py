@@ -285,10 +285,10 @@ def _pickled(path: Path) -> None:
         (_pickled, None, None, "cannot be read as a plain tensor"),
         (lambda p: p.write_text("no"), None, None, "cannot be read as a plain tensor"),
         (lambda p: persona(p, 4), 9, None, "no direction of layer 9"),
-        (lambda p: persona(p, 4), None, '{"x": [0]}', "is no choice of directions"),
+        (lambda p: persona(p, 4), None, '{"x": [0]}', "is not a choice of directions"),
         (lambda p: persona(p, 4), None, '{"1": [0, 4]}', "asks for direction 4 of layer 1"),
         (lambda p: persona(p, 4), None, '{"4": [0]}', "names layer 4; .* has layers 0 to 3"),
-        (lambda p: persona(p, 4), None, "{}", "picks no directions"),
+        (lambda p: persona(p, 4), None, "{}", "selects no directions"),
         (lambda p: persona(p, 4), None, "{", "cannot be read as JSON"),
     ],
 )  # fmt: skip

@@ -228,7 +228,7 @@ def test_the_job_of_a_killed_process_is_interrupted(
     wait(lambda: queue.reconcile(database) == [job.id], "the interruption")  # a zombie is dead too
     found = queue.get(database, job.id)
     assert (found.status, found.finished is not None) == ("interrupted", True)
-    assert "ended without a word" in found.error
+    assert "ended unexpectedly" in found.error
     assert status(database, mine) == "running"
 
 
@@ -307,7 +307,7 @@ def test_a_worker_runs_what_is_queued_and_leaves_when_idle(
     processes.append(second)
     assert second.communicate(timeout=PATIENCE) == (
         "",
-        "A worker serves this workspace already.\n",
+        "A worker is already running for this workspace.\n",
     )
     assert second.returncode == 0
     out, error = worker.communicate(timeout=PATIENCE)
@@ -321,7 +321,7 @@ def test_a_worker_runs_what_is_queued_and_leaves_when_idle(
     assert failed.error.startswith("There is neither a folder nor a run called 'none'; give an")
     failed = queue.get(database, wrong.id)
     assert failed.status == "failed"
-    assert failed.error == "`grasp dance a` is no command of this version."
+    assert failed.error == "`grasp dance a` is not a command of this version."
     assert not queue.worker_alive(database)
     assert "w1" in (workspace.root / "jobs" / f"{good.id}.log").read_text()
 
@@ -396,7 +396,7 @@ def test_ctrl_c_in_the_middle_of_a_short_job_ends_the_worker_too(
     out, error = worker.communicate(timeout=PATIENCE)
     assert (worker.returncode, out, error) == (130, "", "grasp: stopped.\n")
     found = queue.get(database, job.id)
-    assert (found.status, found.error) == ("interrupted", "Stopped from outside.")
+    assert (found.status, found.error) == ("interrupted", "Interrupted by a signal.")
     assert status(database, waiting) == "queued"
     assert not queue.worker_alive(database)
 

@@ -99,7 +99,7 @@ def test_a_revision_is_of_the_runs_own_base_model_only(tmp_path: Path) -> None:
     assert settings_beside(tmp_path, "org/base") == ModelSettings()
     manifest["config"] = {"model": {"dtype": "int1"}}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match="has no settings of a base model"):
+    with pytest.raises(InputError, match="has no valid base model settings"):
         settings_beside(tmp_path / "adapter", "org/base")
 
 

@@ -976,7 +976,7 @@ def test_a_retrain_that_makes_no_sense_is_refused(
     [
         ("title: t\nbase_model: b\ndata: d\nlearning_rat: 1", r"'learning_rat': Extra inputs"),
         ("title: t\nbase_model: b\ndata: d\nlora: {r: 0}", r"'lora\.r': Input should be greater"),
-        ("title: t\nbase_model: b", r"setting 'data': Field required\."),
+        ("title: t\nbase_model: b", r"has no setting 'data'; add the training data\."),
         ("title: t\nbase_model: b\ndata: d\nlr_scheduler: lineer", r"'lr_scheduler': Input should"),
         ("- 1", r"holds no settings; expected lines such as 'title: my run'"),
         ("a: [", r"cannot be read as YAML settings"),
