@@ -97,7 +97,7 @@ def _spectrum(p: argparse.ArgumentParser) -> None:
 
 
 def _opening_options(p: argparse.ArgumentParser) -> None:
-    opening = p.add_argument_group("how the adapter is opened; see docs/adapters.md")
+    opening = p.add_argument_group("how the adapter is opened; see docs/how-to/adapters.md")
     opening.add_argument("--name", metavar="NAME", help="which of several adapters in the folder")
     opening.add_argument("--sides", metavar="FILE", help="YAML of which modules read and write")
     opening.add_argument(
@@ -230,7 +230,9 @@ def _overlap(p: argparse.ArgumentParser) -> None:
 
 
 def _train(p: argparse.ArgumentParser) -> None:
-    p.add_argument("config", metavar="CONFIG", help="YAML settings; see docs/configuration.md")
+    p.add_argument(
+        "config", metavar="CONFIG", help="YAML settings; see docs/reference/configuration.md"
+    )
     _train_options(p)
 
 

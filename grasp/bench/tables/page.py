@@ -75,10 +75,11 @@ def _failures(root: Path) -> list[str]:
 
 
 def _commands(plan: Plan, root: Path, out: Path) -> str:
+    shown = out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out.name
     flag = {"Quick": "--quick", "Full": "--full"}.get(plan.title, "--config PLAN.yaml")
     lines = [
         f"grasp bench removal {flag} --root {root.name}",
-        f"grasp bench report --root {root.name} --out {out.parent.name}/{out.name}",
+        f"grasp bench report --root {root.name} --out {shown}",
     ]
     return "```\n" + "\n".join(lines) + "\n```"
 
