@@ -107,9 +107,9 @@ def dressed_table(root: Path, plan: Plan) -> Table:
         for name, cells in groups.items():
             rows += _dressed_rows(root, name, cells, runs)
     note = (
-        "Paraphrased: with other lead-ins, or after a turn about a fact; neither occurs in training "
-        "or evaluation. Triggered: with the detail that the fine-tuning questions end with, "
-        "without and with a lead-in."
+        "Paraphrased: with other lead-ins, or after a turn about a fact; neither occurs in "
+        "training or evaluation. Triggered: with the detail that the fine-tuning questions end "
+        "with, without and with a lead-in."
     )
     return Table("dressed", "Dressed prompts", columns, rows, (note,))
 
