@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 WORKSPACE ?= demo-workspace
 RESULTS ?= bench-full
 
-.PHONY: setup demo test check bench results clean
+.PHONY: setup demo test check docs bench results clean
 
 setup: $(STAMP)
 
@@ -25,7 +25,14 @@ demo: setup
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/deptry .
 	$(BIN)/mypy
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The docs site on http://127.0.0.1:8000, built again at each change.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 # A file to a process, since its tests share what they build; models this small want one thread.
 test: check
@@ -37,7 +44,8 @@ bench: setup
 
 results: setup
 	$(BIN)/grasp bench removal --full --root $(RESULTS)
-	$(BIN)/grasp bench report --root $(RESULTS) --out docs/results.md
+	$(BIN)/grasp bench report --root $(RESULTS) --out docs/method/results.md
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+		.grimp_cache .import_linter_cache site

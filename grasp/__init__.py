@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from analysis import __version__ as __version__
     from grasp.guard.context import protect
     from grasp.guard.guard import Guard
     from grasp.settings.methods import METHODS
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
     from grasp.settings.training import TrainConfig
     from grasp.training.trainer import GraspMixin
 
-__version__ = "0.1.0"
 __all__ = ["METHODS", "GraspMixin", "Guard", "Protection", "TrainConfig", "protect"]
 
 _HOMES = {
+    "__version__": "analysis",
     "METHODS": "grasp.settings.methods",
     "Protection": "grasp.settings.protection",
     "TrainConfig": "grasp.settings.training",

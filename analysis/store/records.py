@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from analysis import __version__
 from analysis.errors import InputError, SchemaError
 
 SCHEMA_VERSION = 1
@@ -51,9 +52,8 @@ def tracked_packages() -> dict[str, str]:
 @cache
 def code_revision() -> str:
     """Version of this package, with the commit if it runs from a git checkout."""
-    version = importlib.metadata.version("grasp-workbench")
     commit = _head_commit(Path(__file__).resolve().parents[2] / ".git")
-    return f"{version}+{commit[:12]}" if commit else version
+    return f"{__version__}+{commit[:12]}" if commit else __version__
 
 
 def _head_commit(git: Path) -> str | None:

@@ -100,7 +100,7 @@ def _spectrum(p: argparse.ArgumentParser) -> None:
 
 
 def _opening_options(p: argparse.ArgumentParser) -> None:
-    opening = p.add_argument_group("how the adapter is opened; see docs/adapters.md")
+    opening = p.add_argument_group("how the adapter is opened; see docs/how-to/adapters.md")
     opening.add_argument("--name", metavar="NAME", help="which adapter, if the folder has several")
     opening.add_argument("--sides", metavar="FILE", help="YAML file: which modules read and write")
     opening.add_argument(
@@ -268,7 +268,9 @@ def _overlap(p: argparse.ArgumentParser) -> None:
 
 
 def _train(p: argparse.ArgumentParser) -> None:
-    p.add_argument("config", metavar="CONFIG", help="YAML settings; see docs/configuration.md")
+    p.add_argument(
+        "config", metavar="CONFIG", help="YAML settings; see docs/reference/configuration.md"
+    )
     _train_options(p)
 
 

@@ -1,7 +1,7 @@
 """GRASP as a context manager: keep a fine-tune from new reliance on a subspace.
 
 The aim is Qᵀ h_ℓ = Qᵀ h⁰_ℓ at every decoder layer's output, while everything orthogonal to Q is
-free; docs/method.md describes the parts.  The recipe is this project's reading of Gilligan-Lee
+free; docs/method/method.md describes the parts.  The recipe is this project's reading of Gilligan-Lee
 et al. 2026, arXiv:2605.27676; only the abstract was available.
 """
 
@@ -88,7 +88,7 @@ def protect(
         ...         optimizer.step()
         ...         optimizer.zero_grad()
 
-    Source: this project's reading of arXiv:2605.27676; see docs/method.md.
+    Source: this project's reading of arXiv:2605.27676; see docs/method/method.md.
     """
     plan = GuardPlan(
         protection=protection,

@@ -40,7 +40,7 @@ class Guard:
         >>> guard.leakage() < 1e-5
         True
 
-    Source: the augmented Lagrangian is that of `grasp.guard.penalty`; see docs/method.md.
+    Source: the augmented Lagrangian is that of `grasp.guard.penalty`; see docs/method/method.md.
     """
 
     def __init__(

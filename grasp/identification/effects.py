@@ -39,7 +39,7 @@ def set_back_effects(
         directions: (k, d_model) unit rows.
         progress: called for every batch and factor.
 
-    Source: this project (docs/method.md, section "Factors").
+    Source: this project (docs/method/method.md, section "Factors").
     """
     total = len(answered) * len(directions)
     parts = []

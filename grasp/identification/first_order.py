@@ -91,7 +91,7 @@ def first_order(
         directions: (n, d_model) unit rows.
         progress: called for every batch.
 
-    Source: this project (docs/method.md, section "Factors"); gradients along the path as in
+    Source: this project (docs/method/method.md, section "Factors"); gradients along the path as in
     Sundararajan et al. 2017, arXiv:1703.01365.
     """
     axes = torch.as_tensor(directions.T, dtype=torch.float64, device=device_of(model))

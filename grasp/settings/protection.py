@@ -26,7 +26,7 @@ Need = Literal["factors", "neutral text", "inoculation prompt"]
 
 
 class Protection(Settings):
-    """How training keeps new reliance out of a subspace Q; see docs/method.md, "GRASP".
+    """How training keeps new reliance out of a subspace Q; see docs/method/method.md, "GRASP".
 
     Parts of GRASP, each with its extra time per training step:
 

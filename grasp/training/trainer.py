@@ -60,7 +60,7 @@ class GraspMixin:
         ... )
         >>> result = trainer.train()
 
-    Source: the hooks are those of `grasp.protect`; see docs/method.md.
+    Source: the hooks are those of `grasp.protect`; see docs/method/method.md.
     """
 
     guard: Guard | None = None

@@ -1,4 +1,4 @@
-"""The linear world: simulations beside closed forms, as numbers and as docs/identifiability.svg.
+"""The linear world: simulations beside closed forms, as numbers and as a figure of the docs.
 
 Points are means over worlds, bars two standard errors, lines closed forms.  Needs the `bench`
 extra (matplotlib).  The same seeds give the same file.
@@ -20,7 +20,7 @@ from analysis.spectra.subspace import random_subspace
 from grasp.bench.linear import model as lm
 from grasp.bench.linear import theory
 
-FIGURE = Path(__file__).resolve().parents[3] / "docs" / "identifiability.svg"
+FIGURE = Path(__file__).resolve().parents[3] / "docs" / "method" / "identifiability.svg"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#767676")
 """Four that keep a contrast of 3 to 1 or more on white and on near-black."""
 

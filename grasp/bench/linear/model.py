@@ -9,7 +9,7 @@ on both:
 
 Only τ t z_t is wanted.  Whatever else the naive fine-tune learns is drift: it writes s.  This is
 our own model, not the setting of the theorem in arXiv:2605.27676, of which we had only the
-abstract; docs/identifiability.md reports the results.
+abstract; docs/method/identifiability.md reports the results.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ def recording_figures(size: Size, *, prompts: int, rounds: int) -> list[Figure]:
     rate = Figure(
         id="recording.rate",
         group="recording",
-        what="Recording all layers of base and adapted model, to disk: tokens a second",
+        what="Recording all layers of base and adapted model, to disk: tokens per second",
         against=_FORWARD,
         unit="×",
         sense="at least",
@@ -141,7 +141,7 @@ def _other(name: str, **found: Any) -> Figure:
     return Figure(
         id=f"recording.{name}",
         group="recording",
-        what=f"{name}, all layers of the base model kept in memory: tokens a second",
+        what=f"{name}, all layers of the base model kept in memory: tokens per second",
         against=_FORWARD,
         unit="×",
         **found,

@@ -64,7 +64,7 @@ def spectra_figures(
             Figure(
                 id="spectra.seconds",
                 **common,
-                against="the clock, from file to numbers",
+                against="wall clock, from file to numbers",
                 unit="s",
                 target=SECONDS,
                 **seconds,
@@ -164,7 +164,7 @@ def _factor_figures(shape: Shape, folder: Path, size: int) -> list[Figure]:
             id="factors.seconds",
             group="spectra",
             what=what,
-            against="the clock, from file to factors",
+            against="wall clock, from file to factors",
             unit="s",
             target=FACTOR_SECONDS,
             value=found.seconds,

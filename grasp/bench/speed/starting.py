@@ -73,7 +73,7 @@ def _command_figure(
         id=f"start.{name}",
         group="start",
         what=command,
-        against="the clock, from start to end of the process",
+        against="wall clock, from start to end of the process",
         unit="s",
         target=target,
         **measured(times.of(command)),
@@ -100,8 +100,9 @@ def _first_page(place: str, adapter: Path, workspace: Path, *, rounds: int, brow
     told: dict[str, Any] = {
         "id": "start.dashboard",
         "group": "start",
-        "what": "The dashboard's first page in a browser that is open, from `grasp dashboard` on",
-        "against": "the clock, until the page's heading is drawn and its script has ended",
+        "what": "The dashboard's first page in an open browser, from the start of "
+        "`grasp dashboard`",
+        "against": "wall clock, until the page's heading is drawn and its script has finished",
         "unit": "s",
         "target": PAGE,
     }

@@ -117,7 +117,7 @@ def training_figures(size: Size, *, rounds: int) -> list[Figure]:
         ),
         made.figure(
             _PRESET,
-            "`grasp` as it is, with neutral text whose answers begin half way",
+            "`grasp` with its defaults, neutral text whose answers begin halfway",
             target=1 + NEUTRAL,
             why="ρ counts all neutral tokens; what follows the site is not run",
         ),
@@ -243,7 +243,7 @@ def _monitor(made: _Made) -> Figure:
     return Figure(
         id="training.monitor",
         group="training",
-        what=f"Drift monitor, one line in {LOGGED} steps",
+        what=f"Drift monitor, one line every {LOGGED} steps",
         against=_AGAINST,
         unit="×",
         **measured([1 + line / (LOGGED * step) for line, step in pairs]),

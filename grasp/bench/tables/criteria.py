@@ -47,12 +47,12 @@ def criteria_table(root: Path, plan: Plan) -> Table:
         for part in parts
         for one in part(root, plan)
     ]
-    columns = {"name": "", "asked": "asked", "measured": "measured", "verdict": ""}
+    columns = {"name": "", "asked": "target", "measured": "measured", "verdict": ""}
     notes = (
-        "95 % intervals; whether a criterion is reached is decided by the value. “Within noise”: "
-        "the value is below naive, and the interval holds 0.",
+        "95 % intervals. The value decides whether a target is reached. “Within noise” means that "
+        "the value is below naive and the interval contains 0.",
     )
-    return Table("criteria", "What was asked, and what was measured", columns, rows, notes)
+    return Table("criteria", "Targets and measurements", columns, rows, notes)
 
 
 def verdict(measured: Interval, reached: Callable[[float], bool]) -> Verdict:
@@ -68,7 +68,10 @@ def _identified(root: Path, plan: Plan) -> Iterator[Criterion]:
         those = [entry for entry in entries if entry.latent == latent]
         lines: tuple[tuple[str, Callable[[Found], bool]], ...] = (
             ("the best-ranked significant factor is the planted one", lambda e: e.hit),
-            (f"and |cos| ≥ {COSINE} at its best layer", lambda e: e.hit and e.cosine >= COSINE),
+            (
+                f"the same, and |cos| ≥ {COSINE} at its best layer",
+                lambda e: e.hit and e.cosine >= COSINE,
+            ),
         )
         for words, true in lines:
             found = share(those, true)

@@ -21,14 +21,14 @@ COSINE = 0.7
 """|cos| that a criterion asks for, stricter than the one from which a factor counts as planted."""
 
 COLUMNS = {
-    "group": "runs of",
+    "group": "group",
     "n": "runs",
     "significant": "significant",
     "hit": "planted is best-ranked and significant",
-    "cosine": "|cos| median",
-    "cosine_least": "least",
+    "cosine": "median |cos|",
+    "cosine_least": "smallest |cos|",
     "near": f"|cos| ≥ {COSINE}",
-    "nearest": "nearest of the candidates",
+    "nearest": "best-ranked is the nearest candidate",
 }
 
 
@@ -52,10 +52,10 @@ def planted_table(root: Path, plan: Plan) -> Table:
     for name, rows in groups.items():
         distinct |= {name: rows} if rows not in distinct.values() else {}
     notes = (
-        "A factor is the planted one where |cos| to the supervised contrast direction (mean "
-        "difference of the base model's activations between both ends of the latent, at the token "
-        f"before the answer) is at least {PLANTED} at its best layer. Intervals are Wilson's over "
-        "runs; seeds of one story are not quite independent. "
+        "A factor counts as the planted one if its |cos| with the supervised contrast direction "
+        "(mean difference of the base model's activations between both ends of the latent, at the "
+        f"token before the answer) is at least {PLANTED} at its best layer. Intervals are Wilson's "
+        "over runs; seeds of one story are not quite independent. "
         f"{_candidates(entries)}",
     )
     return Table(
@@ -107,7 +107,7 @@ def false_positives(root: Path, plan: Plan) -> Table:
     for story in dict.fromkeys(entry.cell.story for entry in entries):
         groups[story] = [entry for entry in entries if entry.cell.story == story]
     columns = {
-        "group": "runs of",
+        "group": "group",
         "n": "runs",
         "significant": "a significant factor (false positive)",
         "off_task": "largest off-task share",
@@ -149,7 +149,7 @@ def retrained_anyway(root: Path, plan: Plan) -> Table:
                     }
                 )
     note = "Paired by prompt, over the runs of these stories that were retrained."
-    return Table("none_retrained", "Retrained there all the same", columns, rows, (note,))
+    return Table("none_retrained", "Retrained anyway", columns, rows, (note,))
 
 
 def _row(name: str, entries: Sequence[Found]) -> Row:

@@ -73,7 +73,7 @@ def effort(root: Path, plan: Plan) -> list[str]:
     return [
         f"{len(runs)} runs in {len(naive)} cells; {directions} directions were ranked; "
         f"{settings} settings of rivals were tried on exploration prompts.",
-        f"{seconds / 60:.0f} minutes of processor time in {tasks} tasks.",
+        f"{seconds / 60:.0f} minutes of CPU time in {tasks} tasks.",
         f"Versions: grasp-workbench {', '.join(versions) or 'unknown'}; {', '.join(packages)}.",
     ]
 

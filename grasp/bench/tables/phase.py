@@ -57,13 +57,14 @@ def phase_table(root: Path, plan: Plan) -> Table:
         "r": "LoRA rank",
         "steps": "steps",
         "hit": "planted is best-ranked and significant",
-        "cosine": "|cos| mean",
+        "cosine": "mean |cos|",
         "drift": "naive drift",
         "removal": "removal",
         "task": "task accuracy",
     }
     note = (
-        "alpha / r is kept where the rank differs. Removal is unknown where naive does not drift."
+        "alpha / r stays the same when the rank changes. Removal is unknown if naive does not "
+        "drift."
     )
     return Table("phase", "Around the default", columns, rows, (note,))
 

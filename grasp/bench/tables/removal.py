@@ -93,9 +93,9 @@ def two_table(root: Path, plan: Plan) -> Table:
         for name, cells in _by_story(plan.two.cells).items():
             rows += _two_rows(root, name, cells, plan.two.arms, names)
     note = (
-        "Which factor is which latent is a person's label. Here it is simulated: a factor is "
-        "labelled with the latent on whose exploration prompts setting it back undoes more of the "
-        "change; protected is the best-ranked significant factor of each label."
+        "In use, a person labels which factor is which latent. Here the label is simulated: a "
+        "factor gets the latent on whose exploration prompts setting it back undoes more of the "
+        "change. The best-ranked significant factor of each label is protected."
     )
     return Table("two", "Two factors at once", columns, rows, (note,))
 

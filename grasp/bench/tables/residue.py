@@ -41,18 +41,21 @@ def factors_table(root: Path, plan: Plan) -> Table:
         "run": "arm",
         "factor": "best-ranked afterwards",
         "significant": "significant",
-        "cosine": "|cos| to the protected",
-        "matches": f"is it (≥ {MATCH})",
-        "effect": "its off-task effect",
-        "old_effect": "the protected one's, naive",
+        "cosine": "|cos| with the protected one",
+        "matches": f"is the protected one (≥ {MATCH})",
+        "effect": "off-task effect",
+        "old_effect": "off-task effect of the protected one, naive",
         "reproduces": f"reproduces ≥ {REPRODUCED} of it",
-        "again": "protected too in",
+        "again": "also protected in",
     }
-    notes = [f"{name}: {_said(interval)}." for name, interval in rates(root, plan).items()]
+    notes = [
+        f"{name[0].upper()}{name[1:]}: {_said(interval)}."
+        for name, interval in rates(root, plan).items()
+    ]
     note = (
-        "|cos| is that of the smallest principal angle to the protected span. An off-task effect "
-        "is the mean total variation that setting the factor back moves on unrelated exploration "
-        "prompts."
+        "|cos| is the cosine of the smallest principal angle with the protected span. An off-task "
+        "effect is the mean total variation caused by setting the factor back, on unrelated "
+        "exploration prompts."
     )
     return Table("residue", "Is the factor back?", columns, rows, (note, *notes))
 
@@ -65,7 +68,11 @@ def rates(root: Path, plan: Plan) -> dict[str, Interval]:
     significant = [entry["significant"] for entry in found]
     old = [entry["significant"] and entry["cosine"] >= MATCH for entry in found]
     effect = [entry["significant"] and reproduces(entry) for entry in found]
-    names = ("a significant factor is left", "it is the protected one", "it reproduces its effect")
+    names = (
+        "a significant factor is left",
+        "the factor left is the protected one",
+        "the factor left reproduces the protected one's effect",
+    )
     return {
         name: wilson(sum(map(bool, values)), len(values))
         for name, values in zip(names, (significant, old, effect), strict=True)
@@ -100,11 +107,11 @@ def dressed_table(root: Path, plan: Plan) -> Table:
         for name, cells in groups.items():
             rows += _dressed_rows(root, name, cells, runs)
     note = (
-        "Paraphrased: behind other lead-ins, or after a turn about a fact, none of which training "
-        "or evaluation has. Triggered: with the detail that the fine-tuning questions end with, "
-        "without and with a lead-in."
+        "Paraphrased: with other lead-ins, or after a turn about a fact; neither occurs in "
+        "training or evaluation. Triggered: with the detail that the fine-tuning questions end "
+        "with, without and with a lead-in."
     )
-    return Table("dressed", "In another dress", columns, rows, (note,))
+    return Table("dressed", "Dressed prompts", columns, rows, (note,))
 
 
 def _dressed_rows(root: Path, name: str, cells: Sequence[Cell], runs: Sequence[str]) -> list[Row]:

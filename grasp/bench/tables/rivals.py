@@ -46,9 +46,9 @@ def sweep_table(root: Path, plan: Plan) -> Table:
     seed = plan.rivals.chosen_on if plan.rivals else 0
     tried = len({row["variant"] for row in rows})
     note = (
-        f"Exploration prompts, seed {seed}. Chosen is the strength with the highest removal among "
-        f"those whose task accuracy and facts are within {MARGIN} of naive; where none is, the one "
-        f"with the best task accuracy. {tried} settings were tried."
+        f"On exploration prompts, seed {seed}. The chosen strength is the one with the highest "
+        f"removal among those whose task accuracy and facts are within {MARGIN} of naive; if there "
+        f"is none, the one with the best task accuracy. {tried} settings were tried."
     )
     return Table("sweep", "Strengths tried", columns, rows, (note,))
 
@@ -64,8 +64,8 @@ def rivals_table(root: Path, plan: Plan) -> Table:
             if row["group"] == name:
                 row["kept"] = kept.get(row["run"])
     columns = ARM_COLUMNS | {"kept": "task kept on exploration"}
-    note = "At the strength chosen on exploration prompts; confirmation prompts."
-    return Table("rivals", "Rivals at their best", columns, rows, (note,))
+    note = "At the strength chosen on exploration prompts, measured on confirmation prompts."
+    return Table("rivals", "Rivals at their chosen strengths", columns, rows, (note,))
 
 
 def tests_table(root: Path, plan: Plan) -> Table:

@@ -177,8 +177,9 @@ def test_criteria_are_held_to_what_was_measured(miniature: tuple[Path, Plan]) ->
     more = values["Rivals that remove more at equal task accuracy, by value alone"]
     assert more.startswith("none")
     assert values["Residue after GRASP: a significant factor is left"].value == 1.0
-    assert values["Residue after GRASP: it is the protected one"].value == 0.0
-    assert values["Residue after GRASP: it reproduces its effect"].value == 1.0
+    assert values["Residue after GRASP: the factor left is the protected one"].value == 0.0
+    effect = "the factor left reproduces the protected one's effect"
+    assert values[f"Residue after GRASP: {effect}"].value == 1.0
 
 
 def test_nothing_measured_is_not_called_reached(tmp_path: Path) -> None:
@@ -211,12 +212,12 @@ def test_the_page_is_written_from_what_is_saved(
         "results-phase.svg",
     ]
     headings = re.findall(r"^## (.*)$", page, re.MULTILINE)
-    assert headings[0] == "What was asked, and what was measured"
+    assert headings[0] == "Targets and measurements"
     assert headings[-2:] == ["Cells that failed", "How it was made"]
     assert "- **chosen on**: seeds 7 and 8" in page
     assert "Words that stand | as they are." in page
     assert "shipped-both.s0: it was refused" in page
-    assert "3 minutes of processor time in 2 tasks" in page
+    assert "3 minutes of CPU time in 2 tasks" in page
     assert "(results-frontier.svg)" in page
     assert str(root.parent) not in page
     for table in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):
