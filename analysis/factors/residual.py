@@ -75,7 +75,8 @@ def residual_factors(
     Raises:
         InputError: no module is on this side, or their residual dimensions differ.
 
-    Source: docs/method/method.md, section "Factors", after arXiv:2605.27676, whose recipe is not public.
+    Source: docs/method/method.md, section "Factors", after arXiv:2605.27676, whose recipe is not
+        public.
     """
     chosen = on_side(modules, side, max_layer)
     if k is not None and k < 1:

@@ -61,8 +61,8 @@ def rotated(
     Raises:
         InputError: the shapes do not match, or a moment is not finite.
 
-    Source: this project (docs/method/method.md, section "Factors"); attribution by gradients along the
-    path from base to fine-tune as in Sundararajan et al. 2017, arXiv:1703.01365.
+    Source: this project (docs/method/method.md, section "Factors"); attribution by gradients along
+        the path from base to fine-tune as in Sundararajan et al. 2017, arXiv:1703.01365.
     """
     rows, matrix = unit_rows(directions), np.asarray(moments, dtype=np.float64)
     if matrix.shape != (len(wholes), len(rows), len(rows)) or not np.isfinite(matrix).all():

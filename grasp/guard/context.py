@@ -1,8 +1,8 @@
 """GRASP as a context manager: keep a fine-tune from new reliance on a subspace.
 
 The aim is Qᵀ h_ℓ = Qᵀ h⁰_ℓ at every decoder layer's output, while everything orthogonal to Q is
-free; docs/method/method.md describes the parts.  The recipe is this project's reading of Gilligan-Lee
-et al. 2026, arXiv:2605.27676; only the abstract was available.
+free; docs/method/method.md describes the parts.  The recipe is this project's reading of
+Gilligan-Lee et al. 2026, arXiv:2605.27676; only the abstract was available.
 """
 
 from __future__ import annotations
