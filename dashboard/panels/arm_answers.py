@@ -25,6 +25,27 @@ def flips(answers: pd.DataFrame, names: dict[str, str], root: str) -> None:
         root: the family's naive run.
     """
     st.subheader("Flips", anchor=False)
+    arm, against = _pick_arms(names, root)
+    if arm is None or against is None:
+        st.caption("There is only one arm, so there is nothing to compare.")
+        return
+    roles = [ANY, *(role for role in ROLES if (answers["role"] == role).any())]
+    role = st.pills("Role", roles, key=Key.FLIPS_ROLE, default=ANY, required=True,
+                    label_visibility="collapsed")  # fmt: skip
+    answers = answers if role == ANY else answers[answers["role"] == role]
+    found = find_flips(answers, arm=arm, against=against, threshold=FLIP)
+    st.markdown(
+        literal(
+            f"{names[arm]} and {names[against]} score on opposite sides of {FLIP:g} on "
+            f"{len(found)} of {len(answers)} prompts."
+        )
+    )
+    if not found.empty:
+        _draw_flips(found, names, arms=(against, arm))
+
+
+def _pick_arms(names: dict[str, str], root: str) -> tuple[str | None, str | None]:
+    """The arm to show, and the one it is held against."""
     arms = list(names)
     against_options = [name for name in (root, BASE) if name in arms]
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -44,44 +65,28 @@ def flips(answers: pd.DataFrame, names: dict[str, str], root: str) -> None:
             index=min(1, len(others) - 1) if against == root else 0,
             format_func=lambda name: names[name],
         )
-    if arm is None or against is None:
-        st.caption("There is only one arm, so there is nothing to compare.")
-        return
-    roles = [ANY, *(role for role in ROLES if (answers["role"] == role).any())]
-    role = st.pills("Role", roles, key=Key.FLIPS_ROLE, default=ANY, required=True,
-                    label_visibility="collapsed")  # fmt: skip
-    answers = answers if role == ANY else answers[answers["role"] == role]
-    found = find_flips(answers, arm=arm, against=against, threshold=FLIP)
-    st.markdown(
-        literal(
-            f"{names[arm]} and {names[against]} score on opposite sides of {FLIP:g} on "
-            f"{len(found)} of {len(answers)} prompts."
-        )
-    )
-    if not found.empty:
-        score = st.column_config.NumberColumn(format="%.3f")
-        text = st.column_config.TextColumn(width=220)
-        columns = {
-            f"{what}:{name}": f"{names[name]}, {what}"
-            for name in (against, arm)
-            for what in ("score", "answer")
+    return arm, against
+
+
+def _draw_flips(found: pd.DataFrame, names: dict[str, str], *, arms: tuple[str, str]) -> None:
+    score = st.column_config.NumberColumn(format="%.3f")
+    text = st.column_config.TextColumn(width=220)
+    columns = {
+        f"{what}:{name}": f"{names[name]}, {what}" for name in arms for what in ("score", "answer")
+    }
+    st.dataframe(
+        found.rename(columns=columns),
+        hide_index=True,
+        height=min(260, 38 + 35 * len(found)),
+        key=Key.FLIPS,
+        column_order=["prompt", *columns.values(), "role", "group", "prompt_id"],
+        column_config={
+            title: score if name.startswith("score:") else text for name, title in columns.items()
         }
-        st.dataframe(
-            found.rename(columns=columns),
-            hide_index=True,
-            height=min(260, 38 + 35 * len(found)),
-            key=Key.FLIPS,
-            column_order=["prompt", *columns.values(), "role", "group", "prompt_id"],
-            column_config={
-                title: score if name.startswith("score:") else text
-                for name, title in columns.items()
-            }
-            | {"prompt": st.column_config.TextColumn(width=280)},
-            alt="Prompts that differ",
-        )
-        notices.reading(
-            "Scores run from 0 to 1; on unrelated prompts, 1 is the unwanted behaviour."
-        )
+        | {"prompt": st.column_config.TextColumn(width=280)},
+        alt="Prompts that differ",
+    )
+    notices.reading("Scores run from 0 to 1; on unrelated prompts, 1 is the unwanted behaviour.")
 
 
 def side_by_side(answers: pd.DataFrame, names: dict[str, str]) -> None:

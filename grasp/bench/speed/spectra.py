@@ -22,7 +22,7 @@ from analysis.spectra.spectrum import module_spectra
 from grasp.bench.speed.child import Work, watched
 from grasp.bench.speed.figure import Figure, measured
 from grasp.bench.speed.shapes import Shape, write_adapter
-from grasp.bench.speed.timing import in_turn, taken
+from grasp.bench.speed.timing import Times, in_turn, taken
 
 SECONDS, TIMES_QR, TIMES_DENSE = 1.5, 3.0, 1000.0
 FACTOR_SECONDS, FACTOR_BYTES = 5.0, 1 << 30
@@ -55,42 +55,48 @@ def spectra_figures(
             "file": "in the page cache",
             **{f"{name}, s": median(times.of(name)) for name in ("QR, float32", "QR, float64")},
         }
-        seconds = measured(times.of("file to numbers"))
-        what = f"Full spectra, both sides' vectors, of a {shape.name}-shaped adapter"
-        common: dict[str, Any] = {"group": "spectra", "what": what}
-        sampled = _dense_seconds(shape, dense)
-        every = sum(sampled["seconds"].values()) * shape.layers
-        return [
-            Figure(
-                id="spectra.seconds",
-                **common,
-                against="wall clock, from file to numbers",
-                unit="s",
-                target=SECONDS,
-                **seconds,
-                detail=told,
-            ),
-            Figure(
-                id="spectra.qr",
-                **common,
-                against="QR of both halves alone, float32, already in memory",
-                unit="×",
-                target=TIMES_QR,
-                **measured(times.ratio("file to numbers", "QR, float32")),
-                detail=told,
-            ),
-            Figure(
-                id="spectra.dense",
-                **common,
-                against="dense SVD of every ΔW, float32, extrapolated",
-                unit="× faster",
-                sense="at least",
-                target=TIMES_DENSE,
-                **measured([every / one for one in times.of("file to numbers")]),
-                detail=told | {"dense, s": every} | sampled,
-            ),
-            *_factor_figures(shape, folder, size),
-        ]
+        made = _full_spectra(shape, times, told, _dense_seconds(shape, dense))
+        return [*made, *_factor_figures(shape, folder, size)]
+
+
+def _full_spectra(
+    shape: Shape, times: Times, told: dict[str, Any], sampled: dict[str, Any]
+) -> list[Figure]:
+    """Time from file to numbers: by the clock, over bare QR, and under dense SVD."""
+    seconds = times.of("file to numbers")
+    every = sum(sampled["seconds"].values()) * shape.layers
+    what = f"Full spectra, both sides' vectors, of a {shape.name}-shaped adapter"
+    common: dict[str, Any] = {"group": "spectra", "what": what}
+    return [
+        Figure(
+            id="spectra.seconds",
+            **common,
+            against="wall clock, from file to numbers",
+            unit="s",
+            target=SECONDS,
+            **measured(seconds),
+            detail=told,
+        ),
+        Figure(
+            id="spectra.qr",
+            **common,
+            against="QR of both halves alone, float32, already in memory",
+            unit="×",
+            target=TIMES_QR,
+            **measured(times.ratio("file to numbers", "QR, float32")),
+            detail=told,
+        ),
+        Figure(
+            id="spectra.dense",
+            **common,
+            against="dense SVD of every ΔW, float32, extrapolated",
+            unit="× faster",
+            sense="at least",
+            target=TIMES_DENSE,
+            **measured([every / one for one in seconds]),
+            detail=told | {"dense, s": every} | sampled,
+        ),
+    ]
 
 
 def streaming_figure(shape: Shape, *, scratch: Path | None = None) -> Figure:
