@@ -91,8 +91,8 @@ def naive_adapter(model: PeftModel, folder: Path) -> Iterator[None]:
         with without_autocast(device_of(model)):
             yield
     finally:
-        model.delete_adapter(_NAME)
         model.set_adapter(active)
+        model.delete_adapter(_NAME)
         model.train(training)
         for weight, was in trained:
             weight.requires_grad_(was)
