@@ -97,7 +97,7 @@ def project_gradient(bases: Sequence[Tensor], *, share: float = 1.0) -> Edit:
         if not hidden.requires_grad:
             return hidden
         onward = hidden.view_as(hidden)
-        onward.register_hook(lambda g: without(g, bases[layer], share=share))  # type: ignore[no-untyped-call]
+        onward.register_hook(lambda g: without(g, bases[layer], share=share))
         return onward
 
     return edit

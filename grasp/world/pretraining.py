@@ -222,7 +222,7 @@ def train_base(
                 _padded([weights[i] for i in chosen], fill=0.0),
             )
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             schedule.step()
