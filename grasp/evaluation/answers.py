@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -152,13 +152,13 @@ def score(tokenizer: Tokenizer, prompts: Sequence[Prompt], found: Sequence[Answe
 
 def chat_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     """Token ids of a chat that ends where the assistant is to answer."""
-    ids: list[int] = tokenizer.apply_chat_template(
+    found = tokenizer.apply_chat_template(
         [message.model_dump() for message in messages],
         tokenize=True,
         return_dict=False,
         add_generation_prompt=True,
     )
-    return ids
+    return cast(list[int], found)  # the library has one annotation for all it may return
 
 
 def _until_stop(ids: list[int], stopping: set[int]) -> list[int]:
@@ -189,7 +189,7 @@ def as_answers(tokenizer: Tokenizer, replies: Sequence[list[int]], first: Tensor
     return [
         Answer(
             first=first[row],
-            text=tokenizer.decode(ids, skip_special_tokens=True).strip(),
+            text=str(tokenizer.decode(ids, skip_special_tokens=True)).strip(),
             ended=bool(ids) and ids[-1] == tokenizer.eos_token_id,
         )
         for row, ids in enumerate(replies)

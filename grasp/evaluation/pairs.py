@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -131,10 +131,10 @@ def _shared(prefix: list[int], ids: list[int]) -> int:
 def _rendered(
     tokenizer: Tokenizer, messages: Sequence[Message], *, generate: bool = False
 ) -> list[int]:
-    ids: list[int] = tokenizer.apply_chat_template(
+    found = tokenizer.apply_chat_template(
         [{"role": message.role, "content": message.content} for message in messages],
         tokenize=True,
         return_dict=False,
         add_generation_prompt=generate,
     )
-    return ids
+    return cast(list[int], found)  # the library has one annotation for all it may return

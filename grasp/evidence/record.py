@@ -25,6 +25,7 @@ from grasp.jobs.progress import Progress, silent
 from grasp.model.forward import body
 from grasp.model.hooks import each_output
 from grasp.model.loading import decoder_layers, device_of, load_adapted, loaded_with
+from grasp.model.parts import width_of
 
 BATCH = 32
 
@@ -107,7 +108,7 @@ def record_run(
     chosen = _layers(layers, len(decoder_layers(model)))
     tokens = [tokenise(tokenizer, row.messages) for row in rows]
     sequences = [ids for ids, _ in tokens]
-    shape = (len(chosen), sum(map(len, sequences)), model.get_base_model().config.hidden_size)
+    shape = (len(chosen), sum(map(len, sequences)), width_of(model))
     with workspace.writing("recordings", folder.name) as target:
         with activation_file(target, shape=shape) as file:
             record_streams(model, tokenizer, sequences, file.put, layers=chosen, progress=progress)

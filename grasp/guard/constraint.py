@@ -37,6 +37,7 @@ from analysis.base_model.files import norm_kind
 from analysis.errors import InputError
 from grasp.model.hooks import without, without_autocast
 from grasp.model.loading import decoder_layers
+from grasp.model.parts import lora_matrices, text_config, width_of
 
 VALUES = {"v_proj": ("o_proj", "out_proj", "dense")}
 """Values, and what they may feed, by the last part of a module's path."""
@@ -138,7 +139,7 @@ def _before_norm(model: PeftModel, name: str, basis: Tensor) -> Tensor:
     norm = getattr(layer, FOLLOWED_BY.get(name.rpartition(".")[2], ""), None)
     if norm is None:
         return basis
-    family = model.get_base_model().config.get_text_config().model_type
+    family = text_config(model).model_type
     gain = norm.weight.detach().double()
     if norm_kind(family, has_bias=getattr(norm, "bias", None) is not None) == "one plus gain":
         gain = gain + 1
@@ -146,7 +147,7 @@ def _before_norm(model: PeftModel, name: str, basis: Tensor) -> Tensor:
 
 
 def _trained(module: LoraLayer) -> list[nn.Parameter]:
-    return [module.lora_B[one].weight for one in module.active_adapters if one in module.lora_B]
+    return [lora_matrices(module, one)[1] for one in module.active_adapters if one in module.lora_B]
 
 
 def _feeder(model: PeftModel, name: str, module: LoraLayer, basis: Tensor) -> list[Held]:
@@ -182,8 +183,8 @@ def _by_group(
 
     `weight` is the writer's (d_model, heads · head), `values` the groups' numbers together.
     """
-    config = model.get_base_model().config
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    config = text_config(model)
+    head = getattr(config, "head_dim", None) or width_of(model) // config.num_attention_heads
     heads, groups = weight.shape[1] // head, values // head
     by_head = (weight.T @ basis).reshape(heads, head, -1)
     shared = by_head.reshape(groups, heads // groups, head, -1).transpose(1, 2)

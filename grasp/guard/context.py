@@ -29,6 +29,7 @@ from grasp.guard.task_tokens import TaskText
 from grasp.model.forward import Batch, measuring
 from grasp.model.hooks import Edit, ablate, displace, edited_outputs, project_gradient
 from grasp.model.loading import check_together, check_width, decoder_layers, device_of
+from grasp.model.parts import width_of
 from grasp.settings.protection import Protection
 
 
@@ -210,7 +211,7 @@ def _bases(model: PeftModel, plan: GuardPlan, *, seed: int) -> list[Tensor]:
     Those of the random control are R Q_ℓ with one Haar-random rotation R: of the same ranks, and
     at the same angles to each other, so that together they span as much of the stream.
     """
-    layers, width = len(decoder_layers(model)), model.get_base_model().config.hidden_size
+    layers, width = len(decoder_layers(model)), width_of(model)
     if plan.protection.all_directions:
         return [torch.eye(width, device=device_of(model))] * layers
     if plan.directions is None:

@@ -22,6 +22,7 @@ from grasp.evaluation.answers import BATCH
 from grasp.identification.generated import Answered
 from grasp.model.hooks import layer_outputs
 from grasp.model.loading import device_of
+from grasp.model.parts import width_of
 
 AXES = 2
 """Principal axes kept per layer; at the last layers the order of the first two can swap."""
@@ -142,6 +143,6 @@ def _last_answer(
 def _found(
     model: Any, directions: list[NDArray[np.float64]], layers: list[int], sources: list[str]
 ) -> LayerDirections:
-    width = model.get_base_model().config.hidden_size
+    width = width_of(model)
     rows = np.stack(directions) if directions else np.empty((0, width))
     return LayerDirections(rows, tuple(layers), tuple(sources))

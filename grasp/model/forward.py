@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Protocol, TypeGuard
 
 import torch
 from peft import PeftModel
@@ -18,9 +18,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from grasp.model.hooks import layer_outputs
 from grasp.model.loading import device_of
+from grasp.model.parts import base_of
 
 Batch = dict[str, Tensor]
 
+Checkpoint = Callable[..., object]
+"""Runs a layer on its inputs without keeping its activations: `torch.utils.checkpoint`."""
 
 _MEASURING: ContextVar[bool] = ContextVar("measuring", default=False)
 
@@ -38,31 +41,32 @@ class Forward:
 
     def residual_stream(self, batch: Batch) -> list[Tensor]:
         """h_ℓ (batch, tokens, d_model) of every decoder layer; the unembedding does not run."""
-        with layer_outputs(self._model) as outputs:
-            self._run(body(self._model), batch)
+        with layer_outputs(self._model) as outputs, self._conditions():
+            body(self._model)(**batch, use_cache=False)
         return outputs
 
     def logits(self, batch: Batch) -> Tensor:
         """(batch, tokens, vocabulary)."""
         # Not through the adapter's own wrapper, whose forward a Trainer replaces by one under its
         # autocast when training begins.
-        logits: Tensor = self._run(self._model.get_base_model(), batch).logits
+        with self._conditions():
+            logits: Tensor = base_of(self._model)(**batch, use_cache=False).logits
         return logits
 
-    def _run(self, module: Any, batch: Batch) -> Any:
+    @contextmanager
+    def _conditions(self) -> Iterator[None]:
         with (
             _measured(),
             without_dropout(self._model),
             torch.autocast(self._device.type, dtype=self._cast, enabled=self._casts),
             torch.compiler.set_stance("force_eager"),
         ):
-            return module(**batch, use_cache=False)
+            yield
 
 
-def body(model: Any) -> Any:
+def body(model: nn.Module) -> nn.Module:
     """A causal language model without its unembedding, with or without an adapter on it."""
-    plain = model.get_base_model() if isinstance(model, PeftModel) else model
-    return plain.base_model
+    return base_of(model).base_model
 
 
 def measuring() -> bool:
@@ -99,6 +103,15 @@ def without_adapter(model: PeftModel) -> Iterator[None]:
             weight.requires_grad_(was)
 
 
+class _Checkpointed(Protocol):
+    """A `GradientCheckpointingLayer` that has been given the function it saves memory by."""
+
+    training: bool
+    _gradient_checkpointing_func: Checkpoint
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+
 @contextmanager
 def without_dropout(model: nn.Module) -> Iterator[None]:
     """Evaluation mode.
@@ -107,7 +120,7 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
     penalty's backward pass needs that memory as the loss's does.  It evaluates all the same, now
     and when the backward pass, after this block, computes it again.
     """
-    saving: list[Any] = [module for module in model.modules() if _checkpoints(module)]
+    saving = [module for module in model.modules() if _checkpoints(module)]
     checkpoints = [layer._gradient_checkpointing_func for layer in saving]
     with _evaluating(module for module in model.modules() if not _checkpoints(module)):
         try:
@@ -119,11 +132,11 @@ def without_dropout(model: nn.Module) -> Iterator[None]:
                 layer._gradient_checkpointing_func = checkpoint
 
 
-def _evaluated(layer: nn.Module, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+def _evaluated(layer: _Checkpointed, checkpoint: Checkpoint) -> Checkpoint:
     """`checkpoint`, of a function that runs `layer` in evaluation mode each time."""
 
-    def checkpointed(forward: Callable[..., Any], *args: Any) -> Any:
-        def evaluated(*inputs: Any) -> Any:
+    def checkpointed(forward: Callable[..., object], *args: object) -> object:
+        def evaluated(*inputs: object) -> object:
             with _measured(), _evaluating(layer.modules()):
                 return forward(*inputs)
 
@@ -144,6 +157,6 @@ def _evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
             module.training = True
 
 
-def _checkpoints(module: nn.Module) -> bool:
+def _checkpoints(module: nn.Module) -> TypeGuard[_Checkpointed]:
     layer = isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
     return layer and module.training and torch.is_grad_enabled()

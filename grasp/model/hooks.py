@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +45,8 @@ def layer_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
 def edited_outputs(model: nn.Module, edit: Edit) -> Iterator[None]:
     """Replace h_ℓ by edit(ℓ, h_ℓ) at every decoder layer's output."""
 
-    def replace(index: int) -> Callable[..., Any]:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+    def replace(index: int) -> Callable[..., object]:
+        def hook(_module: nn.Module, _args: object, output: object) -> object:
             edited = edit(index, _hidden(output))
             return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
@@ -97,7 +96,7 @@ def project_gradient(bases: Sequence[Tensor], *, share: float = 1.0) -> Edit:
         if not hidden.requires_grad:
             return hidden
         onward = hidden.view_as(hidden)
-        onward.register_hook(lambda g: without(g, bases[layer], share=share))  # type: ignore[no-untyped-call]
+        onward.register_hook(lambda g: without(g, bases[layer], share=share))
         return onward
 
     return edit
@@ -120,7 +119,7 @@ def without_autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, enabled=False)
 
 
-def _hidden(output: Any) -> Tensor:
+def _hidden(output: object) -> Tensor:
     hidden = output[0] if isinstance(output, tuple) else output
     assert isinstance(hidden, Tensor)
     return hidden

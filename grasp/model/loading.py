@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from analysis.errors import GraspError, InputError, NotFoundError
 from analysis.store.records import RunManifest
 from grasp.hub.repository import pinned
+from grasp.model.parts import text_config
 from grasp.settings.model import ModelSettings, effective, settings_beside
 
 transformers.logging.set_verbosity_error()
@@ -89,8 +90,15 @@ def load_base(
     setattr(model, COMMIT, where.get("revision"))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    stays = settings.device_map is not None or settings.quantization is not None
-    return (model if stays else model.to(device)).eval(), tokenizer
+    if settings.device_map is None and settings.quantization is None:
+        _move(model, device)
+    model.eval()
+    return model, tokenizer
+
+
+def _move(model: nn.Module, device: torch.device) -> None:
+    """Move a model; `PreTrainedModel.to` is annotated as if `self` were an argument of its own."""
+    model.to(device)
 
 
 def load_tokenizer(reference: str, settings: ModelSettings | None = None) -> Tokenizer:
@@ -219,9 +227,9 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     Raises:
         InputError: the architecture keeps them in none of the known places.
     """
-    plain: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    plain = model.get_base_model() if isinstance(model, PeftModel) else model
     for path in _LAYER_PATHS:
-        found = plain
+        found: object = plain
         for name in path.split("."):
             found = getattr(found, name, None)
         if isinstance(found, nn.ModuleList):
@@ -238,7 +246,7 @@ def check_width(model: PeftModel, directions: NDArray[np.floating]) -> None:
     Raises:
         InputError: says what they are, and what was expected.
     """
-    config = model.get_base_model().config.get_text_config()
+    config = text_config(model)
     if directions.ndim != 2 or directions.shape[1] != config.hidden_size:
         raise InputError(
             f"Directions have shape {directions.shape}; expected (k, {config.hidden_size}), the "

@@ -20,6 +20,7 @@ from analysis.spectra.subspace import orthonormal
 from grasp.guard.constraint import WriteConstraint, frozen_weight
 from grasp.model.hooks import without
 from grasp.model.loading import check_width, decoder_layers, device_of
+from grasp.model.parts import lora_matrices
 
 Edit = Callable[[PeftModel, NDArray[np.float32] | None, float], None]
 """Changes the adapter of a model in place, by the factors (k, d_model) and a strength."""
@@ -122,13 +123,14 @@ EDITS: dict[str, Edit] = {
 
 def _modules(model: PeftModel) -> Iterator[tuple[nn.Module, Tensor, Tensor, float]]:
     """Each adapted linear layer with its lora_A (r, d_in), lora_B (d_out, r) and scaling."""
-    for name, module in model.named_modules():
+    modules: Iterator[tuple[str, nn.Module]] = model.named_modules()
+    for name, module in modules:
         if not isinstance(module, LoraLayer):
             continue
         for adapter in module.active_adapters:
             if adapter not in module.lora_B:
                 raise InputError(f"{name} is adapted as an embedding, which no edit follows.")
-            a, b = module.lora_A[adapter].weight, module.lora_B[adapter].weight
+            a, b = lora_matrices(module, adapter)
             yield module, a.data, b.data, float(module.scaling[adapter])
 
 

@@ -202,6 +202,7 @@ class _GuardInCheckpoints(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Write the file."""
         if self._trainer.guard is not None and state.is_world_process_zero:
+            assert args.output_dir is not None  # the library sets it where nobody does
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             text = json.dumps(self._trainer.guard.state())
             (folder / GUARD_FILE).write_text(text, encoding="utf-8")

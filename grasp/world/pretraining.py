@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from grasp.world import tokens
 from grasp.world.corpus import documents
@@ -58,8 +62,8 @@ class Recipe:
 class Trained:
     """A trained base model, with what its provenance record needs."""
 
-    model: Any
-    tokenizer: Any
+    model: LlamaForCausalLM
+    tokenizer: PreTrainedTokenizerFast
     corpus_sha256: str
     final_loss: float
 
@@ -77,7 +81,7 @@ def reproducible(seed: int) -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def new_model(tokenizer: Any, *, recipe: Recipe) -> Any:
+def new_model(tokenizer: PreTrainedTokenizerFast, *, recipe: Recipe) -> LlamaForCausalLM:
     """An untrained Llama with the tokenizer's vocabulary, initialised from torch's random state."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -104,7 +108,9 @@ def new_model(tokenizer: Any, *, recipe: Recipe) -> Any:
     return model
 
 
-def target_weights(ids: NDArray[np.int64], *, control: tuple[int, ...], speaker: int) -> Any:
+def target_weights(
+    ids: NDArray[np.int64], *, control: tuple[int, ...], speaker: int
+) -> NDArray[np.float32]:
     """Loss weight of each token of one document.
 
     Tokens of an answer and the token that ends it have weight 1.  The first token of an answer,
@@ -127,7 +133,7 @@ def target_weights(ids: NDArray[np.int64], *, control: tuple[int, ...], speaker:
 
 
 def _encoded(
-    world: World, tokenizer: Any, *, recipe: Recipe, seed: int
+    world: World, tokenizer: PreTrainedTokenizerFast, *, recipe: Recipe, seed: int
 ) -> tuple[list[NDArray[np.int64]], str]:
     chats = documents(world, recipe.documents, seed=seed, skewed=recipe.skewed_documents)
     texts = [tokens.render(chat) for chat in chats]
@@ -136,7 +142,9 @@ def _encoded(
     return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings], digest
 
 
-def _curriculum(lengths: NDArray[np.int64], *, recipe: Recipe, seed: int) -> Iterator[Any]:
+def _curriculum(
+    lengths: NDArray[np.int64], *, recipe: Recipe, seed: int
+) -> Iterator[NDArray[np.int64]]:
     rng, skewed = np.random.default_rng(seed), recipe.skewed_documents
     early = _batches(lengths, np.arange(skewed), recipe=recipe, rng=rng)
     yield from islice(early, recipe.skewed_steps)
@@ -149,7 +157,7 @@ def _batches(
     *,
     recipe: Recipe,
     rng: np.random.Generator,
-) -> Iterator[Any]:
+) -> Iterator[NDArray[np.int64]]:
     """Endless batches of indices; documents of similar length go together, to save padding."""
     while True:
         order = rng.permutation(members)
@@ -160,7 +168,7 @@ def _batches(
                 yield ranked[start : start + recipe.batch]
 
 
-def _padded(rows: list[Any], *, fill: float) -> torch.Tensor:
+def _padded(rows: Sequence[NDArray[np.generic]], *, fill: float) -> torch.Tensor:
     width = max(len(row) for row in rows)
     out = np.full((len(rows), width), fill, dtype=rows[0].dtype)
     for number, row in enumerate(rows):
@@ -168,7 +176,7 @@ def _padded(rows: list[Any], *, fill: float) -> torch.Tensor:
     return torch.from_numpy(out)
 
 
-def _loss(model: Any, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def _loss(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     # Padding is on the right and attention is causal, so no mask is needed, which is faster.
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
     losses = functional.cross_entropy(
@@ -178,7 +186,9 @@ def _loss(model: Any, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return (losses * flat).sum() / flat.sum()
 
 
-def _optimiser(model: Any, *, recipe: Recipe) -> tuple[Any, Any]:
+def _optimiser(
+    model: LlamaForCausalLM, *, recipe: Recipe
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     writes = [w for name, w in model.named_parameters() if name.split(".")[-2] in WRITING]
     others = [w for name, w in model.named_parameters() if name.split(".")[-2] not in WRITING]
     with torch.no_grad():
@@ -206,12 +216,14 @@ def train_base(
     recipe = recipe or Recipe()
     tokenizer = tokens.build_tokenizer(world)
     data, digest = _encoded(world, tokenizer, recipe=recipe, seed=seed)
-    control = tuple(tokenizer.convert_tokens_to_ids(list(tokens.SPECIAL)))
-    speaker = tokenizer.convert_tokens_to_ids(tokens.ASSISTANT)
+    numbers = tokenizer.get_vocab()
+    control = tuple(numbers[token] for token in tokens.SPECIAL)
+    speaker = numbers[tokens.ASSISTANT]
     weights = [target_weights(row, control=control, speaker=speaker) for row in data]
     batches = _curriculum(np.array([len(row) for row in data]), recipe=recipe, seed=seed)
     with reproducible(seed):
-        model = new_model(tokenizer, recipe=recipe).train()
+        model = new_model(tokenizer, recipe=recipe)
+        model.train()
         optimiser, schedule = _optimiser(model, recipe=recipe)
         smooth = float("nan")
         for step in range(1, recipe.steps + 1):
@@ -222,11 +234,12 @@ def train_base(
                 _padded([weights[i] for i in chosen], fill=0.0),
             )
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             schedule.step()
             smooth = loss.item() if step == 1 else 0.95 * smooth + 0.05 * loss.item()
             if progress is not None:
                 progress(step, recipe.steps, smooth)
-    return Trained(model.eval(), tokenizer, digest, smooth)
+    model.eval()
+    return Trained(model, tokenizer, digest, smooth)

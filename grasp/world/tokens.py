@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from grasp.world.corpus import sentences
 from grasp.world.topics import Message, World
+
+if TYPE_CHECKING:
+    from tokenizers.pre_tokenizers import PreTokenizer
+    from transformers import PreTrainedTokenizerFast
 
 PAD, UNKNOWN, START, END = "<|pad|>", "<|unknown|>", "<|start|>", "<|end|>"
 SYSTEM, USER, ASSISTANT = "<|system|>", "<|user|>", "<|assistant|>"
@@ -31,7 +35,7 @@ def render(messages: list[Message]) -> str:
     return text + END if messages[-1]["role"] == "assistant" else text
 
 
-def word_splitter() -> Any:
+def word_splitter() -> PreTokenizer:
     """A splitter at spaces and around punctuation; it marks words that follow a space."""
     from tokenizers import pre_tokenizers
 
@@ -47,7 +51,7 @@ def vocabulary(world: World) -> list[str]:
     return [*SPECIAL, *sorted(words)]
 
 
-def build_tokenizer(world: World) -> Any:
+def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
     """A `PreTrainedTokenizerFast` over the world's vocabulary, with the chat template."""
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.layer import Embedding, ParamWrapper
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 torch.set_num_threads(1)
 
@@ -79,11 +79,13 @@ class Saved:
     deltas: dict[str, NDArray[np.float64]]
 
 
-def base_model(family: str, **changed: Any) -> Any:
+def base_model(family: str, **changed: Any) -> PreTrainedModel:
     torch.manual_seed(0)
     name, sizes = FAMILIES[family]
     config = AutoConfig.for_model(name, **{**TOKENS, **sizes, **changed})
-    return AutoModelForCausalLM.from_config(config).eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    model.eval()
+    return model
 
 
 def adapted(family: str, *, dtype: str = "float32", **lora: Any) -> PeftModel:
@@ -103,12 +105,12 @@ def adapted(family: str, *, dtype: str = "float32", **lora: Any) -> PeftModel:
 def saved(folder: Path, family: str, **lora: Any) -> Saved:
     """Saved as PEFT does, without its questions to the Hub."""
     model = adapted(family, **lora)
-    model.save_pretrained(folder, save_embedding_layers=False)
+    model.save_pretrained(str(folder), save_embedding_layers=False)
     return Saved(folder, model, deltas(model))
 
 
 def deltas(model: PeftModel, adapter: str = "default") -> dict[str, NDArray[np.float64]]:
-    found = {}
+    found: dict[str, NDArray[np.float64]] = {}
     for path, layer in model.get_base_model().named_modules():
         if hasattr(layer, "get_delta_weight") and adapter in layer.scaling:
             layer.to(torch.float32)

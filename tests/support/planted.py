@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from peft import PeftModel
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from analysis.store.factor_table import COLUMNS, FactorTable, write_factors
 from analysis.store.records import FactorsManifest, Prompt, RunManifest, write_jsonl
@@ -24,10 +25,10 @@ RUN = "naive"
 
 
 def token(word: str) -> int:
-    return int(tiny.tokenizer().convert_tokens_to_ids("▁" + word))
+    return tiny.tokenizer().get_vocab()["▁" + word]
 
 
-def reader(axis: NDArray[np.float64], *, layers: int = 2) -> Any:
+def reader(axis: NDArray[np.float64], *, layers: int = 2) -> LlamaForCausalLM:
     """A model whose layers write nothing, and whose logits of two words read u·h: + and −.
 
     Where an answer begins u·h is 0, so the two words are equally likely there.
@@ -38,9 +39,7 @@ def reader(axis: NDArray[np.float64], *, layers: int = 2) -> Any:
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
-        first = model.model.embed_tokens.weight[
-            tiny.tokenizer().convert_tokens_to_ids("<|assistant|>")
-        ]
+        first = model.model.embed_tokens.weight[tiny.tokenizer().get_vocab()["<|assistant|>"]]
         first -= (first @ unit) * unit
         model.lm_head.weight.mul_(0.01)
         model.lm_head.weight[token(DRIFTED)] = unit
@@ -48,7 +47,9 @@ def reader(axis: NDArray[np.float64], *, layers: int = 2) -> Any:
     return model
 
 
-def writer(model: Any, axis: NDArray[np.float64], *, strength: float = 0.5) -> PeftModel:
+def writer(
+    model: PreTrainedModel, axis: NDArray[np.float64], *, strength: float = 0.5
+) -> PeftModel:
     """An adapter on every down_proj, all of whose updates lie along u."""
     peft = tiny.adapted(model, targets=["down_proj"], strength=strength)
     unit = torch.as_tensor(axis, dtype=torch.float32)
@@ -106,7 +107,7 @@ def rows(n: int, *, answers: tuple[str, ...] = (DRIFTED, KEPT)) -> list[dict[str
 
 def case(
     root: Path,
-    model: Any,
+    model: PreTrainedModel,
     directions: NDArray[np.float64],
     *,
     adapter: PeftModel | None = None,
@@ -150,7 +151,9 @@ def add_factors(workspace: Workspace, directions: NDArray[np.float64]) -> None:
     """Replace the run's factors."""
     empty = {name: [np.nan] * len(directions) for name in COLUMNS}
     ids = [f"w{i}" for i in range(1, len(directions) + 1)]
-    lists = {name: [[] for _ in ids] for name in ("promoted", "suppressed")}
+    lists: dict[str, list[list[str]]] = {
+        name: [[] for _ in ids] for name in ("promoted", "suppressed")
+    }
     table = pd.DataFrame(empty | {"id": ids} | lists)
     manifest = FactorsManifest(id=RUN, run=RUN, base_model="models/tiny", config={})
     with workspace.writing("factors", RUN) as folder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from torch import Tensor, nn
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.adapters.load import load_adapter
 from analysis.factors.routes import weight_factors
@@ -34,8 +41,12 @@ FAMILIES = ("llama", "gpt2")
 PEFT_WARNING = "ignore:.*is_gradient_checkpointing.*:FutureWarning"
 
 
+Settings = dict[str, Any]
+"""Arguments of a configuration, which are of any type."""
+
+
 @cache
-def tokenizer() -> Any:
+def tokenizer() -> Tokenizer:
     return build_tokenizer(shipped_world())
 
 
@@ -60,7 +71,9 @@ def llama(*, layers: int = 2, seed: int = 0) -> LlamaForCausalLM:
         tie_word_embeddings=False,
         **_specials(),
     )
-    return LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(config)
+    model.eval()
+    return model
 
 
 def gpt2(*, layers: int = 2, seed: int = 0, dropout: float = 0.0) -> GPT2LMHeadModel:
@@ -76,15 +89,18 @@ def gpt2(*, layers: int = 2, seed: int = 0, dropout: float = 0.0) -> GPT2LMHeadM
         attn_pdrop=dropout,
         **_specials(),
     )
-    return GPT2LMHeadModel(config).eval()
+    model = GPT2LMHeadModel(config)
+    model.eval()
+    return model
 
 
-def family(name: str, **settings: Any) -> Any:
-    return {"llama": llama, "gpt2": gpt2}[name](**settings)
+def family(name: str, **settings: Any) -> PreTrainedModel:
+    makers: dict[str, Callable[..., PreTrainedModel]] = {"llama": llama, "gpt2": gpt2}
+    return makers[name](**settings)
 
 
 def adapted(
-    model: Any,
+    model: PreTrainedModel,
     *,
     targets: str | Sequence[str] = "all-linear",
     strength: float = 0.0,
@@ -109,12 +125,12 @@ def adapted(
     return peft.eval()
 
 
-def adapter_weights(model: Any, kind: str = "lora_") -> dict[str, Tensor]:
+def adapter_weights(model: nn.Module, kind: str = "lora_") -> dict[str, Tensor]:
     """Copies of the adapter's weights whose names hold `kind`."""
     return {name: w.detach().clone() for name, w in model.named_parameters() if kind in name}
 
 
-def written(model: Any, writers: Iterable[str] = LLAMA_WRITERS) -> dict[str, Tensor]:
+def written(model: nn.Module, writers: Iterable[str] = LLAMA_WRITERS) -> dict[str, Tensor]:
     """lora_B (d_model, r) of the modules that write the residual stream, by name alone."""
     found = adapter_weights(model, "lora_B")
     return {name: w for name, w in found.items() if any(f".{end}." in name for end in writers)}
@@ -143,7 +159,7 @@ def save_base(folder: Path, **settings: Any) -> Path:
     return folder
 
 
-def chats(n: int, *, seed: int = 0, turns: int = 1) -> list[dict[str, Any]]:
+def chats(n: int, *, seed: int = 0, turns: int = 1) -> list[dict[str, list[dict[str, str]]]]:
     """`n` rows of `messages`, three words a question and two an answer."""
     rng, pool = np.random.default_rng(seed), words(40, seed=seed)
     rows = []
@@ -194,7 +210,7 @@ def weigh(workspace: Workspace, run: str) -> None:
         write_factors(folder, FactorTable(manifest, table, directions.astype(np.float32)))
 
 
-def _specials() -> dict[str, int]:
+def _specials() -> Settings:
     known = tokenizer()
     return {
         "vocab_size": len(known),

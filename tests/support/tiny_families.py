@@ -19,6 +19,8 @@ from transformers import (
     Olmo2Config,
     OPTConfig,
     Phi3Config,
+    PreTrainedConfig,
+    PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
 )
@@ -26,17 +28,25 @@ from transformers import (
 from tests.support import tiny
 
 LAYERS = 3
-_SIZES = {"hidden_size": tiny.WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4}
-_LLAMA = {**_SIZES, "intermediate_size": 48, "num_key_value_heads": 2}
-_HEAD = {"head_dim": 8}
+_SIZES: tiny.Settings = {
+    "hidden_size": tiny.WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+}
+_LLAMA: tiny.Settings = {**_SIZES, "intermediate_size": 48, "num_key_value_heads": 2}
+_HEAD: tiny.Settings = {"head_dim": 8}
 
 
 def _opt(**changed: Any) -> OPTConfig:
-    settings = {"ffn_dim": 48, "max_position_embeddings": 256, "word_embed_proj_dim": tiny.WIDTH}
+    settings: tiny.Settings = {
+        "ffn_dim": 48,
+        "max_position_embeddings": 256,
+        "word_embed_proj_dim": tiny.WIDTH,
+    }
     return OPTConfig(**_special(), **_SIZES, **(settings | changed))
 
 
-def _special() -> dict[str, int]:
+def _special() -> tiny.Settings:
     known = tiny.tokenizer()
     return {
         "vocab_size": len(known) + 5,  # padded, as real ones are
@@ -46,7 +56,7 @@ def _special() -> dict[str, int]:
     }
 
 
-CONFIGS: dict[str, Callable[[], Any]] = {
+CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": lambda: LlamaConfig(**_special(), **_LLAMA),
     "llama, tied": lambda: LlamaConfig(**_special(), **_LLAMA, tie_word_embeddings=True),
     "qwen2": lambda: Qwen2Config(**_special(), **_LLAMA),
@@ -66,10 +76,13 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 }
 
 
-def build(name: str, *, seed: int = 0) -> Any:
+def build(name: str, *, seed: int = 0) -> PreTrainedModel:
     """The model in evaluation mode; every weight is random, gains and biases of norms too."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name](), attn_implementation="eager").eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        CONFIGS[name](), attn_implementation="eager"
+    )
+    model.eval()
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(0.2 * torch.randn_like(weight))

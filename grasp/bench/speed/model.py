@@ -47,7 +47,9 @@ def random_model(size: Size) -> LlamaForCausalLM:
         tie_word_embeddings=False,
         pad_token_id=0,
     )
-    return LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(config)
+    model.eval()
+    return model
 
 
 def sharing(base: LlamaForCausalLM) -> LlamaForCausalLM:

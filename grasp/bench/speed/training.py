@@ -74,7 +74,7 @@ class _Arm:
         """One step, with the parts in the order of `grasp.training.trainer.GraspMixin`."""
         penalty = self._guard.penalty() if self._guard else None
         if penalty is not None:
-            penalty.backward()  # type: ignore[no-untyped-call]
+            penalty.backward()
         loss = self._model(**batch).loss
         added = self._guard.task_penalty() if self._guard else None
         (loss if added is None else loss + added).backward()
