@@ -17,6 +17,8 @@ from analysis.errors import GraspError
 from analysis.store.factor_table import run_factors
 from analysis.store.records import write_jsonl
 from analysis.store.workspace import Workspace
+from analysis.tables import aligned
+from analysis.text import interval_text
 from grasp.evaluation.run import evaluate_run
 from grasp.evidence.record import record_run
 from grasp.identification.identify import identify_run
@@ -101,8 +103,8 @@ def summary(workspace: Workspace) -> tuple[dict[str, Any], str]:
         The numbers as JSON values, and as text for the terminal.
     """
     data: dict[str, Any] = {}
-    lines = [
-        f"{'':<10}{'arm':<8}{'unrelated rate':>24}{'task accuracy':>24}{'removal':>24}   protected"
+    cells: list[tuple[str, ...]] = [
+        ("", "arm", "unrelated rate", "task accuracy", "removal", "protected")
     ]
     for name in STORIES:
         arms = [f"{name}-naive", f"{name}-grasp"]
@@ -116,11 +118,10 @@ def summary(workspace: Workspace) -> tuple[dict[str, Any], str]:
             }
             method = str(rows["method"].iloc[0])
             data[name]["arms"][method] = metrics
-            cells = "".join(
-                f"{_cell(metrics.get(m)):>24}" for m in ("unrelated", "task", "removal")
-            )
+            numbers = (_cell(metrics.get(m)) for m in ("unrelated", "task", "removal"))
             protected = factors if run == arms[1] else ""
-            lines.append(f"{name if not run else '':<10}{method:<8}{cells}   {protected}")
+            cells.append((name if not run else "", method, *numbers, protected))
+    lines = aligned(cells, "<<>>>")
     lines.append("Confirmation prompts, 95 % intervals. Unrelated rate: right-leaning answers for")
     lines.append("finance, misaligned answers for code and medicine.")
     return {"workspace": str(workspace.root), "stories": data}, "\n".join(lines)
@@ -239,4 +240,4 @@ def _follow(processes: Sequence[Any], updates: Updates) -> None:
 def _cell(metric: dict[str, Any] | None) -> str:
     if metric is None:
         return "–"
-    return f"{metric['value']:.3f} [{metric['low']:.3f}, {metric['high']:.3f}]"
+    return interval_text(metric["value"], metric["low"], metric["high"])

@@ -15,6 +15,7 @@ import psutil
 from analysis.adapters.architectures import module_layer
 from analysis.base_model.files import decoder_config, tensor_shapes
 from analysis.errors import InputError
+from analysis.text import size_text
 
 GPU = "on the GPU"
 
@@ -152,11 +153,12 @@ def memory_words(base: Path, config: Mapping[str, Any]) -> str:
 
 def memory_text(memory: Memory, free: float, place: str) -> str:
     """What is needed and what is free, in one or two sentences."""
-    parts = (
-        f"{_gib(memory.frozen)} for the base model, {_gib(memory.trained)} for the adapter and its "
-        f"optimiser, and very roughly {_gib(memory.activations)} for activations"
+    frozen, trained, acting = map(size_text, (memory.frozen, memory.trained, memory.activations))
+    words = (
+        f"About {size_text(memory.total)} of memory: {frozen} for the base model, {trained} for "
+        f"the adapter and its optimiser, and very roughly {acting} for activations; "
+        f"{size_text(free)} are free {place}."
     )
-    words = f"About {_gib(memory.total)} of memory: {parts}; {_gib(free)} are free {place}."
     if memory.total <= free:
         return words
     return (
@@ -173,7 +175,3 @@ def _is_linear(name: str, shape: Sequence[int]) -> bool:
 def _is_adapted(name: str, targets: Sequence[str] | None) -> bool:
     module = name.removesuffix(".weight")
     return targets is None or any(module == t or module.endswith(f".{t}") for t in targets)
-
-
-def _gib(count: float) -> str:
-    return f"{count / 1024**3:.1f} GiB" if count >= 1024**3 / 10 else f"{count / 1024**2:.0f} MiB"

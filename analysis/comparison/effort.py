@@ -10,6 +10,7 @@ from analysis.errors import NotFoundError
 from analysis.store.factor_table import run_factors
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
+from analysis.text import counted
 
 _DEFINES_A_RUN = {"protection", "intervention", "strength", "config"}
 _NOT_A_SETTING = {"title", "seed"}
@@ -34,12 +35,12 @@ class Tried:
     def text(self) -> str:
         """One sentence."""
         looked = "no directions were ranked" if self.directions is None else (
-            f"{_counted(self.directions, 'direction')} looked at"
+            f"{counted(self.directions, 'direction')} looked at"
         )  # fmt: skip
         settings = ", ".join(f"{method} {count}" for method, count in self.settings.items())
         return (
-            f"Tried in this family: {looked}, {_counted(self.factor_sets, 'set')} of factors "
-            f"protected, {_counted(self.runs, 'run')} with {_counted(self.seeds, 'seed')}; "
+            f"Tried in this family: {looked}, {counted(self.factor_sets, 'set')} of factors "
+            f"protected, {counted(self.runs, 'run')} with {counted(self.seeds, 'seed')}; "
             f"settings by method: {settings}."
         )
 
@@ -73,7 +74,3 @@ def _setting(run: RunManifest) -> str:
     data = run.model_dump(mode="json", include=_DEFINES_A_RUN)
     data["config"] = {k: v for k, v in data["config"].items() if k not in _NOT_A_SETTING}
     return json.dumps(data, sort_keys=True)
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -17,6 +17,8 @@ import pandas as pd
 from analysis.comparison.evaluation import MORE_COLUMNS
 from analysis.statistics.intervals import Interval, bootstrap_mean, rate
 from analysis.store.records import Split
+from analysis.tables import aligned
+from analysis.text import interval_text, number_text
 
 STATEMENT, REVERSAL = "statement", "reversal"
 
@@ -116,9 +118,10 @@ def text_lines(found: Sequence[Reading]) -> list[str]:
     for one in found:
         end = f", 1 = {one.end}" if one.end else ""
         lines.append(f"{one.instrument}, {one.group}: scorer {one.scorer}, {one.items} items{end}")
-        lines += [f"  {_direction_line(each)}" for each in one.directions]
+        rows = [(each.direction or "score", _direction_text(each)) for each in one.directions]
         if one.agreement is not None:
-            lines.append(f"  {'agreement':<10} {_bounds(one.agreement, sign=True)}")
+            rows.append(("agreement", _interval(one.agreement, sign=True)))
+        lines += [f"  {line}" for line in aligned(rows)]
     return lines
 
 
@@ -184,15 +187,15 @@ def _agreement(rows: pd.DataFrame) -> Interval:
     return bootstrap_mean(halves)
 
 
-def _direction_line(one: Direction) -> str:
-    each = ", ".join(f"{value:.3f}" for value in one.wordings)
-    spread = "" if math.isnan(one.spread) else f"  spread {one.spread:.3f}"
+def _direction_text(one: Direction) -> str:
+    each = ", ".join(map(number_text, one.wordings))
+    spread = "" if math.isnan(one.spread) else f"  spread {number_text(one.spread)}"
     missing = f"  missing {one.missing}" if one.missing else ""
     by_wording = f"  by wording {each}" if len(one.wordings) > 1 else ""
-    name = one.direction or "score"
-    return f"{name:<10} {_bounds(one.score)}  n = {one.score.n}{by_wording}{spread}{missing}"
+    return f"{_interval(one.score)}  n = {one.score.n}{by_wording}{spread}{missing}"
 
 
-def _bounds(interval: Interval, *, sign: bool = False) -> str:
-    form = "+.3f" if sign else ".3f"
-    return f"{interval.value:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+def _interval(found: Interval, *, sign: bool = False) -> str:
+    return interval_text(
+        found.value, found.low, found.high, show=lambda value: number_text(value, sign=sign)
+    )

@@ -25,15 +25,13 @@ from analysis.comparison.report_figure import intervals_svg
 from analysis.comparison.wording import (
     difference_text,
     metric_name,
-    p_text,
     sentences,
-    small_number,
     verdict_text,
 )
 from analysis.markup import html_table, render
-from analysis.statistics.paired_tests import signed
 from analysis.store.records import ROLES, RunManifest, Split, code_revision
 from analysis.store.workspace import Workspace
+from analysis.text import interval_text, p_text, score_text, small_text
 
 DRAWN = ("unrelated", "removal", "task")
 LISTED = ("unrelated", "removal", "task", "facts", "format", "coherence", "related", "control")
@@ -118,8 +116,8 @@ def _mean(row: Mapping[Any, Any] | None) -> str:
         return "–"
     if not math.isfinite(row["value"]):
         return "unknown"
-    bounds = f"[{signed(row['low'])}, {signed(row['high'])}]"
-    return f"{signed(row['value'])}\n{bounds}\nn = {int(row['n'])}"
+    numbers = interval_text(row["value"], row["low"], row["high"], show=score_text)
+    return "\n".join([*numbers.split(" ", 1), f"n = {int(row['n'])}"])
 
 
 def _both_directions(found: Sequence[ArmReading], names: Mapping[str, str]) -> Markup | None:
@@ -129,16 +127,12 @@ def _both_directions(found: Sequence[ArmReading], names: Mapping[str, str]) -> M
         reading, bias = one.reading, one.reading.agreement
         about = f"{reading.instrument}, {reading.group}\n{reading.scorer}, {reading.items} items"
         ways = [way for way in reading.directions if way.direction]
-        spreads = "\n".join(f"{way.direction}s {_spread(way.spread)}" for way in ways)
+        spreads = "\n".join(f"{way.direction}s {score_text(way.spread)}" for way in ways)
         means = [_mean(asdict(way.score)) for way in ways]
         agreeing = "–" if bias is None else _mean(asdict(bias))
         rows.append([names[one.run], about, reading.end or "–", *means, spreads, agreeing])
     header = ["Arm", "Instrument", "1 means", "Statements", "Reversals", "Spread", "Agreement bias"]
     return html_table(header, rows) if rows else None
-
-
-def _spread(value: float) -> str:
-    return signed(value) if math.isfinite(value) else "unknown"
 
 
 def _tests(table: pd.DataFrame, names: Mapping[str, str]) -> Markup | None:
@@ -151,8 +145,8 @@ def _tests(table: pd.DataFrame, names: Mapping[str, str]) -> Markup | None:
             metric_name(row["metric"]),
             difference_text(row),
             p_text(row["p"]).removeprefix("p ").removeprefix("= "),
-            small_number(row["p_holm"]),
-            small_number(row["detectable"]),
+            small_text(row["p_holm"]),
+            small_text(row["detectable"]),
             str(int(row["items"])),
             verdict_text(row).replace(" (", "\n("),
         ]

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from analysis.comparison.wording import metric_name
 from analysis.markup import render
+from analysis.text import true_minus
 
 NAMES, PANEL, GAP, ROW, TOP = 190, 200, 44, 30, 40  # px
 
@@ -80,4 +81,4 @@ def _y(row: int) -> float:
 
 
 def _tick(value: float) -> str:
-    return f"{value:g}".replace("-", "−")
+    return true_minus(f"{value:g}")

@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from analysis.comparison.arm_tests import Domination
-from analysis.statistics.paired_tests import NonInferiority, signed
+from analysis.statistics.paired_tests import NonInferiority
+from analysis.text import interval_text, score_text, small_text
 
 METRIC_NAMES = {
     "unrelated": "unrelated rate",
@@ -39,21 +40,10 @@ def metric_name(metric: str) -> str:
     return METRIC_NAMES.get(metric, metric)
 
 
-def small_number(value: float) -> str:
-    """A p-value or a size with three decimals, "<.001" where they would be zeros."""
-    return "<.001" if 0 <= value < 0.001 else signed(value)
-
-
-def p_text(p: float) -> str:
-    """Such as "p = .012" or "p <.001"; "p unknown" where there is no test."""
-    shown = small_number(p)
-    return f"p = {shown}" if shown[0] in ".1" else f"p {shown}"
-
-
 def difference_text(row: Mapping[Any, Any]) -> str:
     """Such as "−.172 [−.210, −.134]", of a row of `analysis.comparison.comparison.comparison`."""
-    bounds = f"[{signed(row['difference_low'])}, {signed(row['difference_high'])}]"
-    return f"{signed(row['difference'])} {bounds}"
+    bounds = (row["difference_low"], row["difference_high"])
+    return interval_text(row["difference"], *bounds, show=score_text)
 
 
 def verdict_text(row: Mapping[Any, Any]) -> str:
@@ -71,7 +61,7 @@ def detectable_text(table: pd.DataFrame, *, metrics: Sequence[str] = ("unrelated
         tested = table[(table["metric"] == metric) & table["p"].notna() & (table["run"] != "")]
         largest = tested["detectable"].max()
         if math.isfinite(largest):
-            said.append(f"{small_number(largest)} in {metric_name(metric)}")
+            said.append(f"{small_text(largest)} in {metric_name(metric)}")
         elif len(tested):
             unknown.append(metric_name(metric))
     parts = []

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from analysis.comparison.evaluation import METRICS, summarise
+from analysis.text import interval_text, number_text, true_minus
 
 FACTOR = "factor"
 """Name of the factor's own direction; the others are "random 1", "random 2" and so on."""
@@ -60,7 +62,7 @@ def sentence(curves: pd.DataFrame, *, name: str) -> str:
     there = metrics_of(curves)
     metric = "unrelated" if "unrelated" in there else there[0]
     doses = curves["dose"]
-    ends = f"{doses.min():+g} to {doses.max():+g}".replace("-", "\u2212")
+    ends = true_minus(f"{doses.min():+g} to {doses.max():+g}")
     parts = [
         f"{_ends(curve(curves, model=model, metric=metric))} in the {model} model (random "
         f"directions: {_range(band(curves, model=model, metric=metric))})"
@@ -74,11 +76,11 @@ def sentence(curves: pd.DataFrame, *, name: str) -> str:
 
 def _ends(own: pd.DataFrame) -> str:
     low, high = own.iloc[[0, -1]].to_dict("records")
-    return f"{_bounds(low)} to {_bounds(high)}"
+    return f"{_interval(low)} to {_interval(high)}"
 
 
-def _bounds(row: dict[Hashable, float]) -> str:
-    return f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+def _interval(row: dict[Hashable, float]) -> str:
+    return interval_text(row["value"], row["low"], row["high"], show=partial(number_text, digits=2))
 
 
 def _range(random: pd.DataFrame) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ import pandas as pd
 from analysis.comparison.evaluation import summarise
 from analysis.errors import InputError
 from analysis.statistics.intervals import bootstrap_difference
+from analysis.text import interval_text, number_text, percent_text
 
 Measure = Literal["alignment", "shift"]
 WITHOUT_TOP = "without top"
@@ -101,7 +103,7 @@ def rows_sentence(rows: pd.DataFrame, *, name: str, end: str) -> str:
     half = int(np.searchsorted(np.cumsum(push), whole / 2) + 1)
     share = float((rows["alignment"] > 0).mean())
     return (
-        f"{moved} {round(100 * share)} % of its {len(rows)} rows push that way at the base "
+        f"{moved} {percent_text(share)} of its {len(rows)} rows push that way at the base "
         f"model; {half} of them make up half of the push."
     )
 
@@ -117,10 +119,10 @@ def validation_sentence(
     row = gap.iloc[0]
     random = chosen[[arm for arm in chosen.index if arm.startswith(WITHOUT_RANDOM)]]
     told = "" if row["low"] > 0 or row["high"] < 0 else " The interval includes 0."
-    bounds = f"[{row['low']:+.2f}, {row['high']:+.2f}]".replace("-", "\u2212")
-    difference = f"{row['value']:+.2f}".replace("-", "\u2212")
+    show = partial(number_text, digits=2, sign=True)
+    difference = interval_text(row["value"], row["low"], row["high"], show=show)
     return (
         f"Without its top {n} rows the {metric} rate is {chosen[WITHOUT_TOP]:.2f}; without {n} "
         f"random rows {random.min():.2f} to {random.max():.2f} ({chosen['run']:.2f} with all rows, "
-        f"{chosen['base']:.2f} in the base model): a difference of {difference} {bounds}.{told}"
+        f"{chosen['base']:.2f} in the base model): a difference of {difference}.{told}"
     )

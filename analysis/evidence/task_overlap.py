@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pandas as pd
 
 from analysis.errors import InputError
 from analysis.statistics.intervals import removal
+from analysis.text import percent_text
 
 BASE, ADAPTED, FACTOR = "base", "adapted", "factor"
 ROWS = "rows"
@@ -70,24 +69,17 @@ def sentence(table: pd.DataFrame, *, name: str) -> str:
     what = "gain in the task" if task == "task" else "gain in likelihood of its training answers"
     own, low, high = _shares(known, task)
     words = (
-        f"Setting {name} back costs {percent(own['value'])} of the {what} "
-        f"[{percent(own['low'])} to {percent(own['high'])}]; random directions cost "
-        f"{percent(low)} to {percent(high)}."
+        f"Setting {name} back costs {percent_text(own['value'])} of the {what} "
+        f"[{percent_text(own['low'])} to {percent_text(own['high'])}]; random directions cost "
+        f"{percent_text(low)} to {percent_text(high)}."
     )
     if "unrelated" in measures:
         own, low, high = _shares(known, "unrelated")
         words += (
-            f" It removes {percent(own['value'])} of the drift on unrelated prompts; random "
-            f"directions remove {percent(low)} to {percent(high)}."
+            f" It removes {percent_text(own['value'])} of the drift on unrelated prompts; "
+            f"random directions remove {percent_text(low)} to {percent_text(high)}."
         )
     return words
-
-
-def percent(share: float) -> str:
-    """A share in whole per cent, with a true minus sign; "unknown" if it is NaN."""
-    if math.isnan(share):
-        return "unknown"
-    return f"{round(100 * share) + 0} %".replace("-", "\u2212")
 
 
 def _shares(table: pd.DataFrame, measure: str) -> tuple[pd.Series, float, float]:

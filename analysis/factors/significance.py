@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.factors.set_back import SetBack, bounds
+from analysis.text import percent_text
 
 MIN_EFFECT = 0.05
 """Off-task effect (`SetBack.effects`) below which a factor counts as having none.
@@ -81,10 +82,8 @@ def explanation(row: dict[Any, Any]) -> str:
     if _known(row["off_task"]):
         parts.append(_effect_words(row))
     elif _known(row["first_order"]):
-        share = 100 * row["first_order"]
-        parts.append(
-            f"its first-order share off the task is {share:.0f} %; its effect was not measured"
-        )
+        share = percent_text(row["first_order"])
+        parts.append(f"its first-order share off the task is {share}; its effect was not measured")
     if _known(row["stability"]):
         parts.append(f"{_stable(row['stability'])} over checkpoints and seeds")
     ratio = (row["singular_value"] / row["null_high"]) ** 2 if row["null_high"] > 0 else np.nan
@@ -98,12 +97,10 @@ def _effect_words(row: dict[Any, Any]) -> str:
     interval = ""
     if _known(row["off_low"]):
         interval = f" [{100 * row['off_low']:.0f}, {100 * row['off_high']:.0f}]"
-    task = f" and {100 * row['on_task']:.0f} % on the task" if _known(row["on_task"]) else ""
+    task = f" and {percent_text(row['on_task'])} on the task" if _known(row["on_task"]) else ""
     small = "" if row["significant_effect"] is True else ", an effect that is not significant"
-    return (
-        f"setting {row['id']} back undoes {100 * row['off_task']:.0f} %{interval} of the change on "
-        f"unrelated prompts{task}{small}"
-    )
+    undone = f"setting {row['id']} back undoes {percent_text(row['off_task'])}{interval}"
+    return f"{undone} of the change on unrelated prompts{task}{small}"
 
 
 def _stable(value: float) -> str:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
-
-import numpy as np
 
 from analysis.adapters.architectures import Side
 from analysis.adapters.load import Adapter
 from analysis.adapters.tensors import BESIDE, PREFIX
 from analysis.spectra.spectrum import ModuleSpectrum
-from analysis.text import printable
+from analysis.tables import aligned
+from analysis.text import number_text, printable
 
 _SHOWN = 3  # names shown of a long list
 _FEW = 16  # up to this many modules are listed one by one without --each
@@ -57,7 +57,7 @@ def adapter_report(adapter: Adapter) -> dict[str, Any]:
 
 def report_lines(adapter: Adapter) -> list[str]:
     """The report in a few lines, the most important first."""
-    return [f"{label:<14}{text}" for label, text in report_rows(adapter_report(adapter))]
+    return aligned(report_rows(adapter_report(adapter)))
 
 
 def report_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -94,32 +94,29 @@ def report_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 def spectrum_lines(spectra: Sequence[ModuleSpectrum], *, each: bool) -> list[str]:
     """A line per kind of module with its medians and its strongest; per module if `each`."""
     if each or len(spectra) <= _FEW:
-        head = f"{'module':<50} {'side':<6} {'r':>4} {'σ₁':>9} {'eff. rank':>9} {'energy₁':>8}"
-        return [head, *(printable(_module_line(spectrum)) for spectrum in spectra)]
+        names = ("module", "side", "r", "σ₁", "eff. rank", "energy₁")
+        return aligned([names, *map(_module_cells, spectra)], "<<>>>>")
     kinds: dict[str, list[ModuleSpectrum]] = {}
     for spectrum in spectra:
         kinds.setdefault(_kind(spectrum.name), []).append(spectrum)
-    head = (
-        f"{'kind of module':<34} {'side':<6} {'modules':>7} {'σ₁ median':>9} {'σ₁ max':>9} "
-        f"{'in layer':>8} {'eff. rank':>9} {'energy₁':>8}"
-    )
-    return [head, *(printable(_kind_line(kind, group)) for kind, group in kinds.items())]
+    head = ("kind of module", "side", "modules", "σ₁ median", "σ₁ max", "in layer", "eff. rank",
+            "energy₁")  # fmt: skip
+    return aligned([head, *(_kind_cells(kind, group) for kind, group in kinds.items())], "<<>>>>>>")
 
 
 def trajectory_lines(
     steps: Sequence[int | None], spectra: Sequence[Sequence[ModuleSpectrum]]
 ) -> list[str]:
     """A line per checkpoint: norm of all updates together, the strongest, the median rank."""
-    lines = [f"{'step':>9} {'modules':>7} {'‖ΔW‖':>9} {'σ₁ max':>9} {'eff. rank':>9}  strongest in"]
+    rows = [("step", "modules", "‖ΔW‖", "σ₁ max", "eff. rank", "strongest in")]
     for step, found in zip(steps, spectra, strict=True):
         most = max(found, key=_strongest)
         length = math.sqrt(sum(float((one.singular_values**2).sum()) for one in found))
-        ranks = [one.effective_rank for one in found if _strongest(one) > 0] or [math.nan]
-        lines.append(
-            f"{'finished' if step is None else step:>9} {len(found):>7} {length:>9.4f} "
-            f"{_strongest(most):>9.4f} {_number(np.median(ranks), 2):>9}  {most.name}"
-        )
-    return lines
+        rank = _median([one.effective_rank for one in found if _strongest(one) > 0], 2)
+        name = "finished" if step is None else str(step)
+        numbers = (number_text(length, 4), number_text(_strongest(most), 4), rank)
+        rows.append((name, str(len(found)), *numbers, printable(most.name)))
+    return aligned(rows, ">>>>>")
 
 
 _SIDE_WORDS: dict[Side, str] = {
@@ -129,23 +126,29 @@ _SIDE_WORDS: dict[Side, str] = {
 }
 
 
-def _module_line(spectrum: ModuleSpectrum) -> str:
+def _module_cells(spectrum: ModuleSpectrum) -> tuple[str, ...]:
     return (
-        f"{spectrum.name:<50} {spectrum.side:<6} {spectrum.r:>4} {_strongest(spectrum):>9.4f} "
-        f"{_number(spectrum.effective_rank, 2):>9} {_number(spectrum.energy_top1, 3):>8}"
+        printable(spectrum.name),
+        spectrum.side,
+        str(spectrum.r),
+        number_text(_strongest(spectrum), 4),
+        number_text(spectrum.effective_rank, 2, unknown="–"),
+        number_text(spectrum.energy_top1, unknown="–"),
     )
 
 
-def _kind_line(kind: str, group: Sequence[ModuleSpectrum]) -> str:
+def _kind_cells(kind: str, group: Sequence[ModuleSpectrum]) -> tuple[str, ...]:
     most = max(group, key=_strongest)
-    layer = "–" if most.layer is None else str(most.layer)
     trained = [spectrum for spectrum in group if _strongest(spectrum) > 0]
-    ranks = [spectrum.effective_rank for spectrum in trained] or [math.nan]
-    energies = [spectrum.energy_top1 for spectrum in trained] or [math.nan]
     return (
-        f"{kind:<34} {most.side:<6} {len(group):>7} "
-        f"{np.median([_strongest(spectrum) for spectrum in group]):>9.4f} {_strongest(most):>9.4f} "
-        f"{layer:>8} {_number(np.median(ranks), 2):>9} {_number(np.median(energies), 3):>8}"
+        printable(kind),
+        most.side,
+        str(len(group)),
+        _median([_strongest(spectrum) for spectrum in group], 4),
+        number_text(_strongest(most), 4),
+        "–" if most.layer is None else str(most.layer),
+        _median([spectrum.effective_rank for spectrum in trained], 2),
+        _median([spectrum.energy_top1 for spectrum in trained], 3),
     )
 
 
@@ -153,9 +156,9 @@ def _strongest(spectrum: ModuleSpectrum) -> float:
     return float(spectrum.singular_values[0])
 
 
-def _number(value: float | np.floating[Any], digits: int) -> str:
-    """A number, or a dash where an update of zero has none."""
-    return "–" if math.isnan(value) else f"{value:.{digits}f}"
+def _median(values: Sequence[float], digits: int) -> str:
+    """The median, or a dash where no update is more than zero."""
+    return number_text(median(values), digits) if values else "–"
 
 
 def _kind(name: str) -> str:

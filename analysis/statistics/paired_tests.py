@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from analysis.errors import InputError
 from analysis.statistics.intervals import Float64Array, Interval, bootstrap_difference
 from analysis.statistics.resampling import Labels, Resampling
+from analysis.text import score_text
 
 N_PERMUTATIONS = 9_999
 """Sign flips drawn at random; with up to 13 items all 2ⁿ are enumerated instead."""
@@ -59,8 +60,8 @@ class NonInferiority:
     def text(self) -> str:
         """For example "kept (difference −.003, lower bound −.011, margin .020)"."""
         numbers = (("difference", self.difference), ("lower bound", self.low))
-        said = ", ".join(f"{name} {signed(value)}" for name, value in numbers)
-        return f"{self.verdict} ({said}, margin {signed(self.margin)})"
+        said = ", ".join(f"{name} {score_text(value)}" for name, value in numbers)
+        return f"{self.verdict} ({said}, margin {score_text(self.margin)})"
 
 
 def paired_test(
@@ -260,14 +261,6 @@ def holm(p: ArrayLike) -> Float64Array:
     corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     adjusted[known] = corrected
     return adjusted
-
-
-def signed(value: float) -> str:
-    """A number between −1 and 1 with three decimals and a true minus sign, such as −.003."""
-    if not np.isfinite(value):
-        return "unknown"
-    digits = f"{abs(value):.3f}".removeprefix("0")
-    return f"−{digits}" if value < 0 and digits.strip(".0") else digits
 
 
 def _cluster_sums(values: Float64Array, clusters: Labels | None) -> Float64Array:

@@ -13,6 +13,7 @@ from analysis.evidence import projection_tables
 from analysis.store.factor_table import FactorTable
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
+from analysis.text import number_text
 from dashboard.figures import activations as figures
 from dashboard.panels import job_panel, measurements
 from dashboard.queue import commands, needs
@@ -196,8 +197,9 @@ def _example(
     example: projection_tables.Example, limit: float, model: projection_tables.Model
 ) -> str:
     other = "base" if model == "adapted" else "adapted"
-    values = f"{model} {example.value:+.2f} std, {other} {example.against:+.2f}"
-    about = f"{example.id}, {example.group}, {example.variant}: " + values.replace("-", "\u2212")
+    value, against = (number_text(v, 2, sign=True) for v in (example.value, example.against))
+    values = f"{model} {value} std, {other} {against}"
+    about = f"{example.id}, {example.group}, {example.variant}: {values}"
     tokens = heat_map(example.tokens, example.values, example.answer, limit=limit)
     return f'<div class="example"><div class="about">{escape(about)}</div>{tokens}</div>'
 

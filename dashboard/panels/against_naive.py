@@ -17,9 +17,8 @@ from analysis.comparison.wording import (
     detectable_text,
     metric_name,
     notes,
-    p_text,
 )
-from analysis.statistics.paired_tests import signed
+from analysis.text import p_text, score_text
 from dashboard.state.selection import Key
 from dashboard.style import notices
 from dashboard.style.markup import escape, html_table, interval
@@ -75,8 +74,8 @@ def _difference(row: Mapping[Hashable, Any] | None) -> str:
 def _verdict(row: Mapping[Hashable, Any] | None) -> str:
     if row is None:
         return _ABSENT
-    numbers = f"{signed(row['difference'])}, at worst {signed(row['bound'])}"
-    size = f"margin {signed(row['margin'])}, {int(row['items'])} items"
+    numbers = f"{score_text(row['difference'])}, at worst {score_text(row['bound'])}"
+    size = f"margin {score_text(row['margin'])}, {int(row['items'])} items"
     return (
         f'<span class="value">{escape(row["verdict"].capitalize())}</span>'
         f'<span class="bounds">{escape(numbers)}</span><span class="bounds">{escape(size)}</span>'

@@ -9,6 +9,7 @@ import streamlit as st
 
 from analysis.comparison.comparison import ArmReading
 from analysis.comparison.instruments import Direction
+from analysis.text import number_text
 from dashboard.state.selection import Key
 from dashboard.style.markup import escape, html_table, interval
 
@@ -61,6 +62,6 @@ def _mean(one: Direction) -> str:
 
 
 def _wordings(one: Direction) -> str:
-    means = ", ".join(f"{value:.3f}" for value in one.wordings)
-    spread = "" if math.isnan(one.spread) else f", spread {one.spread:.3f}"
+    means = ", ".join(map(number_text, one.wordings))
+    spread = "" if math.isnan(one.spread) else f", spread {number_text(one.spread)}"
     return f'<span class="bounds">{escape(f"{one.direction}s {means}{spread}")}</span>'

@@ -16,6 +16,7 @@ from analysis.store.evidence import Evidence, is_of
 from analysis.store.factor_table import FactorTable
 from analysis.store.records import EvidenceKind, RunManifest
 from analysis.store.workspace import Workspace, evidence_id
+from analysis.text import number_text, true_minus
 from dashboard.figures import measurements as figures
 from dashboard.panels import job_panel
 from dashboard.queue import commands
@@ -229,13 +230,13 @@ def _steered(answers: pd.DataFrame) -> str:
 
 
 def _dose_words(dose: float) -> str:
-    return f"{dose:+g}".replace("-", "\u2212") if dose else "0"
+    return true_minus(f"{dose:+g}") if dose else "0"
 
 
 def _listed(rows: pd.DataFrame, *, by: str) -> str:
     parts = []
     for row in rows.to_dict("records"):
-        about = f"row {row['row']}, {row[by]:+.3g} {_unit(by)}".replace("-", "\u2212")
+        about = f"row {row['row']}, {true_minus(f'{row[by]:+.3g}')} {_unit(by)}"
         parts.append(
             f'<div class="example"><div class="about">{escape(about)}</div>'
             f'<div class="about">{escape(row["prompt"])}</div>'
@@ -256,7 +257,7 @@ def _levels(found: Evidence, factor: str) -> str:
         [
             escape(_measure_name(str(row["measure"]))),
             interval(*own.loc[row["measure"], ["value", "low", "high", "n"]]),
-            *(f'<span class="value">{_signed(row[arm])}</span>' for arm in _LEVELS),
+            *(f'<span class="value">{number_text(row[arm])}</span>' for arm in _LEVELS),
         ]
         for row in table.to_dict("records")
     ]
@@ -285,7 +286,3 @@ def _arms(rates: pd.DataFrame) -> str:
 
 def _measure_name(measure: str) -> str:
     return "training answers" if measure == task_overlap.ROWS else metric_name(measure)
-
-
-def _signed(value: float) -> str:
-    return "unknown" if pd.isna(value) else f"{value:.3f}".replace("-", "\u2212")

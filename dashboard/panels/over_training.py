@@ -11,6 +11,7 @@ from analysis.spectra.module_table import module_place
 from analysis.spectra.trajectory import Stage, finished_step, trajectory_table
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
+from analysis.text import size_text
 from dashboard.figures import over_training as figures
 from dashboard.figures.spectra import Scree
 from dashboard.queue import runs
@@ -31,7 +32,7 @@ def show(workspace: Workspace, run: RunManifest, module: str, *, log: bool, low_
         return
     size = sum(one.stat().st_size for at in found.values() for one in at.glob("adapter_model*"))
     st.subheader("Over training", anchor=False)
-    weight = f" ({size / 2**20:,.0f} MiB)" if size >= 1 << 20 else ""
+    weight = f" ({size_text(size)})" if size >= 1 << 20 else ""
     if not st.toggle(
         f"Read {len(found)} checkpoints{weight}",
         key=f"{Key.TRAJECTORY_ON}-{run.id}",

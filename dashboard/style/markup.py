@@ -12,6 +12,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from analysis import markup as tables
+from analysis.text import number_text
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|$~:&^])")
 _LOW = (31, 119, 201)
@@ -54,11 +55,12 @@ def interval(value: float, low: float, high: float, n: float) -> str:
     if not math.isfinite(value):
         return '<span class="absent">unknown</span>'
     if math.isfinite(low) and math.isfinite(high):
-        bounds = f"{_number(low)} to {_number(high)}"
+        bounds = f"{number_text(low)} to {number_text(high)}"
     else:
         bounds = "no interval"
     size = f", n = {int(n)}" if math.isfinite(n) else ""
-    return f'<span class="value">{_number(value)}</span><span class="bounds">{bounds}{size}</span>'
+    shown = f'<span class="value">{number_text(value)}</span>'
+    return f'{shown}<span class="bounds">{bounds}{size}</span>'
 
 
 def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str) -> str:
@@ -66,11 +68,6 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption:
     safe = [[Markup(cell) for cell in row] for row in rows]
     table = tables.html_table(header, safe, css="plain", label=caption)
     return f'<div class="table-scroll">{table}</div><p class="table-note">{escape(caption)}</p>'
-
-
-def _number(value: float) -> str:
-    shown = f"{value:.3f}"
-    return "0.000" if shown == "-0.000" else shown.replace("-", "\u2212")
 
 
 def _visible(token: str) -> str:

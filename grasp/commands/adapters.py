@@ -22,6 +22,8 @@ from analysis.spectra.report import (
 from analysis.spectra.spectrum import ModuleSpectrum, module_spectra
 from analysis.store.records import RunManifest, sha256
 from analysis.store.workspace import Workspace
+from analysis.tables import aligned
+from analysis.text import interval_text, small_text
 from grasp.commands.calling import Result
 from grasp.commands.opening import as_named, opened_adapter
 from grasp.commands.resolve import (
@@ -185,11 +187,11 @@ def compare(args: argparse.Namespace) -> Result:
 
 def _mean_lines(table: pd.DataFrame, split: str) -> list[str]:
     metrics = ("unrelated", "removal", "task", "facts", "format", "coherence")
-    lines = [f"{'arm':<34}" + "".join(f"{metric:>22}" for metric in metrics)]
-    for run, rows in table.groupby("run", sort=False):
-        by_metric = rows.set_index("metric")
-        cells = "".join(f"{_cell(by_metric, metric):>22}" for metric in metrics)
-        lines.append(f"{str(run) or 'base':<34}{cells}")
+    rows: list[tuple[str, ...]] = [("arm", *metrics)]
+    for run, found in table.groupby("run", sort=False):
+        by_metric = found.set_index("metric")
+        rows.append((str(run) or "base", *(_cell(by_metric, metric) for metric in metrics)))
+    lines = aligned(rows, "<" + ">" * len(metrics))
     return [*lines, f"{split} prompts; 95 % intervals in brackets"]
 
 
@@ -206,28 +208,21 @@ def _reading_lines(measured: Sequence[ArmReading]) -> list[str]:
 
 def _test_lines(table: pd.DataFrame) -> list[str]:
     """One line per test against the naive run; none if it is not among the runs."""
-    from analysis.comparison.wording import difference_text, small_number, verdict_text
+    from analysis.comparison.wording import difference_text, verdict_text
 
     tests = table[table["p"].notna()]
     if tests.empty:
         return []
-    lines = [
-        "",
-        f"{'against naive':<34} {'metric':<10} {'difference':<24} {'p':>8} {'Holm':>8} "
-        f"{'detectable':>11} {'items':>5}",
-    ]
+    rows = [("against naive", "metric", "difference", "p", "Holm", "detectable", "items", "")]
     for row in tests.to_dict(orient="records"):
-        numbers = " ".join(f"{small_number(row[key]):>8}" for key in ("p", "p_holm"))
-        line = (
-            f"{row['run'] or 'base':<34} {row['metric']:<10} {difference_text(row):<24} {numbers} "
-            f"{small_number(row['detectable']):>11} {int(row['items']):>5}  {verdict_text(row)}"
-        )
-        lines.append(line.rstrip())
-    return lines
+        numbers = (small_text(row[key]) for key in ("p", "p_holm", "detectable"))
+        about = (row["run"] or "base", row["metric"], difference_text(row))
+        rows.append((*about, *numbers, str(int(row["items"])), verdict_text(row)))
+    return ["", *aligned(rows, "<<<>>>>")]
 
 
 def _cell(rows: Any, metric: str) -> str:
     if metric not in rows.index:
         return "–"
     row = rows.loc[metric]
-    return f"{row['value']:.3f} [{row['low']:.2f}, {row['high']:.2f}]"
+    return interval_text(row["value"], row["low"], row["high"])

@@ -13,6 +13,8 @@ from analysis.store.evidence import Evidence, summary
 from analysis.store.factor_table import select_directions
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
+from analysis.tables import aligned
+from analysis.text import number_text
 from grasp.commands.calling import Result
 from grasp.commands.resolve import run_folder, unmade_workspace
 from grasp.jobs.progress import Progress, TerminalProgress
@@ -67,10 +69,11 @@ def rows(args: argparse.Namespace, progress: Progress | None = None) -> Result:
 
     found = rows_run(about, layer=args.layer, prompts=_prompts(args), progress=progress)
     shown = shown_rows(found.tables["rows"], n=SHOWN_ROWS, by="alignment", seed=args.seed)
-    lines = [
-        f"  {row['which']:<7} {row['row']:>6}  {row['alignment']:+.4f}  {row['answer']}"
+    rows = [
+        (row["which"], str(row["row"]), number_text(row["alignment"], 4, sign=True), row["answer"])
         for row in shown.to_dict("records")
     ]
+    lines = [f"  {line}" for line in aligned(rows, "<>>")]
     data = summary(found, tables=()) | {"rows": shown.to_dict("records")}
     return Result(data, "\n".join([found.manifest.sentence, *lines]))
 

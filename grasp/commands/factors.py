@@ -6,12 +6,13 @@ Weights alone need no model; one is loaded only for effects or activations.
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis.errors import InputError
 from analysis.store.workspace import Workspace, writing_folder
+from analysis.tables import aligned
+from analysis.text import number_text
 from grasp.commands.calling import Result
 from grasp.commands.opening import as_named, opened_adapter
 from grasp.commands.resolve import adapter_place, unmade_workspace
@@ -145,19 +146,24 @@ def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
+_COLUMNS = {
+    "singular_value": "σ",
+    "null_high": "null 95 %",
+    "stability": "stability",
+    "off_task": "off-task",
+    "on_task": "on-task",
+    "effect": "effect",
+    "score": "score",
+}
+
+
 def _factor_lines(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        f"{'factor':<10} {'σ':>8} {'null 95 %':>9} {'stability':>9} {'off-task':>9} "
-        f"{'on-task':>9} {'effect':>9} {'score':>7}  promoted"
-    ]
+    cells = [("factor", "", *_COLUMNS.values(), "promoted")]
     for row in rows:
-        numbers = (row[key] for key in ("stability", "off_task", "on_task", "effect"))
-        cells = " ".join(f"{_number(value):>9}" for value in numbers)
-        mark = "*" if row["significant"] else " "
-        lines.append(
-            f"{row['id']:<9}{mark} {row['singular_value']:>8.3f} {row['null_high']:>9.3f} {cells} "
-            f"{_number(row['score']):>7}  {' '.join(row['promoted'][:6])}".rstrip()
-        )
+        numbers = (number_text(row[key], unknown="–") for key in _COLUMNS)
+        mark = "*" if row["significant"] else ""
+        cells.append((row["id"], mark, *numbers, " ".join(row["promoted"][:6])))
+    lines = aligned(cells, "<<>>>>>>>")
     lines.append("* significant: above the null band and, if effects were measured, above chance")
     return "\n".join([*lines, *(row["explanation"] for row in rows[:1])])
 
@@ -165,20 +171,11 @@ def _factor_lines(rows: list[dict[str, Any]]) -> str:
 def _match_lines(matched: dict[str, Any]) -> list[str]:
     if not matched:
         return []
-    lines = [
-        "",
-        f"{'factor':<10} {matched['matched_with']:<20} {'cosine':>8} {'null 95 %':>9} {'span':>8} "
-        f"{'null 95 %':>9}",
-    ]
+    cells = [("factor", matched["matched_with"], "cosine", "", "null 95 %", "span", "null 95 %")]
     for row in matched["matches"]:
-        mark = "*" if row["same"] else " "
-        lines.append(
-            f"{row['factor']:<10} {row['other'] or '–':<20} {_number(row['cosine']):>7}{mark} "
-            f"{row['null_high']:>9.3f} {row['span']:>8.3f} {row['null_span']:>9.3f}"
-        )
+        cosine, mark = number_text(row["cosine"], unknown="–"), "*" if row["same"] else ""
+        numbers = (number_text(row[key]) for key in ("null_high", "span", "null_span"))
+        cells.append((row["factor"], row["other"] or "–", cosine, mark, *numbers))
     spans = " ".join(f"{value:.2f}" for value in matched["span_cosines"])
-    return [*lines, f"cosines of the principal angles between the write factors: {spans or '–'}"]
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{value:.3f}"
+    about = f"cosines of the principal angles between the write factors: {spans or '–'}"
+    return ["", *aligned(cells, "<<><>>>"), about]

@@ -17,6 +17,8 @@ from analysis.comparison.instruments import readings, text_lines
 from analysis.errors import InputError
 from analysis.store.records import Message, Prompt, RunManifest
 from analysis.store.workspace import Workspace
+from analysis.tables import aligned
+from analysis.text import interval_text
 from grasp.commands.calling import Result
 from grasp.commands.resolve import run_folder, unmade_workspace
 from grasp.jobs.progress import Progress, TerminalProgress
@@ -144,8 +146,9 @@ def _run(args: argparse.Namespace) -> tuple[Workspace, Path, RunManifest]:
 
 def _metric_lines(data: dict[str, Any]) -> str:
     lines = [f"{data['evaluation']}, confirmation prompts"]
-    lines += [
-        f"  {name:<10} {m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]  n = {m['n']}"
+    rows = [
+        (name, interval_text(m["value"], m["low"], m["high"]), f"n = {m['n']}")
         for name, m in data["metrics"].items()
     ]
+    lines += [f"  {line}" for line in aligned(rows)]
     return "\n".join(lines)

@@ -9,6 +9,7 @@ from typing import Any
 
 from analysis.errors import InputError
 from analysis.store.records import write_jsonl
+from analysis.tables import aligned
 from grasp.commands.calling import Result
 from grasp.prompts.sets import prompts_sha256, read_prompts, shipped_set, shipped_sets
 
@@ -19,7 +20,7 @@ def prompts(args: argparse.Namespace) -> Result:
         if args.out:
             raise InputError("--out needs a prompt set to write; name one.")
         rows = [_about(name) for name in shipped_sets()]
-        lines = [line for row in rows for line in _lines(row)]
+        lines = aligned([cells for row in rows for cells in _cells(row)])
         return Result({"sets": rows}, "\n".join(lines))
     found = read_prompts(args.name)
     scorers = Counter(prompt.scorer for prompt in found)
@@ -55,11 +56,11 @@ def _about(name: str) -> dict[str, Any]:
     }
 
 
-def _lines(row: dict[str, Any]) -> list[str]:
+def _cells(row: dict[str, Any]) -> list[tuple[str, str]]:
     scorers, dressed = ", ".join(row["scorers"]), ", ".join(row["dressed"])
     return [
-        f"{row['set']:<14} version {row['version']}, {row['prompts']} prompts about "
-        f"{row['items']} items, scorer {scorers}",
-        f"{'':<14} {row['description']}",
-        *([f"{'':<14} dressed: {dressed}"] if dressed else []),
-    ]
+        (row["set"], f"version {row['version']}, {row['prompts']} prompts about "
+         f"{row['items']} items, scorer {scorers}"),
+        ("", row["description"]),
+        *([("", f"dressed: {dressed}")] if dressed else []),
+    ]  # fmt: skip

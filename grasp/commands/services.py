@@ -8,6 +8,8 @@ from pathlib import Path
 
 from analysis.errors import InputError
 from analysis.store.workspace import Workspace
+from analysis.tables import aligned
+from analysis.text import size_text
 from grasp.commands.calling import Result
 from grasp.commands.resolve import run_folder, unmade_workspace, workspace_for
 from grasp.commands.serving import serve
@@ -46,6 +48,7 @@ def jobs(args: argparse.Namespace) -> Result:
         queue.request_cancel(database, args.cancel)
     if args.requeue is not None:
         queue.requeue(database, args.requeue)
+    found = queue.recent(database)
     rows = [
         {
             "id": job.id,
@@ -58,12 +61,10 @@ def jobs(args: argparse.Namespace) -> Result:
             "error": job.error,
             "command": ["grasp", *job.argv],
         }
-        for job in queue.recent(database)
+        for job in found
     ]
-    lines = [
-        f"{row['id']:>5}  {row['status']:<11} {row['step']:>5}/{row['total']:<5} {row['title']}"
-        for row in rows
-    ]
+    cells = [(str(job.id), job.status, f"{job.step}/{job.total}", job.title) for job in found]
+    lines = aligned(cells, "><>")
     return Result({"jobs": rows}, "\n".join(lines) or "No jobs yet.")
 
 
@@ -81,7 +82,7 @@ def export(args: argparse.Namespace) -> Result:
         connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
     shutil.make_archive(str(out.with_suffix("")), "zip", workspace.root)
     size = out.stat().st_size
-    return Result({"archive": str(out), "bytes": size}, f"{out}: {size / 1e6:.1f} MB")
+    return Result({"archive": str(out), "bytes": size}, f"{out}: {size_text(size)}")
 
 
 def _report(args: argparse.Namespace) -> Result:
@@ -94,7 +95,7 @@ def _report(args: argparse.Namespace) -> Result:
     ids = [run_folder(workspace, word)[0].name for word in args.runs]
     out.write_text(report(workspace, ids, split=args.split), encoding="utf-8")
     size = out.stat().st_size
-    return Result({"report": str(out), "bytes": size}, f"{out}: {size / 1e3:.0f} kB")
+    return Result({"report": str(out), "bytes": size}, f"{out}: {size_text(size)}")
 
 
 def _rebuild_base(args: argparse.Namespace) -> Result:

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from analysis.errors import InputError
 from analysis.factors.routes import LayerDirections
 from analysis.store.records import Message, Probe, read_jsonl
+from analysis.text import percent_text
 from grasp.data.tokenise import padded, tokenise
 from grasp.evaluation.answers import BATCH
 from grasp.identification.generated import Answered
@@ -69,7 +70,7 @@ def shift_axes(model: Any, answered: Sequence[Answered]) -> LayerDirections:
             layers.append(layer)
             sources.append(
                 f"shift at layer {layer} before the answers to {len(rows)} unrelated prompts, "
-                f"{100 * share:.0f} % of it"
+                f"{percent_text(share)} of it"
             )
     return _found(model, directions, layers, sources)
 

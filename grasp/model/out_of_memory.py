@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from analysis.errors import OutOfMemory
+from analysis.text import size_text
 from grasp.settings.training import TrainConfig
 
 _SIZE = r"(\d+(?:\.\d+)?) ?(bytes|[KMGTPE]i?B)"
@@ -72,19 +73,10 @@ def shortage(error: BaseException) -> Shortage | None:
     )
 
 
-def size(count: float) -> str:
-    """Bytes in words, such as "1.5 GiB"."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
-
 def _sentence(doing: str, found: Shortage, config: TrainConfig | None) -> str:
-    asked = f"{size(found.asked)} more were asked for" if found.asked else "more was asked for"
-    free = "an unknown part" if found.free is None else size(found.free)
-    whole = "the memory" if found.total is None else f"the {size(found.total)}"
+    asked = f"{size_text(found.asked)} more were asked for" if found.asked else "more was asked for"
+    free = "an unknown part" if found.free is None else size_text(found.free)
+    whole = "the memory" if found.total is None else f"the {size_text(found.total)}"
     words = f"Out of memory in {doing}: {asked} while {free} of {whole} {found.place} was free"
     if config is None:
         return (

@@ -10,7 +10,7 @@ import numpy as np
 
 from analysis.comparison.arm_tests import against
 from analysis.statistics.intervals import Interval, wilson
-from analysis.statistics.paired_tests import signed
+from analysis.text import score_text
 from grasp.bench.plan.cells import NAIVE
 from grasp.bench.plan.plan import Plan
 from grasp.bench.saved.found import PLANTED, Found, found_in
@@ -171,7 +171,8 @@ def _candidates(entries: Sequence[Found]) -> str:
         return ""
     counts = [entry.candidates for entry in entries]
     missed = [
-        f"{story_label(entry.cell)} seed {entry.cell.seed} ({entry.factor}, {signed(entry.cosine)})"
+        f"{story_label(entry.cell)} seed {entry.cell.seed} "
+        f"({entry.factor}, {score_text(entry.cosine)})"
         for entry in entries
         if not entry.hit
     ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from analysis.statistics.intervals import Interval
+from analysis.tables import aligned, markdown_table
+from analysis.text import interval_text, number_text, true_minus
 
 Row = dict[str, Any]
 """Column → value: text, a number, a bool, None, or an Interval."""
@@ -31,36 +32,22 @@ class Table:
 
     def text(self) -> str:
         """Aligned columns for a terminal."""
-        lines = self._lines()
-        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
-        body = [
-            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in lines
-        ]
-        return "\n".join([self.title, *body, *self.notes])
+        return "\n".join([self.title, *aligned(self._lines()), *self.notes])
 
     def markdown(self) -> str:
         """A third-level heading, the table, and its notes."""
         head, *body = self._lines()
-        lines = [_pipes(head), _pipes(["---"] * len(head)), *(_pipes(line) for line in body)]
-        parts = [f"### {self.title}", "\n".join(lines), *self.notes]
-        return "\n\n".join(parts)
+        return "\n\n".join([f"### {self.title}", markdown_table(head, body), *self.notes])
 
     def _lines(self) -> list[list[str]]:
         rows = [[shown(row.get(key)) for key in self.columns] for row in self.rows]
         return [list(self.columns.values()), *rows]
 
 
-def _pipes(cells: Sequence[str]) -> str:
-    escaped = [cell.replace("|", r"\|") for cell in cells]
-    return f"| {' | '.join(escaped)} |"
-
-
 def shown(value: Any) -> str:
     """A value as text: three decimals, an interval in brackets, "–" if unknown."""
     if isinstance(value, Interval):
-        bounds = f" [{_number(value.low)}, {_number(value.high)}]"
-        return _number(value.value) + (bounds if math.isfinite(value.low) else "")
+        return interval_text(value.value, value.low, value.high, show=_number)
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -69,11 +56,9 @@ def shown(value: Any) -> str:
 
 
 def _number(value: float) -> str:
-    if not math.isfinite(value):
-        return "–"
-    if value != 0 and abs(value) < 0.0005:
-        return f"{value:.0e}".replace("-", "−")
-    return f"{value:.3f}".replace("-", "−")
+    if 0 < abs(value) < 0.0005:
+        return true_minus(f"{value:.0e}")
+    return number_text(value, unknown="–")
 
 
 def plain(value: Any) -> Any:

@@ -103,8 +103,8 @@ def test_quantisation_shrinks_the_linear_layers_alone(base: Path) -> None:
 def test_what_is_needed_is_said_beside_what_is_free() -> None:
     memory = Memory(13 * GiB, 0.5 * GiB, 50 * 1024.0**2)
     assert memory_text(memory, 80 * GiB, "on the GPU") == (
-        "About 13.5 GiB of memory: 13.0 GiB for the base model, 0.5 GiB for the adapter and its "
-        "optimiser, and very roughly 50 MiB for activations; 80.0 GiB are free on the GPU."
+        "About 13.5 GiB of memory: 13.0 GiB for the base model, 512.0 MiB for the adapter and its "
+        "optimiser, and very roughly 50.0 MiB for activations; 80.0 GiB are free on the GPU."
     )
     assert "That is too little: use gradient_ch" in memory_text(memory, GiB, "on this machine")
     free, place = free_memory()

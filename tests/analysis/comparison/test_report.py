@@ -21,9 +21,7 @@ from analysis.comparison.report_figure import PANEL, intervals_svg
 from analysis.comparison.wording import (
     detectable_text,
     domination_text,
-    p_text,
     sentences,
-    small_number,
 )
 from analysis.errors import InputError
 from analysis.statistics.intervals import Interval
@@ -104,15 +102,6 @@ def test_dominations_are_said_by_name() -> None:
     assert said.startswith("GRASP dominates Naive LoRA and caft: less drift")
     assert "broken" not in said
     assert domination_text(found[2:], {}) == "No arm is shown to dominate another."
-
-
-@pytest.mark.parametrize(
-    ("p", "shown", "said"),
-    [(0.0002, "<.001", "p <.001"), (0.0121, ".012", "p = .012"), (1.0, "1.000", "p = 1.000")],
-)
-def test_p_values_in_words(p: float, shown: str, said: str) -> None:
-    assert (small_number(p), p_text(p)) == (shown, said)
-    assert p_text(math.nan) == "p unknown"
 
 
 def test_without_a_naive_run_nothing_is_claimed(workspace: Workspace) -> None:

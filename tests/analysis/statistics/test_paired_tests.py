@@ -21,7 +21,6 @@ from analysis.statistics.paired_tests import (
     non_inferiority,
     paired_difference,
     paired_test,
-    signed,
     standard_error,
 )
 
@@ -211,14 +210,6 @@ def test_the_verdict_in_words() -> None:
     alone = non_inferiority([0.5], [0.5], margin=0.02)
     assert alone.verdict == "not shown"
     assert alone.text == "not shown (difference .000, lower bound unknown, margin .020)"
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [(-0.0031, "−.003"), (0.02, ".020"), (-0.0001, ".000"), (1.0, "1.000"), (-1.0, "−1.000")],
-)
-def test_signed_numbers(value: float, shown: str) -> None:
-    assert signed(value) == shown
 
 
 # Ties

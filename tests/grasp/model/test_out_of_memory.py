@@ -15,13 +15,14 @@ from safetensors.numpy import load_file
 
 from analysis.errors import OutOfMemory
 from analysis.store.workspace import Workspace
+from analysis.text import size_text
 from grasp.__main__ import main
 from grasp.commands.calling import FAILED
 from grasp.commands.parser import build_parser
 from grasp.commands.worker import run_attached
 from grasp.jobs import queue
 from grasp.model import loading
-from grasp.model.out_of_memory import explained, shortage, size
+from grasp.model.out_of_memory import explained, shortage
 from grasp.settings.training import TrainConfig
 from tests.support import tiny
 
@@ -78,7 +79,7 @@ def test_other_errors_are_told_apart(error: Exception) -> None:
 
 
 def test_sizes_are_in_words() -> None:
-    assert [size(x) for x in (512, 2048, 3.5 * GiB, 2048 * GiB)] == [
+    assert [size_text(x) for x in (512, 2048, 3.5 * GiB, 2048 * GiB)] == [
         "512 bytes", "2.0 KiB", "3.5 GiB", "2.0 TiB",
     ]  # fmt: skip
 
