@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from textwrap import dedent
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -49,7 +50,7 @@ def relinked(text: str, page: str) -> str:
 
 def command_page(parser: argparse.ArgumentParser) -> Iterator[str]:
     """Every command with its options, as the parser has them."""
-    parser.formatter_class = partial(argparse.HelpFormatter, width=90)
+    parser.formatter_class = partial(argparse.HelpFormatter, width=84)
     commands = subcommands(parser)
     yield "# Commands"
     yield (
@@ -72,8 +73,8 @@ def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 
 def command_section(name: str, command: argparse.ArgumentParser) -> Iterator[str]:
     """Heading, summary, usage, and a table for each group of options."""
-    command.formatter_class = partial(argparse.HelpFormatter, width=90)
-    usage = command.format_usage().removeprefix("usage: ").strip()
+    command.formatter_class = partial(argparse.HelpFormatter, width=84)
+    usage = dedent(command.format_usage().replace("usage: ", "       ", 1)).strip()
     yield f"## grasp {name}"
     yield command.description or ""
     yield f"```text\n{usage}\n```"
