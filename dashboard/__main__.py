@@ -27,8 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until Ctrl-C; print one line with the address when ready."""
     options = _parser().parse_args(arguments)
     try:
-        host = checked_host(options.host, allow_remote=options.allow_remote)
-        port = checked_port(options.port, host)
+        host = check_host(options.host, allow_remote=options.allow_remote)
+        port = find_port(options.port, host)
         _check_workspace(options.workspace)
     except GraspError as error:
         print(error, file=sys.stderr)
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def checked_host(host: str, *, allow_remote: bool) -> str:
+def check_host(host: str, *, allow_remote: bool) -> str:
     """Return `host` if only this machine can connect, or if remote access is allowed.
 
     Raises:
@@ -55,7 +55,7 @@ def checked_host(host: str, *, allow_remote: bool) -> str:
     )
 
 
-def checked_port(port: int, host: str) -> int:
+def find_port(port: int, host: str) -> int:
     """Return a free port: `port` itself, or from the default 8501 upwards the first free one.
 
     Raises:

@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from dashboard.style.theme import ADAPTED_COLOUR, BASE_COLOUR, CATEGORICAL, styled
+from dashboard.style.theme import ADAPTED_COLOUR, BASE_COLOUR, CATEGORICAL, style_figure
 
 _SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "star")
 MAX_POINTS = 5000
@@ -46,7 +46,7 @@ def histogram(projections: pd.DataFrame, *, by: str) -> go.Figure:
     figure.update_layout(barmode="overlay", bargap=0.04)
     figure.update_annotations(x=0, xanchor="left", font_size=12)
     height = 145 + (160 if len(panels) <= 3 else 110) * len(panels)
-    styled(figure, title=f"Projection by {by}", x="", y="probes", height=height)
+    style_figure(figure, title=f"Projection by {by}", x="", y="probes", height=height)
     figure.update_layout(margin_t=60)  # the name of the first panel is below the title
     figure.update_xaxes(title_text="projection (base std)", row=len(panels), col=1)
     return figure
@@ -83,8 +83,13 @@ def shift_by_layer(shifts: pd.DataFrame) -> go.Figure:
                 ),
             )
         )
-    styled(figure, title="Move from base to adapted, by layer", x="decoder layer",
-           y="mean move (base std)", height=380)  # fmt: skip
+    style_figure(
+        figure,
+        title="Move from base to adapted, by layer",
+        x="decoder layer",
+        y="mean move (base std)",
+        height=380,
+    )
     figure.update_xaxes(dtick=1 if shifts["layer"].nunique() <= 16 else None)
     return figure
 
@@ -128,6 +133,6 @@ def shift_map(
     title = "Map of moves"
     if len(points) > MAX_POINTS:
         title = f"Map of moves, the first {MAX_POINTS} of {len(points)} probes"
-    styled(figure, title=title, x=axes[0], y=axes[1], height=420)
+    style_figure(figure, title=title, x=axes[0], y=axes[1], height=420)
     figure.update_layout(dragmode="lasso")
     return figure

@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis.comparison.wording import metric_name
-from dashboard.style.theme import method_style, styled
+from dashboard.style.theme import method_style, style_figure
 
 
 def frontier(table: pd.DataFrame, *, x: str = "task", y: str = "unrelated") -> go.Figure:
@@ -46,8 +46,13 @@ def frontier(table: pd.DataFrame, *, x: str = "task", y: str = "unrelated") -> g
                 ),
             )
         )
-    styled(figure, title="Frontier", x=f"{metric_name(x)} (share)", y=f"{metric_name(y)} (share)",
-           height=460)  # fmt: skip
+    style_figure(
+        figure,
+        title="Frontier",
+        x=f"{metric_name(x)} (share)",
+        y=f"{metric_name(y)} (share)",
+        height=460,
+    )
     return figure
 
 
@@ -75,7 +80,9 @@ def intervals(table: pd.DataFrame, *, metric: str) -> go.Figure:
         )
     name = metric_name(metric)
     height = 130 + 42 * len(rows)
-    styled(figure, title=name.capitalize(), x=f"{name} (share)", y="", height=height, legend=False)
+    style_figure(
+        figure, title=name.capitalize(), x=f"{name} (share)", y="", height=height, legend=False
+    )
     figure.update_yaxes(autorange="reversed", automargin=True)
     return figure
 

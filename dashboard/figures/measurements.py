@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from analysis.comparison.wording import metric_name
 from analysis.evidence.dose_curves import band, curve
 from analysis.evidence.task_overlap import FACTOR
-from dashboard.style.theme import ADAPTED_COLOUR, BASE_COLOUR, BLUE, GREY, VERMILLION, styled
+from dashboard.style.theme import ADAPTED_COLOUR, BASE_COLOUR, BLUE, GREY, VERMILLION, style_figure
 
 MODELS = {"base": (BASE_COLOUR, "circle"), "adapted": (ADAPTED_COLOUR, "square")}
 WHICH = {"top": (VERMILLION, "triangle-up"), "random": (GREY, "circle"), "bottom": (BLUE, "x")}
@@ -63,9 +63,13 @@ def dose_response(curves: pd.DataFrame, *, metric: str, layer: int | None) -> go
             )
         )
     where = "all layers" if layer is None else f"layer {layer}"
-    styled(figure, title=f"{metric_name(metric).capitalize()} against dose",
-           x=f"dose at {where} (base std)", y=f"{metric_name(metric)} (share)",
-           height=420)  # fmt: skip
+    style_figure(
+        figure,
+        title=f"{metric_name(metric).capitalize()} against dose",
+        x=f"dose at {where} (base std)",
+        y=f"{metric_name(metric)} (share)",
+        height=420,
+    )
     figure.update_yaxes(range=[-0.03, 1.03])
     return figure
 
@@ -103,8 +107,13 @@ def row_values(values: pd.DataFrame, shown: pd.DataFrame, *, by: str, unit: str)
                 hovertemplate=f"{which}, row %{{customdata}}: %{{x:.4f}} {unit}<extra></extra>",
             )
         )
-    styled(figure, title=f"{by.capitalize()} of {len(values)} training rows", x=f"{by} ({unit})",
-           y="rows", height=340)  # fmt: skip
+    style_figure(
+        figure,
+        title=f"{by.capitalize()} of {len(values)} training rows",
+        x=f"{by} ({unit})",
+        y="rows",
+        height=340,
+    )
     figure.update_layout(bargap=0.04)
     return figure
 
@@ -156,8 +165,13 @@ def overlap_shares(table: pd.DataFrame, *, names: Sequence[str], factor: str) ->
         )
     )
     shown = [written[measure] for measure in known["measure"].unique()]
-    styled(figure, title=f"Change undone when {factor} is set back", x="share of the change", y="",
-           height=150 + 44 * len(shown))  # fmt: skip
+    style_figure(
+        figure,
+        title=f"Change undone when {factor} is set back",
+        x="share of the change",
+        y="",
+        height=150 + 44 * len(shown),
+    )
     figure.update_xaxes(tickformat=".0%", zeroline=True)
     figure.update_yaxes(categoryorder="array", categoryarray=shown[::-1])
     return figure

@@ -10,7 +10,7 @@ from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from dashboard.figures.spectra import MEASURES, Scree, scree_axes, scree_line
-from dashboard.style.theme import BLUE, GREY, SEQUENTIAL, VERMILLION, styled
+from dashboard.style.theme import BLUE, GREY, SEQUENTIAL, VERMILLION, style_figure
 
 OVER_STEPS = ("top", "effective_rank")
 """Measures drawn over the checkpoints."""
@@ -46,7 +46,7 @@ def trajectory(steps: pd.DataFrame) -> go.Figure:
                 row=row,
                 col=1,
             )
-    styled(figure, title="Over training", x="", y="", height=400)
+    style_figure(figure, title="Over training", x="", y="", height=400)
     for row, measure in enumerate(OVER_STEPS, start=1):
         unit = MEASURES[measure][1]
         figure.update_yaxes(title_text=unit, rangemode="tozero", row=row, col=1)
@@ -67,6 +67,6 @@ def checkpoint_scree(lines: Sequence[Scree], *, log: bool, module: str) -> go.Fi
         trace.showlegend = len(lines) <= _MOST_NAMES or position in (0, len(lines) - 1)
         figure.add_trace(trace)
     title = f"{module} at each checkpoint"
-    styled(figure, title=title, x="index", y="singular value (units of W)", height=400)
+    style_figure(figure, title=title, x="index", y="singular value (units of W)", height=400)
     scree_axes(figure, log)
     return figure

@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from dashboard.style.theme import BLUE, CATEGORICAL, GREY, SEQUENTIAL, VERMILLION, styled
+from dashboard.style.theme import BLUE, CATEGORICAL, GREY, SEQUENTIAL, VERMILLION, style_figure
 
 MEASURES = {
     "top": ("Largest singular value", "σ₁ (units of W)"),
@@ -67,7 +67,7 @@ def module_map(cells: pd.DataFrame, *, measure: str, selected: str | None) -> go
             unselected={"marker": {"opacity": 1}},
         )
     )
-    styled(figure, title=title, x="module", y="decoder layer", height=height, legend=False)
+    style_figure(figure, title=title, x="module", y="decoder layer", height=height, legend=False)
     figure.update_yaxes(**_layer_ticks(cells), showgrid=False, zeroline=False)
     figure.update_xaxes(showgrid=False, categoryorder="array", categoryarray=places)
     return figure
@@ -100,7 +100,9 @@ def member_strip(members: pd.DataFrame, *, measure: str, selected: str) -> go.Fi
             unselected={"marker": {"opacity": 1}},
         )
     )
-    styled(figure, title=f"{title}, each expert", x="expert", y=unit, height=260, legend=False)
+    style_figure(
+        figure, title=f"{title}, each expert", x="expert", y=unit, height=260, legend=False
+    )
     figure.update_yaxes(rangemode="tozero")
     return figure
 
@@ -110,7 +112,7 @@ def module_scree(lines: Sequence[Scree], *, log: bool, module: str) -> go.Figure
     figure = go.Figure()
     for position, line in enumerate(lines):
         figure.add_trace(scree_line(line, position))
-    styled(figure, title=module, x="index", y="singular value (units of W)", height=320)
+    style_figure(figure, title=module, x="index", y="singular value (units of W)", height=320)
     scree_axes(figure, log)
     return figure
 
@@ -155,7 +157,9 @@ def factor_scree(
                 hovertemplate="%{customdata}: σ = %{y:.3g}<extra></extra>",
             )
         )
-    styled(figure, title="Spectrum of the factors", x="index", y="singular value (units of W)")
+    style_figure(
+        figure, title="Spectrum of the factors", x="index", y="singular value (units of W)"
+    )
     scree_axes(figure, log)
     return figure
 

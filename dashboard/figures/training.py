@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from dashboard.style.theme import BLUE, CATEGORICAL, GREY, VERMILLION, styled
+from dashboard.style.theme import BLUE, CATEGORICAL, GREY, VERMILLION, style_figure
 
 _KEEP = "job"
 
@@ -16,7 +16,7 @@ def loss_curve(metrics: pd.DataFrame, *, total: int | None = None) -> go.Figure:
     for column, name, colour in (("loss", "task loss", BLUE), ("penalty", "penalty", GREY)):
         if column in metrics and metrics[column].notna().any():
             figure.add_trace(_curve(metrics, column, name, colour, dash="solid"))
-    styled(figure, title="Loss", x="optimiser step", y="loss (nats per token)", height=280)
+    style_figure(figure, title="Loss", x="optimiser step", y="loss (nats per token)", height=280)
     return _steps(figure, total)
 
 
@@ -39,7 +39,7 @@ def drift_curve(
             line={"color": GREY, "dash": "dash", "width": 1.5},
             annotation={"text": f"tolerance {tolerance:g}", "xanchor": "right"},
         )
-    styled(figure, title="Drift", x="optimiser step", y="RMS drift (base std)", height=280)
+    style_figure(figure, title="Drift", x="optimiser step", y="RMS drift (base std)", height=280)
     figure.update_yaxes(rangemode="tozero")
     return _steps(figure, total)
 

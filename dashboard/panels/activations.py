@@ -18,7 +18,7 @@ from dashboard.figures import activations as figures
 from dashboard.panels import job_panel, measurements
 from dashboard.queue import commands, needs
 from dashboard.state import caches
-from dashboard.state.selection import EVIDENCE, LAYER, Key, picker
+from dashboard.state.selection import EVIDENCE, LAYER, Key, pick
 from dashboard.style import notices
 from dashboard.style.markup import escape, heat_map, html_table, interval, literal
 
@@ -40,8 +40,8 @@ Option = TypeVar("Option", bound=str)
 def show(workspace: Workspace, run: RunManifest, table: FactorTable, factor: str) -> None:
     """Draw the kind of evidence that the URL names; only that one is loaded."""
     st.subheader(literal(f"Evidence for {factor}"), anchor=False)
-    kind = picker(
-        "Evidence", EVIDENCE, list(KINDS), key=Key.EVIDENCE, shown=lambda one: KINDS[one],
+    kind = pick(
+        "Evidence", EVIDENCE, list(KINDS), key=Key.EVIDENCE, format_func=lambda one: KINDS[one],
         hidden_label=True, widget="buttons",
     )  # fmt: skip
     if _is_out_of_reach(workspace, run, str(kind), factor):
@@ -49,11 +49,11 @@ def show(workspace: Workspace, run: RunManifest, table: FactorTable, factor: str
     if kind == "activations":
         _activations(workspace, run.id, factor)
     elif kind == "dose":
-        measurements.dose(workspace, run, table, factor)
+        measurements.show_dose(workspace, run, table, factor)
     elif kind == "rows":
-        measurements.rows(workspace, run, table, factor)
+        measurements.show_rows(workspace, run, table, factor)
     else:
-        measurements.overlap(workspace, run, table, factor)
+        measurements.show_overlap(workspace, run, table, factor)
 
 
 def _is_out_of_reach(workspace: Workspace, run: RunManifest, kind: str, factor: str) -> bool:
@@ -62,12 +62,12 @@ def _is_out_of_reach(workspace: Workspace, run: RunManifest, kind: str, factor: 
         there = workspace.folder("recordings", run.id)
     else:
         there = workspace.folder("evidence", f"{run.id}.{factor}.{kind}")
-    lacking = [] if there.is_dir() else needs.lacking(workspace, run, kind)
+    lacking = [] if there.is_dir() else needs.find_missing(workspace, run, kind)
     if lacking:
-        notices.empty(
+        notices.show_empty(
             f"{KINDS[kind]}: not available here yet",
             " ".join(lacking),
-            command=needs.command(workspace, run, kind, factor),
+            command=needs.evidence_command(workspace, run, kind, factor),
         )
     return bool(lacking)
 
@@ -77,10 +77,10 @@ def _activations(workspace: Workspace, run: str, factor: str) -> None:
     if not workspace.folder("recordings", run).is_dir():
         _not_recorded(workspace, run)
         return
-    with notices.guarded("The recording"):
+    with notices.catch_errors("The recording"):
         layers = [str(layer) for layer in workspace.recording(run).layers]
-        layer = int(str(picker("Decoder layer", LAYER, layers, key=Key.LAYER,
-                               default=_middle(layers), widget="buttons")))  # fmt: skip
+        layer = int(str(pick("Decoder layer", LAYER, layers, key=Key.LAYER,
+                              default=_middle(layers), widget="buttons")))  # fmt: skip
         where = (workspace, run, factor, layer)
         _projections(*where)
         _examples(*where)
@@ -92,17 +92,17 @@ def _middle(layers: list[str]) -> str:
 
 
 def _not_recorded(workspace: Workspace, run: str) -> None:
-    argv = commands.record(run, workspace=workspace.root)
-    notices.empty(
+    argv = commands.record_argv(run, workspace=workspace.root)
+    notices.show_empty(
         f"{run} has no recording yet",
         "Histograms, examples and the map need the activations of the base and the adapted model "
         "on the run's probes.",
-        command=commands.shown(argv),
+        command=commands.command_line(argv),
     )
     if st.button("Record activations", key=Key.RECORD, type="primary"):
-        job_panel.submit(workspace, kind="record", title=f"Record {run}", argv=argv, output="")
+        job_panel.start_job(workspace, kind="record", title=f"Record {run}", argv=argv, output="")
         st.rerun()
-    job_panel.latest(workspace, kind="record", argv=argv)
+    job_panel.show_latest(workspace, kind="record", argv=argv)
 
 
 def _projections(workspace: Workspace, run: str, factor: str, layer: int) -> None:
@@ -118,7 +118,7 @@ def _projections(workspace: Workspace, run: str, factor: str, layer: int) -> Non
         )
         rows = caches.projections(workspace, run, factor, layer=layer)
         st.plotly_chart(figures.histogram(rows, by=str(by)), key=Key.HISTOGRAM, config=_PLAIN_CHART)
-        notices.reading(
+        notices.explain(
             "Each count is one probe, measured at the last token before its final answer. If grey "
             "differs between panels, the base model already tells them apart; if orange differs "
             "from grey, the fine-tune moved those probes."
@@ -126,7 +126,7 @@ def _projections(workspace: Workspace, run: str, factor: str, layer: int) -> Non
     with right, st.container(border=True, height="stretch"):
         shifts = caches.shifts(workspace, run, factor, by=str(by))
         st.plotly_chart(figures.shift_by_layer(shifts), key=Key.SHIFT, config=_PLAIN_CHART)
-        notices.reading(
+        notices.explain(
             "0 means no change. A spurious factor also moves probes that have nothing to do with "
             "the task, and in the same direction. Bars are 95 % intervals over probes."
         )
@@ -167,7 +167,7 @@ def _examples(workspace: Workspace, run: str, factor: str, layer: int) -> None:
                 st.caption(f"{name}: strongest tokens, then examples")
                 st.html(_strongest(strong, limit))
                 st.html("".join(_example(one, limit, model) for one in found))
-        notices.reading(
+        notices.explain(
             "Orange tokens lie above the base model's mean, blue ones below; the colour is full at "
             f"±{limit:.1f} standard deviations. Faint tokens are not part of the answer. Hover "
             "over a token for its value."
@@ -218,7 +218,7 @@ def _map(workspace: Workspace, run: str, factor: str, layer: int) -> None:
             selection_mode=("points", "lasso", "box"),
             config={"displaylogo": False, "modeBarButtonsToRemove": ["toImage"]},
         )  # fmt: skip
-        notices.reading(
+        notices.explain(
             "Each point is one probe's move from base to adapted model, at the last token before "
             "its final answer, along the two directions in which the moves vary most. Colour shows "
             "the group, shape the variant. Draw around points to list them."

@@ -20,7 +20,7 @@ LOW_RANK = (
 )
 
 
-def in_short(report: Mapping[str, Any]) -> str:
+def summarise_report(report: Mapping[str, Any]) -> str:
     """One line: modules, ranks, parameters, dtype, and what else was saved or left unused."""
     rows = dict(report_rows(report))
     parts = [rows["updates"], f"rank {rows['rank']}"]
@@ -31,7 +31,7 @@ def in_short(report: Mapping[str, Any]) -> str:
     return " · ".join(parts)
 
 
-def table(report: Mapping[str, Any], *, source: Mapping[str, str]) -> str:
+def report_table(report: Mapping[str, Any], *, source: Mapping[str, str]) -> str:
     """The whole report as an HTML table, with the commit on the Hub that it came from."""
     rows = report_rows(report)
     if source:
@@ -43,11 +43,11 @@ def table(report: Mapping[str, Any], *, source: Mapping[str, str]) -> str:
     )
 
 
-def accepted_low_rank(adapter: Path, run: str) -> bool | None:
+def ask_low_rank(adapter: Path, run: str) -> bool | None:
     """False for a LoRA; for a DoRA, True once its low-rank part is accepted, None until then."""
     if not uses_dora(adapter):
         return False
-    notices.empty(
+    notices.show_empty(
         f"{run} is a DoRA",
         f"{LOW_RANK} The base weights are not read here, so ΔW cannot be shown.",
     )

@@ -53,7 +53,7 @@ def show(workspace: Workspace) -> None:
                 st.session_state[LOOKED] = typed
                 st.session_state.pop(ADDED, None)
         if LOOKED in st.session_state:
-            with notices.guarded("This adapter"):
+            with notices.catch_errors("This adapter"):
                 seen = _look(str(st.session_state[LOOKED] or ""))
                 if seen is not None:
                     _offer(workspace, seen)
@@ -63,7 +63,7 @@ def show(workspace: Workspace) -> None:
 
 def _look(typed: str) -> _Seen | None:
     """The adapter, once all choices that it needs have been made; None until then."""
-    word = commands.adapter_word(typed)
+    word = commands.adapter_argument(typed)
     return _look_at_folder(word) if Path(word).is_dir() else _look_at_hub(word)
 
 
@@ -81,7 +81,7 @@ def _look_at_folder(word: str) -> _Seen | None:
     low_rank = _low_rank(word) if dora else False
     if low_rank is None:
         return None
-    report = adapter_cache.report(opened, name=name or None, low_rank_part=low_rank)
+    report = adapter_cache.load_report(opened, name=name or None, low_rank_part=low_rank)
     called = name or (folder.parent.name if folder.name == "adapter" else folder.name)
     options = {"name": name, "checkpoints": steps, "low_rank_part": low_rank}
     return _Seen(word, report, {}, called, options)
@@ -147,7 +147,7 @@ def _low_rank(word: str) -> bool | None:
 
 def _offer(workspace: Workspace, seen: _Seen) -> None:
     """The report, the settings, the command, and its button."""
-    st.html(adapter_facts.table(seen.report, source=seen.source))
+    st.html(adapter_facts.report_table(seen.report, source=seen.source))
     named = seen.report["base_model"]
     left, right = st.columns(2)
     with left:
@@ -164,18 +164,18 @@ def _offer(workspace: Workspace, seen: _Seen) -> None:
         out = st.text_input("Name of the run", key=key, max_chars=100, persist_state="session")
     problem = _problem(workspace, out, base or named)
     if problem:
-        notices.problem("This adapter cannot be added yet.", problem)
-    argv = commands.import_adapter(
+        notices.show_problem("This adapter cannot be added yet.", problem)
+    argv = commands.import_argv(
         seen.word, workspace=workspace.root, out=out, base=_model(base), **seen.options
     )
-    st.code(commands.shown(argv), language="bash", wrap_lines=True)
+    st.code(commands.command_line(argv), language="bash", wrap_lines=True)
     if st.button("Add", key=Key.ADAPTER_ADD, type="primary", disabled=bool(problem)):
         try:
-            job = job_panel.submit(
+            job = job_panel.start_job(
                 workspace, kind="import", title=f"Import {out}", argv=argv, output=""
             )
         except GraspError as error:
-            notices.problem("Nothing was added.", str(error))
+            notices.show_problem("Nothing was added.", str(error))
             return
         st.session_state[ADDED] = job.id
         st.session_state.pop(LOOKED)

@@ -26,7 +26,7 @@ from dashboard.style.markup import escape, html_table, interval
 DRIFT = "unrelated"
 
 
-def against_naive(table: pd.DataFrame, labels: Mapping[str, str], tried: Tried) -> None:
+def show_tests(table: pd.DataFrame, labels: Mapping[str, str], tried: Tried) -> None:
     """Draw the table of tests and, below it, what they cannot show.
 
     Args:
@@ -41,10 +41,10 @@ def against_naive(table: pd.DataFrame, labels: Mapping[str, str], tried: Tried) 
     else:
         with st.container(key=Key.TESTS_TABLE):
             st.html(tests_table(tests, labels))
-        notices.reading(HOW_KEPT)
+        notices.explain(HOW_KEPT)
     for note in notes(table):
         st.info(note)
-    notices.reading(tried.text)
+    notices.explain(tried.text)
 
 
 def tests_table(tests: pd.DataFrame, labels: Mapping[str, str]) -> str:

@@ -7,7 +7,7 @@ import streamlit as st
 
 from analysis.comparison.comparison import find_flips
 from analysis.store.records import ROLES
-from dashboard.state.selection import GROUP, PROMPT, ROLE, Key, picker
+from dashboard.state.selection import GROUP, PROMPT, ROLE, Key, pick
 from dashboard.style import notices
 from dashboard.style.markup import escape, html_table, literal
 
@@ -16,7 +16,7 @@ ANY = "any"
 FLIP = 0.5
 
 
-def flips(answers: pd.DataFrame, names: dict[str, str], root: str) -> None:
+def show_flips(answers: pd.DataFrame, names: dict[str, str], root: str) -> None:
     """Draw the prompts whose scores in two arms lie on opposite sides of the threshold.
 
     Args:
@@ -86,19 +86,19 @@ def _draw_flips(found: pd.DataFrame, names: dict[str, str], *, arms: tuple[str, 
         | {"prompt": st.column_config.TextColumn(width=280)},
         alt="Prompts that differ",
     )
-    notices.reading("Scores run from 0 to 1; on unrelated prompts, 1 is the unwanted behaviour.")
+    notices.explain("Scores run from 0 to 1; on unrelated prompts, 1 is the unwanted behaviour.")
 
 
-def side_by_side(answers: pd.DataFrame, names: dict[str, str]) -> None:
-    """Draw the answers of all arms to one prompt; arguments as for `flips`."""
+def show_answers(answers: pd.DataFrame, names: dict[str, str]) -> None:
+    """Draw the answers of all arms to one prompt; arguments as for `show_flips`."""
     st.subheader("Answers side by side", anchor=False)
     left, middle, right = st.columns([1, 1, 3])
     roles = [ANY, *(role for role in ROLES if (answers["role"] == role).any())]
     with left:
-        role = picker("Role", ROLE, roles, key=Key.ROLE)
+        role = pick("Role", ROLE, roles, key=Key.ROLE)
     chosen = answers if role == ANY else answers[answers["role"] == role]
     with middle:
-        group = picker("Group", GROUP, [ANY, *sorted(chosen["group"].unique())], key=Key.GROUP)
+        group = pick("Group", GROUP, [ANY, *sorted(chosen["group"].unique())], key=Key.GROUP)
     if group != ANY:
         chosen = chosen[chosen["group"] == group]
     if chosen.empty:
@@ -106,12 +106,12 @@ def side_by_side(answers: pd.DataFrame, names: dict[str, str]) -> None:
         return
     texts = dict(zip(chosen["prompt_id"], chosen["prompt"], strict=True))
     with right:
-        prompt = picker(
+        prompt = pick(
             "Prompt",
             PROMPT,
             list(texts),
             key=Key.PROMPT,
-            shown=lambda name: f"{texts[name]}  ({name})",
+            format_func=lambda name: f"{texts[name]}  ({name})",
         )
     arms = st.pills(
         "Arms",

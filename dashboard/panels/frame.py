@@ -10,13 +10,13 @@ import streamlit as st
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
 from dashboard.queue import commands, runs
-from dashboard.state.selection import RUN, Key, picker
+from dashboard.state.selection import RUN, Key, pick
 from dashboard.style import notices
 
 Need = Literal["adapter", "naive"]
 
 
-def run_header(workspace: Workspace, title: str, *, need: Need) -> RunManifest | None:
+def show_run_header(workspace: Workspace, title: str, *, need: Need) -> RunManifest | None:
     """Draw title and run picker; return the run, or None after an empty state if no run fits.
 
     Args:
@@ -34,20 +34,20 @@ def run_header(workspace: Workspace, title: str, *, need: Need) -> RunManifest |
     }
     by_id = {run.id: run for run in listing.records if fits[need](run)}
     if not by_id:
-        notices.broken_records(listing.broken)
-        no_runs(workspace)
+        notices.show_broken(listing.broken)
+        show_no_runs(workspace)
         return None
     with right:
-        run = picker("Run", RUN, list(by_id), key=Key.RUN, hidden_label=True)
-    notices.broken_records(listing.broken)
+        run = pick("Run", RUN, list(by_id), key=Key.RUN, hidden_label=True)
+    notices.show_broken(listing.broken)
     return by_id[str(run)]
 
 
-def no_runs(workspace: Workspace) -> None:
+def show_no_runs(workspace: Workspace) -> None:
     """The empty state of every page that needs a run."""
-    notices.empty(
+    notices.show_empty(
         "No runs yet",
         "Build the demo's three fine-tunes into this workspace, or add an adapter of your own on "
         "the Workspace page.",
-        command=commands.shown(["demo", "--workspace", str(workspace.root), "--no-serve"]),
+        command=commands.command_line(["demo", "--workspace", str(workspace.root), "--no-serve"]),
     )

@@ -22,7 +22,7 @@ CAPTION = (
 )
 
 
-def instruments(found: Sequence[ArmReading], labels: Mapping[str, str]) -> None:
+def show_instruments(found: Sequence[ArmReading], labels: Mapping[str, str]) -> None:
     """Draw the readings that have both directions, if there are any.
 
     Args:
@@ -36,7 +36,7 @@ def instruments(found: Sequence[ArmReading], labels: Mapping[str, str]) -> None:
 
 
 def instruments_table(found: Sequence[ArmReading], labels: Mapping[str, str]) -> str:
-    """The readings that have both directions, as HTML; arguments as for `instruments`."""
+    """The readings that have both directions, as HTML; arguments as for `show_instruments`."""
     rows = [_row(one, labels) for one in found if one.reading.both]
     return html_table(list(HEADER), rows, caption=CAPTION)
 

@@ -40,14 +40,14 @@ def show(workspace: Workspace, job_id: int) -> None:
     try:
         job = queue.get(workspace.database, job_id)
     except GraspError as error:
-        notices.problem("This job cannot be shown.", str(error))
+        notices.show_problem("This job cannot be shown.", str(error))
         return
     active = job.status in queue.ACTIVE
     with st.container(border=True, key=Key.JOB_PANEL):
         st.fragment(_panel, run_every=POLL_SECONDS if active else None)(workspace, job_id, active)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A length of time, such as 8 s, 2 min 5 s or 1 h 12 min."""
     whole = max(0, round(seconds))
     if whole < 60:
@@ -56,19 +56,19 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def progress_words(job: Job, moment: datetime) -> str:
+def progress_text(job: Job, moment: datetime) -> str:
     """Steps, time since the start and an estimate of what is left."""
     if job.status == "queued":
         waited = (moment - job.created).total_seconds()
-        return f"Waiting in the queue for {duration(waited)}."
+        return f"Waiting in the queue for {format_duration(waited)}."
     counted = bool(job.total) and job.status != "succeeded"
     words = [f"step {job.step} of {job.total}"] if counted else []
     if job.started:
         elapsed = ((job.finished or moment) - job.started).total_seconds()
-        words.append(f"{duration(elapsed)} elapsed")
+        words.append(f"{format_duration(elapsed)} elapsed")
         if job.status == "running" and 0 < job.step < job.total:
             left = elapsed * (job.total - job.step) / job.step
-            words.append(f"about {duration(left)} left")
+            words.append(f"about {format_duration(left)} left")
     return ", ".join(words)
 
 
@@ -97,7 +97,7 @@ def _headline(job: Job) -> None:
         st.badge(word, color=colour)  # type: ignore[arg-type]
     share = job.step / job.total if job.total else 0.0
     share = 1.0 if job.status == "succeeded" else min(max(share, 0.0), 1.0)
-    st.progress(share, text=literal(progress_words(job, datetime.now(UTC))) or " ")
+    st.progress(share, text=literal(progress_text(job, datetime.now(UTC))) or " ")
     if job.message and job.status == "running":
         st.caption(literal(job.message))
 
@@ -127,12 +127,12 @@ def _curves(job: Job, folder: Path) -> None:
     with left:
         figure = training.loss_curve(metrics, total=total)
         st.plotly_chart(figure, key=Key.JOB_LOSS, config={"displayModeBar": False})
-        notices.reading("The task loss should fall; the penalty holds the drift down.")
+        notices.explain("The task loss should fall; the penalty holds the drift down.")
     if "drift" in metrics:
         with right:
             figure = training.drift_curve(metrics, tolerance=_tolerance(job), total=total)
             st.plotly_chart(figure, key=Key.JOB_DRIFT, config={"displayModeBar": False})
-            notices.reading(
+            notices.explain(
                 "Distance of the adapted model's coordinates along the protected factors from "
                 "the base model's, in standard deviations of the base model; 0 means no change."
             )
@@ -167,17 +167,17 @@ def _ending(workspace: Workspace, job: Job, folder: Path | None) -> None:
     if job.error:
         st.error(literal(job.error))
     if folder is not None:
-        st.markdown(literal(checkpoint_words(folder)))
+        st.markdown(literal(checkpoint_text(folder)))
     st.button(
         "Queue again",
         key=Key.JOB_REQUEUE,
-        on_click=requeue,
+        on_click=restart_job,
         args=(workspace, job.id),
         help="Continues from the last checkpoint, if there is one.",
     )
 
 
-def checkpoint_words(folder: Path) -> str:
+def checkpoint_text(folder: Path) -> str:
     """One sentence on whether anything of an unfinished run can be used."""
     found = saved_by_step(folder)
     if not found:
@@ -186,14 +186,14 @@ def checkpoint_words(folder: Path) -> str:
     return f"The checkpoint at step {step} is complete and can be used as a plain adapter: {path}."
 
 
-def requeue(workspace: Workspace, job_id: int) -> None:
+def restart_job(workspace: Workspace, job_id: int) -> None:
     """Queue an ended job again, make sure that a worker runs, and select the job."""
     queue.requeue(workspace.database, job_id)
     ensure_worker(workspace)
     remember(JOB, str(job_id))
 
 
-def submit(workspace: Workspace, *, kind: str, title: str, argv: list[str], output: str) -> Job:
+def start_job(workspace: Workspace, *, kind: str, title: str, argv: list[str], output: str) -> Job:
     """Queue a command, make sure that a worker runs, and select the job."""
     job = queue.submit(workspace.database, kind=kind, title=title, argv=argv, output=output)
     ensure_worker(workspace)
@@ -201,7 +201,7 @@ def submit(workspace: Workspace, *, kind: str, title: str, argv: list[str], outp
     return job
 
 
-def latest(workspace: Workspace, *, kind: str, argv: list[str]) -> None:
+def show_latest(workspace: Workspace, *, kind: str, argv: list[str]) -> None:
     """Draw the panel of the newest job with exactly this command, if there is one."""
     same = [
         job for job in queue.recent(workspace.database) if job.kind == kind and job.argv == argv
@@ -217,7 +217,7 @@ def _link_to_result(workspace: Workspace, job: Job) -> None:
     try:
         run = workspace.run(name)
     except GraspError as error:
-        notices.problem("The run of this job cannot be read.", str(error))
+        notices.show_problem("The run of this job cannot be read.", str(error))
         return
     if run.verdict:
         st.markdown(literal(run.verdict))
@@ -235,13 +235,13 @@ def _open(job_id: int) -> None:
     st.switch_page("views/retrain.py", query_params={"job": str(job_id)})
 
 
-def recent(workspace: Workspace, *, kinds: tuple[str, ...] = (), limit: int = 12) -> None:
+def show_recent(workspace: Workspace, *, kinds: tuple[str, ...] = (), limit: int = 12) -> None:
     """Draw the newest jobs as a list of links, newest first."""
     listed = [job for job in queue.recent(workspace.database) if not kinds or job.kind in kinds][
         :limit
     ]
     if not listed:
-        notices.empty("No jobs yet", "Jobs that you start on these pages are listed here.")
+        notices.show_empty("No jobs yet", "Jobs that you start on these pages are listed here.")
         return
     with st.container(key=Key.JOBS):
         for job in listed:
@@ -254,6 +254,6 @@ def recent(workspace: Workspace, *, kinds: tuple[str, ...] = (), limit: int = 12
                     type="tertiary",
                     on_click=_open,
                     args=(job.id,),
-                    help=f"`{commands.shown(job.argv)}`",
+                    help=f"`{commands.command_line(job.argv)}`",
                 )
                 st.caption(f"{job.created:%Y-%m-%d %H:%M} UTC")

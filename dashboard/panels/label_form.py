@@ -139,7 +139,7 @@ def _withdraw(workspace: Workspace, name: str, direction: str) -> None:
 def _say() -> None:
     kind, text = st.session_state.pop(_SAID, ("", ""))
     if kind == "error":
-        notices.problem("The label was not saved.", text)
+        notices.show_problem("The label was not saved.", text)
     elif kind == "saved":
         st.success(literal(text))
 

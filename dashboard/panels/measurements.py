@@ -32,11 +32,11 @@ _LEVELS = (task_overlap.BASE, task_overlap.ADAPTED, task_overlap.FACTOR)
 _UNITS: dict[driving_rows.Measure, str] = {"alignment": "nats per token", "shift": "base std"}
 
 
-def dose(workspace: Workspace, run: RunManifest, table: FactorTable, factor: str) -> None:
+def show_dose(workspace: Workspace, run: RunManifest, table: FactorTable, factor: str) -> None:
     """Draw how steering along the factor changes both models and their answers."""
     found = _measured(
         workspace, run, table, factor, "dose",
-        argv=commands.dose(run.id, factor, workspace=workspace.root),
+        argv=commands.dose_argv(run.id, factor, workspace=workspace.root),
         missing="Steers the base and the adapted model along the factor and along random "
         "directions, and scores the exploration prompts at every dose.",
     )  # fmt: skip
@@ -53,7 +53,7 @@ def dose(workspace: Workspace, run: RunManifest, table: FactorTable, factor: str
             curves, metric=metric, layer=found.manifest.config.get("layer")
         )
         st.plotly_chart(figure, key=Key.DOSE, config=_PLAIN_CHART)
-        notices.reading(
+        notices.explain(
             "A dose of 1 is one standard deviation of the base model's coordinate along the "
             "factor. A line that leaves its band responds to this direction, not just to any push "
             "of that size. Bars are 95 % intervals, clustered by item, on exploration prompts."
@@ -67,11 +67,11 @@ def dose(workspace: Workspace, run: RunManifest, table: FactorTable, factor: str
         st.html(_steered(answers[answers["prompt_id"] == chosen]))
 
 
-def rows(workspace: Workspace, run: RunManifest, table: FactorTable, factor: str) -> None:
+def show_rows(workspace: Workspace, run: RunManifest, table: FactorTable, factor: str) -> None:
     """Draw the training rows that drive the factor, beside random ones, and the test of them."""
     found = _measured(
         workspace, run, table, factor, "rows",
-        argv=commands.rows(run.id, factor, workspace=workspace.root),
+        argv=commands.rows_argv(run.id, factor, workspace=workspace.root),
         missing="Measures, for every training row, how much its gradient pushes along the factor "
         "and how far its answer moved.",
     )  # fmt: skip
@@ -86,7 +86,7 @@ def rows(workspace: Workspace, run: RunManifest, table: FactorTable, factor: str
             key=Key.ROWS,
             config=_PLAIN_CHART,
         )
-        notices.reading(
+        notices.explain(
             "Alignment: how much the base model's loss per answer token would fall if the "
             "coordinate along the factor were moved by one base standard deviation at a layer. "
             "Shift: how far the fine-tune moved the row's answer. Both are positive towards the "
@@ -102,11 +102,11 @@ def rows(workspace: Workspace, run: RunManifest, table: FactorTable, factor: str
     _validation(workspace, run, table, factor, count=len(values))
 
 
-def overlap(workspace: Workspace, run: RunManifest, table: FactorTable, factor: str) -> None:
+def show_overlap(workspace: Workspace, run: RunManifest, table: FactorTable, factor: str) -> None:
     """Draw how much of the run's gains is lost when the factor is set back to the base model's."""
     found = _measured(
         workspace, run, table, factor, "overlap",
-        argv=commands.overlap(run.id, factor, workspace=workspace.root),
+        argv=commands.overlap_argv(run.id, factor, workspace=workspace.root),
         missing="Sets the coordinate along the factor back to the base model's while the adapted "
         "model answers, and measures how much of the task and of the drift is lost with it: a "
         "preview before retraining.",
@@ -119,7 +119,7 @@ def overlap(workspace: Workspace, run: RunManifest, table: FactorTable, factor: 
         names = [_measure_name(str(one)) for one in shares["measure"].unique()]
         figure = figures.overlap_shares(shares, names=names, factor=factor)
         st.plotly_chart(figure, key=Key.OVERLAP, config=_PLAIN_CHART)
-        notices.reading(
+        notices.explain(
             "0 % means that the fine-tune's change remains, 100 % that it is undone. Good: a small "
             "share of the task and a large share of the unrelated rate. Measures that the "
             "fine-tune did not change are left out. For several factors together, run grasp "
@@ -142,11 +142,11 @@ def _measured(
     """Saved evidence with its summary; without any, what it measures and a button to start it."""
     record, title = evidence_id(run.id, factor, kind), f"{kind} of {run.id}/{factor}"
     if not workspace.folder("evidence", record).is_dir():
-        notices.empty("Not measured yet", missing, command=commands.shown(argv))
+        notices.show_empty("Not measured yet", missing, command=commands.command_line(argv))
         _start(workspace, kind, title, argv, label="Measure")
         return None
     found = None
-    with notices.guarded("This evidence"):
+    with notices.catch_errors("This evidence"):
         found = caches.evidence(workspace, record)
     if found is not None:
         st.markdown(f"**{literal(found.manifest.sentence)}**")
@@ -164,7 +164,7 @@ def _start(workspace: Workspace, kind: str, title: str, argv: list[str], *, labe
         job_panel.show(workspace, same[0].id)
         return
     if st.button(label, key=Key.measure(kind), type="primary"):
-        job_panel.submit(workspace, kind=kind, title=title, argv=argv, output="")
+        job_panel.start_job(workspace, kind=kind, title=title, argv=argv, output="")
         st.rerun()
     if same and same[0].status != "succeeded":
         job_panel.show(workspace, same[0].id)
@@ -187,7 +187,7 @@ def _validation(
 ) -> None:
     with st.expander("Test these rows: retrain without them", key=Key.ROWS_LEFT_OUT + "-box"):
         found = None
-        with notices.guarded("This validation"):
+        with notices.catch_errors("This validation"):
             found = caches.evidence(workspace, evidence_id(run.id, factor, "validation"))
         if found is not None:
             st.markdown(f"**{literal(found.manifest.sentence)}**")
@@ -201,8 +201,8 @@ def _validation(
             value=max(1, count // 5),
             key=Key.ROWS_LEFT_OUT,
         )
-        argv = commands.rows(run.id, factor, workspace=workspace.root, validate=int(left_out))
-        st.code(commands.shown(argv), language="bash", wrap_lines=True)
+        argv = commands.rows_argv(run.id, factor, workspace=workspace.root, validate=int(left_out))
+        st.code(commands.command_line(argv), language="bash", wrap_lines=True)
         st.caption(literal(
             "Runs three fine-tunes with the run's own settings: one without the top rows, two "
             f"without as many random rows. The run itself took {_took(run)}."
@@ -212,7 +212,7 @@ def _validation(
 
 
 def _took(run: RunManifest) -> str:
-    return "an unknown time" if run.seconds is None else job_panel.duration(run.seconds)
+    return "an unknown time" if run.seconds is None else job_panel.format_duration(run.seconds)
 
 
 def _steered(answers: pd.DataFrame) -> str:

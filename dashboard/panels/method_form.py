@@ -26,7 +26,7 @@ class Settings:
     seed: int | None = None
 
 
-def method() -> Method:
+def choose_method() -> Method:
     """Choose a group, then one of its methods; naive is not offered, since that run exists."""
     group = st.segmented_control(
         "Kind of method",
@@ -51,7 +51,7 @@ def method() -> Method:
     return chosen
 
 
-def settings(chosen: Method, run: RunManifest) -> Settings:
+def choose_settings(chosen: Method, run: RunManifest) -> Settings:
     """Choose strength or tolerance, the seed and, for inoculation, the system prompt."""
     inoculation = _inoculation(run) if "inoculation prompt" in chosen.needs else None
     strength = tolerance = None

@@ -19,7 +19,7 @@ OPTIONAL = """\
 """
 
 
-def ask(workspace: Workspace, run: RunManifest) -> None:
+def ask_for_settings(workspace: Workspace, run: RunManifest) -> None:
     """List the missing settings and draw a form for them; valid input is saved with the run."""
     adapter = runs.adapter_folder(workspace, run.id)
     missing = unknown(run, adapter)
@@ -55,7 +55,7 @@ def _given(workspace: Workspace, run: RunManifest, missing: list[str]) -> bool:
         asked = st.form_submit_button("Save these settings", key=Key.MISSING_KEEP)
     command = ["retrain", run.id, "--data", data or "FILE", "--config", "FILE", "--dry-run"]
     st.caption("The same from a terminal, with the settings in FILE; it also reports on the data:")
-    st.code(commands.shown(command), language="bash", wrap_lines=True)
+    st.code(commands.command_line(command), language="bash", wrap_lines=True)
     if not asked:
         return False
     try:
@@ -65,7 +65,7 @@ def _given(workspace: Workspace, run: RunManifest, missing: list[str]) -> bool:
         made = completed(workspace, run, adapter, given | ({"data": said} if said else {}))
         save(workspace.folder("runs", run.id), made)
     except GraspError as error:
-        notices.problem("Nothing was saved.", str(error))
+        notices.show_problem("Nothing was saved.", str(error))
         return False
     return True
 

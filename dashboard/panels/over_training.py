@@ -69,7 +69,7 @@ def _charts(
     with left, st.container(border=True, height="stretch"):
         table = trajectory_table(stages, module, measures=figures.OVER_STEPS)
         st.plotly_chart(figures.trajectory(table), key=Key.TRAJECTORY, config=_PLAIN_CHART)
-        notices.reading(
+        notices.explain(
             "If σ₁ grows while the effective rank falls, training concentrates the update of this "
             "module in one direction."
         )
@@ -80,4 +80,4 @@ def _charts(
             key=Key.TRAJECTORY_SCREE,
             config=_PLAIN_CHART,
         )
-        notices.reading("Darker lines are later checkpoints; the last one is orange.")
+        notices.explain("Darker lines are later checkpoints; the last one is orange.")

@@ -1,4 +1,4 @@
-"""The `grasp` commands that pages queue, as argument lists; what is shown is what is run."""
+"""The `grasp` commands that pages queue, as argument lists: pages show exactly what is run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from grasp.hub.repository import hub_name
 from grasp.settings.methods import method as find_method
 
 
-def shown(argv: Sequence[str]) -> str:
+def command_line(argv: Sequence[str]) -> str:
     """A command as a person would type it."""
     return shlex.join(["grasp", *argv])
 
 
-def retrain(
+def retrain_argv(
     run: str,
     factors: Sequence[str],
     *,
@@ -29,10 +29,10 @@ def retrain(
     seed: int | None = None,
     evaluate: bool = True,
 ) -> list[str]:
-    """Arguments of `grasp retrain`; factors of `run` itself are named without it.
+    """Arguments of `grasp retrain`; factors of `run` are named without the run's id.
 
     Raises:
-        InputError: a method that there is not, or no factors for one that needs some.
+        InputError: there is no such method, or it needs factors and none are given.
     """
     needs = find_method(method).needs
     if not factors and "factors" in needs:
@@ -50,23 +50,23 @@ def retrain(
     return [*argv, "--workspace", str(workspace)]
 
 
-def record(run: str, *, workspace: Path) -> list[str]:
+def record_argv(run: str, *, workspace: Path) -> list[str]:
     """Arguments that record a run's activations on its probes."""
     return ["record", run, "--workspace", str(workspace)]
 
 
-def factors(run: str, *, workspace: Path, low_rank_part: bool = False) -> list[str]:
-    """Arguments that compute a run's factors; of a DoRA, those of its low-rank part."""
+def factors_argv(run: str, *, workspace: Path, low_rank_part: bool = False) -> list[str]:
+    """Arguments that compute a run's factors; for a DoRA, those of its low-rank part."""
     part = ["--low-rank-part"] if low_rank_part else []
     return ["factors", run, *part, "--workspace", str(workspace)]
 
 
-def dose(run: str, factor: str, *, workspace: Path) -> list[str]:
+def dose_argv(run: str, factor: str, *, workspace: Path) -> list[str]:
     """Arguments that measure what steering along a factor does."""
     return ["dose", run, factor, "--workspace", str(workspace)]
 
 
-def rows(run: str, factor: str, *, workspace: Path, validate: int | None = None) -> list[str]:
+def rows_argv(run: str, factor: str, *, workspace: Path, validate: int | None = None) -> list[str]:
     """Arguments that find the training rows that drive a factor, or retrain without the top ones.
 
     Raises:
@@ -78,17 +78,17 @@ def rows(run: str, factor: str, *, workspace: Path, validate: int | None = None)
     return ["rows", run, factor, *test, "--workspace", str(workspace)]
 
 
-def overlap(run: str, factor: str, *, workspace: Path) -> list[str]:
-    """Arguments that measure what of the task's gain goes when a factor is set back."""
+def overlap_argv(run: str, factor: str, *, workspace: Path) -> list[str]:
+    """Arguments that measure how much of the task is lost when a factor is set back."""
     return ["overlap", run, factor, "--workspace", str(workspace)]
 
 
-def evaluate(run: str, *, workspace: Path) -> list[str]:
+def evaluate_argv(run: str, *, workspace: Path) -> list[str]:
     """Arguments that evaluate a run on its prompts."""
     return ["evaluate", run, "--workspace", str(workspace)]
 
 
-def import_adapter(
+def import_argv(
     word: str,
     *,
     workspace: Path,
@@ -98,24 +98,24 @@ def import_adapter(
     checkpoints: bool = False,
     low_rank_part: bool = False,
 ) -> list[str]:
-    """Arguments that add an adapter to the workspace: a folder of this machine, or a Hub id.
+    """Arguments that add an adapter to the workspace: a folder on this machine, or a Hub id.
 
     Raises:
-        InputError: nothing was given, or it is neither.
+        InputError: nothing was given, or it is neither of the two.
     """
     options = [("--out", out), ("--base", base), ("--name", name)]
-    argv = ["import", adapter_word(word)]
+    argv = ["import", adapter_argument(word)]
     argv += [part for option, value in options if value for part in (option, value)]
     argv += ["--checkpoints"] if checkpoints else []
     argv += ["--low-rank-part"] if low_rank_part else []
     return [*argv, "--workspace", str(workspace)]
 
 
-def adapter_word(word: str) -> str:
-    """What was typed as the command line has it: a folder's absolute path, or a Hub id.
+def adapter_argument(word: str) -> str:
+    """The argument for what was typed: a folder's absolute path, or a Hub id.
 
     Raises:
-        InputError: nothing was given, or it is neither.
+        InputError: nothing was given, or it is neither of the two.
     """
     typed = word.strip()
     if not typed:
@@ -127,13 +127,13 @@ def adapter_word(word: str) -> str:
     if hub_name(page) is not None:
         return page
     raise InputError(
-        f"{typed} is not a folder on this machine, nor a Hub id such as org/name or "
-        "org/name@revision; give one of them."
+        f"{typed} is neither a folder on this machine nor a Hub id; give a folder, or an id such "
+        "as org/name or org/name@revision."
     )
 
 
-def tokens(run: str, base: str, *, workspace: Path, low_rank_part: bool = False) -> list[str]:
-    """Arguments that compute a run's factors with the tokens that a base model's files give.
+def tokens_argv(run: str, base: str, *, workspace: Path, low_rank_part: bool = False) -> list[str]:
+    """Arguments that compute a run's factors, with tokens from a base model's files.
 
     Raises:
         InputError: no base model was named.
@@ -147,7 +147,7 @@ def tokens(run: str, base: str, *, workspace: Path, low_rank_part: bool = False)
 
 
 def free_id(wanted: str, taken: Sequence[str]) -> str:
-    """`wanted`, or `wanted-2`, `wanted-3`, … where it is taken."""
+    """`wanted`, or `wanted-2`, `wanted-3`, … if it is taken."""
     if wanted not in taken:
         return wanted
     number = 2

@@ -25,7 +25,7 @@ _SETTINGS: Mapping[str, tuple[tuple[str, str], ...]] = {
 _COMMANDS = {"activations": "record", "dose": "dose", "rows": "rows", "overlap": "overlap"}
 
 
-def lacking(workspace: Workspace, run: RunManifest, kind: str) -> list[str]:
+def find_missing(workspace: Workspace, run: RunManifest, kind: str) -> list[str]:
     """What is missing for one kind of evidence, one sentence each; empty if nothing is."""
     found = [base] if (base := missing_base(workspace, run)) else []
     for setting, given_as in _SETTINGS[kind]:
@@ -41,7 +41,7 @@ def lacking(workspace: Workspace, run: RunManifest, kind: str) -> list[str]:
     return found
 
 
-def command(workspace: Workspace, run: RunManifest, kind: str, factor: str) -> str | None:
+def evidence_command(workspace: Workspace, run: RunManifest, kind: str, factor: str) -> str | None:
     """The command that makes the evidence once its needs are met; None if no command can."""
     if kind == "rows" and not run.config.get("data"):
         return None
@@ -49,7 +49,7 @@ def command(workspace: Workspace, run: RunManifest, kind: str, factor: str) -> s
     for setting, given_as in _SETTINGS[kind]:
         if "--" in given_as and not run.config.get(setting):
             argv += [f"--{setting}", "FILE"]
-    return commands.shown([*argv, "--workspace", str(workspace.root)])
+    return commands.command_line([*argv, "--workspace", str(workspace.root)])
 
 
 def missing_base(workspace: Workspace, run: RunManifest) -> str:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _BLOCK = 1 << 20
 
 
-def report(
+def load_report(
     adapter: Path, *, name: str | None = None, low_rank_part: bool = False
 ) -> dict[str, Any]:
     """The loader's report on a folder, as in `analysis.spectra.report`; reads headers only."""

@@ -118,7 +118,7 @@ def _dominations(
     return comparing.dominated(Workspace(root), list(runs), split=split)
 
 
-def tried(workspace: Workspace, root: str) -> Tried:
+def effort(workspace: Workspace, root: str) -> Tried:
     """How much was tried in a family; never cached, since any new run adds to it."""
     return trying.tried(workspace, root)
 

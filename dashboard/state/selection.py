@@ -180,13 +180,13 @@ def parse_number(value: str | None) -> int | None:
     return int(value)
 
 
-def from_url(parameter: Parameter) -> str | None:
+def read_parameter(parameter: Parameter) -> str | None:
     """The raw value of a URL parameter; None if it is absent or too long."""
     value = st.query_params.get(parameter)
     return value if value is not None and len(value) <= MAX_LENGTH else None
 
 
-def chosen(
+def resolve_choice(
     parameter: Parameter, options: Sequence[str], *, default: str | None = None
 ) -> str | None:
     """The selected option: from the URL, else this session, else `default`, else the first one.
@@ -197,7 +197,7 @@ def chosen(
         return None
     fallback = default if default in options else options[0]
     value = (
-        parse_choice(from_url(parameter), options)
+        parse_choice(read_parameter(parameter), options)
         or parse_choice(st.session_state.get(_memory(parameter)), options)
         or fallback
     )
@@ -205,9 +205,9 @@ def chosen(
     return value
 
 
-def chosen_number(parameter: Parameter) -> int | None:
+def read_number(parameter: Parameter) -> int | None:
     """The number in a URL parameter, such as a job's, or None."""
-    return parse_number(from_url(parameter))
+    return parse_number(read_parameter(parameter))
 
 
 def remember(parameter: Parameter, value: str | None) -> None:
@@ -221,19 +221,19 @@ def remember(parameter: Parameter, value: str | None) -> None:
     st.session_state[_memory(parameter)] = value
 
 
-def picker(
+def pick(
     label: str,
     parameter: Parameter,
     options: Sequence[str],
     *,
     key: str,
     default: str | None = None,
-    shown: Callable[[str], str] = str,
+    format_func: Callable[[str], str] = str,
     hidden_label: bool = False,
     widget: Literal["list", "buttons"] = "list",
 ) -> str | None:
     """Draw a select box or a row of buttons bound to a URL parameter; None if no options."""
-    value = chosen(parameter, options, default=default)
+    value = resolve_choice(parameter, options, default=default)
     if value is None:
         return None
     st.session_state[key] = value
@@ -247,7 +247,7 @@ def picker(
             label,
             options,
             key=key,
-            format_func=shown,
+            format_func=format_func,
             required=True,
             on_change=changed,
             label_visibility=visibility,
@@ -257,7 +257,7 @@ def picker(
             label,
             options,
             key=key,
-            format_func=shown,
+            format_func=format_func,
             on_change=changed,
             label_visibility=visibility,
         )

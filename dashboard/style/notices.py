@@ -15,7 +15,7 @@ from dashboard.style.markup import literal
 _log = logging.getLogger(__name__)
 
 
-def empty(title: str, text: str, *, command: str | None = None) -> None:
+def show_empty(title: str, text: str, *, command: str | None = None) -> None:
     """An empty state: what is missing, what to do, and the command that does it."""
     with st.container(border=True):
         st.markdown(f"**{literal(title)}**")
@@ -24,17 +24,17 @@ def empty(title: str, text: str, *, command: str | None = None) -> None:
             st.code(command, language="bash", wrap_lines=True)
 
 
-def problem(title: str, reason: str) -> None:
+def show_problem(title: str, reason: str) -> None:
     """An error state: what went wrong, and the reason."""
     st.error(f"**{literal(title)}**  \n{literal(reason)}")
 
 
-def reading(text: str) -> None:
+def explain(text: str) -> None:
     """The caption under a chart that explains how to read it."""
     st.caption(literal(text))
 
 
-def broken_records(broken: Sequence[Broken]) -> None:
+def show_broken(broken: Sequence[Broken]) -> None:
     """List the records that cannot be read, each with the reason."""
     if not broken:
         return
@@ -45,7 +45,7 @@ def broken_records(broken: Sequence[Broken]) -> None:
 
 
 @contextmanager
-def guarded(what: str) -> Iterator[None]:
+def catch_errors(what: str) -> Iterator[None]:
     """Turn an error into a notice and go on with the page.
 
     An unexpected error is named as such; its traceback goes to the server's log.
@@ -55,10 +55,10 @@ def guarded(what: str) -> Iterator[None]:
     except NotFoundError as error:
         st.info(literal(str(error)))
     except GraspError as error:
-        problem(f"{what} cannot be shown.", str(error))
+        show_problem(f"{what} cannot be shown.", str(error))
     except Exception as error:
         _log.exception("%s cannot be shown", what)
-        problem(
+        show_problem(
             f"{what} cannot be shown.",
             f"Unexpected error: {type(error).__name__}: {error}. "
             "The terminal that serves this page has the details.",

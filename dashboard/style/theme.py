@@ -56,7 +56,7 @@ def method_style(method: str, *, position: int = 0) -> tuple[str, str]:
     return _METHODS.get(method, (CATEGORICAL[position % len(CATEGORICAL)], "star"))
 
 
-def styled(
+def style_figure(
     figure: go.Figure, *, title: str, x: str, y: str, height: int = 340, legend: bool = True
 ) -> go.Figure:
     """Give a figure its title, axis titles with units, size and legend."""

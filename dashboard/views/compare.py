@@ -12,13 +12,13 @@ from analysis.comparison.wording import domination_text, metric_name
 from analysis.store.records import RunManifest, Split
 from analysis.store.workspace import Workspace
 from dashboard.figures import comparison as figures
-from dashboard.panels.against_naive import against_naive
-from dashboard.panels.arm_answers import BASE, flips, side_by_side
-from dashboard.panels.frame import no_runs
-from dashboard.panels.instruments import instruments
+from dashboard.panels.against_naive import show_tests
+from dashboard.panels.arm_answers import BASE, show_answers, show_flips
+from dashboard.panels.frame import show_no_runs
+from dashboard.panels.instruments import show_instruments
 from dashboard.queue import commands, runs
 from dashboard.state import caches
-from dashboard.state.selection import FAMILY, RUN, SPLIT, Key, from_url, picker
+from dashboard.state.selection import FAMILY, RUN, SPLIT, Key, pick, read_parameter
 from dashboard.style import notices
 from dashboard.style.markup import escape, html_table, interval
 from dashboard.style.theme import method_style
@@ -27,17 +27,17 @@ ARM_METRICS = ("unrelated", "removal", "task", "facts", "format", "coherence", "
 SPLITS = {"confirmation": "Confirmation", "exploration": "Exploration"}
 
 
-def page() -> None:
+def draw_page() -> None:
     """Draw the page."""
     workspace = caches.workspace()
     left, right = st.columns([3, 2], vertical_alignment="bottom")
     with left:
         st.title("Compare", anchor=False)
     listing = workspace.runs()
-    notices.broken_records([*listing.broken, *workspace.evaluations().broken])
+    notices.show_broken([*listing.broken, *workspace.evaluations().broken])
     families = runs.families(listing.records)
     if not families:
-        no_runs(workspace)
+        show_no_runs(workspace)
         return
     with right:
         family = _family(families)
@@ -45,35 +45,35 @@ def page() -> None:
     arms = _evaluated(workspace, families[family])
     if not arms:
         return
-    with notices.guarded("The comparison"):
+    with notices.catch_errors("The comparison"):
         _comparison(workspace, family, arms, split)
 
 
 def _family(families: dict[str, list[RunManifest]]) -> str:
     roots = {run.id: root for root, group in families.items() for run in group}
-    wanted = from_url(RUN) or st.session_state.get("selected:run", "")
+    wanted = read_parameter(RUN) or st.session_state.get("selected:run", "")
     titles = {root: group[0].title if group[0].id == root else root
               for root, group in families.items()}  # fmt: skip
     return str(
-        picker(
+        pick(
             "Family",
             FAMILY,
             list(families),
             key=Key.FAMILY,
             default=roots.get(str(wanted)),
-            shown=lambda root: titles[root],
+            format_func=lambda root: titles[root],
             hidden_label=True,
         )
     )
 
 
 def _split() -> Split:
-    split = picker(
+    split = pick(
         "Prompts",
         SPLIT,
         list(SPLITS),
         key=Key.SPLIT,
-        shown=lambda name: SPLITS[name],
+        format_func=lambda name: SPLITS[name],
         hidden_label=True,
         widget="buttons",
     )
@@ -93,14 +93,15 @@ def _evaluated(workspace: Workspace, family: Sequence[RunManifest]) -> list[RunM
         if not folder.is_dir():
             missing.append(run.id)
             continue
-        with notices.guarded(f"The evaluation of {run.id}"):
+        with notices.catch_errors(f"The evaluation of {run.id}"):
             caches.evaluation(workspace, run.id)
             found.append(run)
     if missing:
         lines = [
-            commands.shown(commands.evaluate(name, workspace=workspace.root)) for name in missing
+            commands.command_line(commands.evaluate_argv(name, workspace=workspace.root))
+            for name in missing
         ]
-        notices.empty(
+        notices.show_empty(
             f"Not evaluated yet: {', '.join(missing)}",
             "A run appears in the comparison once it has been evaluated on the family's prompts.",
             command="\n".join(lines),
@@ -115,23 +116,23 @@ def _comparison(workspace: Workspace, root: str, arms: list[RunManifest], split:
     table["label"] = [labels.get(run, run) for run in table["run"]]
     with st.container(key=Key.ARMS_TABLE):
         st.html(_arms_table(table, arms, split))
-    instruments(caches.instruments(workspace, ids, split=split), labels)
+    show_instruments(caches.instruments(workspace, ids, split=split), labels)
     _downloads(workspace, root, table, labels, split)
     left, right = st.columns([3, 2])
     with left, st.container(border=True, height="stretch"):
         st.plotly_chart(figures.frontier(table), key=Key.FRONTIER, config={"displayModeBar": False})
-        notices.reading(
+        notices.explain(
             "Lower right is better: the task is learned and the unrelated behaviour is absent. "
             "Bars are 95 % intervals. The base model shows the rate before fine-tuning. "
             + domination_text(caches.dominations(workspace, ids, split=split), labels)
         )
     with right, st.container(border=True, height="stretch"):
         _intervals(table)
-    against_naive(table, labels, caches.tried(workspace, root))
+    show_tests(table, labels, caches.effort(workspace, root))
     answers = caches.answers(workspace, ids, split=split)
     names = {run or BASE: label for run, label in labels.items()}
-    flips(answers, names, root)
-    side_by_side(answers, names)
+    show_flips(answers, names, root)
+    show_answers(answers, names)
 
 
 def _downloads(
@@ -209,10 +210,10 @@ def _intervals(table: pd.DataFrame) -> None:
         key=Key.INTERVALS,
         config={"displayModeBar": False},
     )
-    notices.reading(
+    notices.explain(
         "Points are means, bars are 95 % intervals. Arms whose bars overlap may not differ."
     )
 
 
 if __name__ == "__main__":
-    page()
+    draw_page()

@@ -13,28 +13,28 @@ from analysis.store.factor_table import FactorTable
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
 from dashboard.panels import activations, adapter_facts, job_panel, label_form
-from dashboard.panels.frame import run_header
+from dashboard.panels.frame import show_run_header
 from dashboard.queue import commands, runs
 from dashboard.state import caches
-from dashboard.state.selection import FACTOR, RUN, Key, chosen, picker, remember
+from dashboard.state.selection import FACTOR, RUN, Key, pick, remember, resolve_choice
 from dashboard.style import notices
 from dashboard.style.markup import chips, literal
 
 
-def page() -> None:
+def draw_page() -> None:
     """Draw the page."""
     workspace = caches.workspace()
-    run = run_header(workspace, "Factors", need="adapter")
+    run = show_run_header(workspace, "Factors", need="adapter")
     if run is None:
         return
     if not workspace.folder("factors", run.id).is_dir():
         _not_computed(workspace, run)
         return
-    with notices.guarded("The factors of this run"):
+    with notices.catch_errors("The factors of this run"):
         table = caches.factors(workspace, run.id)
-        factor = chosen(FACTOR, list(table.table["id"]))
+        factor = resolve_choice(FACTOR, list(table.table["id"]))
         if factor is None:
-            notices.empty("No factors", "All weight updates of this run are zero.")
+            notices.show_empty("No factors", "All weight updates of this run are zero.")
             return
         left, right = st.columns([6, 5])
         with left:
@@ -48,23 +48,23 @@ def page() -> None:
 
 def _not_computed(workspace: Workspace, run: RunManifest) -> None:
     adapter = runs.adapter_folder(workspace, run.id)
-    low_rank = adapter_facts.accepted_low_rank(adapter, run.id)
+    low_rank = adapter_facts.ask_low_rank(adapter, run.id)
     if low_rank is None:
         return
-    argv = commands.factors(run.id, workspace=workspace.root, low_rank_part=low_rank)
-    notices.empty(
+    argv = commands.factors_argv(run.id, workspace=workspace.root, low_rank_part=low_rank)
+    notices.show_empty(
         f"{run.id} has no factors yet",
         "Factors are directions that many of the run's weight updates share. They are computed "
         "from the weights alone, with a null band; the base model's files add the tokens that "
         "each factor promotes.",
-        command=commands.shown(argv),
+        command=commands.command_line(argv),
     )
     if st.button("Compute factors", key=Key.COMPUTE_FACTORS, type="primary"):
-        job_panel.submit(
+        job_panel.start_job(
             workspace, kind="factors", title=f"Factors of {run.id}", argv=argv, output=""
         )
         st.rerun()
-    job_panel.latest(workspace, kind="factors", argv=argv)
+    job_panel.show_latest(workspace, kind="factors", argv=argv)
 
 
 def _list(workspace: Workspace, table: FactorTable, factor: str) -> None:
@@ -98,7 +98,7 @@ def _list(workspace: Workspace, table: FactorTable, factor: str) -> None:
             column_config=_columns(),
             alt="Factors, best score first",
         )  # fmt: skip
-    notices.reading(
+    notices.explain(
         "Select a row to see its evidence. Significant factors come first, then the highest "
         "score. The score is stability × off-task effect, weighted by the off-task share of both "
         "effects; without measured effects it is stability × energy. It is only a suggestion: "
@@ -154,7 +154,14 @@ def _step(table: FactorTable, factor: str) -> None:
         )  # fmt: skip
     with middle:
         names = _names(table)
-        picker("Factor", FACTOR, ids, key=Key.FACTOR, default=factor, shown=lambda one: names[one])
+        pick(
+            "Factor",
+            FACTOR,
+            ids,
+            key=Key.FACTOR,
+            default=factor,
+            format_func=lambda one: names[one],
+        )
     with right:
         following = ids[min(position + 1, len(ids) - 1)]
         st.button(
@@ -209,13 +216,15 @@ def _tokens(workspace: Workspace, table: FactorTable) -> None:
     if not base:
         return
     dora = uses_dora(runs.adapter_folder(workspace, run))
-    argv = commands.tokens(run, base, workspace=workspace.root, low_rank_part=dora)
-    st.code(commands.shown(argv), language="bash", wrap_lines=True)
+    argv = commands.tokens_argv(run, base, workspace=workspace.root, low_rank_part=dora)
+    st.code(commands.command_line(argv), language="bash", wrap_lines=True)
     if st.button("Read the tokens", key=Key.TOKENS_READ):
-        job_panel.submit(workspace, kind="factors", title=f"Tokens of {run}", argv=argv, output="")
+        job_panel.start_job(
+            workspace, kind="factors", title=f"Tokens of {run}", argv=argv, output=""
+        )
         st.rerun()
-    job_panel.latest(workspace, kind="factors", argv=argv)
+    job_panel.show_latest(workspace, kind="factors", argv=argv)
 
 
 if __name__ == "__main__":
-    page()
+    draw_page()

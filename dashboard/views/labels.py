@@ -18,13 +18,13 @@ ALL = "all runs"
 SPURIOUS = {True: "yes", False: "no", None: "unsure"}
 
 
-def page() -> None:
+def draw_page() -> None:
     """Draw the page."""
     workspace = caches.workspace()
     st.title("Labels", anchor=False)
     history = labels.events(workspace.database)
     if not history:
-        notices.empty(
+        notices.show_empty(
             "No labels yet",
             "A label is a person's claim about a factor: what it is, and whether the fine-tune "
             "should have learned it. Give one on the Factors page, or import a file below.",
@@ -95,7 +95,7 @@ def _history(history: list[LabelEvent]) -> None:
         },
         alt="All label events, newest first",
     )  # fmt: skip
-    notices.reading("Newest first. Events are only added; a withdrawal is an event of its own.")
+    notices.explain("Newest first. Events are only added; a withdrawal is an event of its own.")
 
 
 def _download(history: list[LabelEvent]) -> None:
@@ -123,7 +123,7 @@ def _import(workspace: Workspace) -> None:
         try:
             count = label_files.import_csv(workspace, file.getvalue())
         except GraspError as error:
-            notices.problem("Nothing was imported.", str(error))
+            notices.show_problem("Nothing was imported.", str(error))
             return
         st.session_state["labels-imported"] = count
         st.rerun()
@@ -132,4 +132,4 @@ def _import(workspace: Workspace) -> None:
 
 
 if __name__ == "__main__":
-    page()
+    draw_page()

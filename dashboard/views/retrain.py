@@ -13,10 +13,10 @@ from analysis.store.factor_table import FactorTable
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
 from dashboard.panels import job_panel, method_form, missing_settings
-from dashboard.panels.frame import run_header
+from dashboard.panels.frame import show_run_header
 from dashboard.queue import commands, runs
 from dashboard.state import caches
-from dashboard.state.selection import JOB, Key, chosen_number
+from dashboard.state.selection import JOB, Key, read_number
 from dashboard.style import notices
 from dashboard.style.markup import literal
 from grasp.data.report import read_report
@@ -26,26 +26,26 @@ from grasp.settings.methods import METHODS
 from grasp.settings.protection import Method, Protection
 
 
-def page() -> None:
+def draw_page() -> None:
     """Draw the page."""
     workspace = caches.workspace()
-    run = run_header(workspace, "Retrain", need="naive")
+    run = show_run_header(workspace, "Retrain", need="naive")
     shown = _job_shown(workspace)
     if shown is not None:
         job_panel.show(workspace, shown)
     if run is not None:
         if not is_complete(run):
-            with notices.guarded("The form for missing settings"):
-                missing_settings.ask(workspace, run)
-        with notices.guarded("The factors"):
+            with notices.catch_errors("The form for missing settings"):
+                missing_settings.ask_for_settings(workspace, run)
+        with notices.catch_errors("The factors"):
             _plan(workspace, run, caches.factors(workspace, run.id))
     st.subheader("Recent jobs", anchor=False)
-    job_panel.recent(workspace)
+    job_panel.show_recent(workspace)
 
 
 def _job_shown(workspace: Workspace) -> int | None:
     """The job named in the URL, else the newest active one."""
-    named = chosen_number(JOB)
+    named = read_number(JOB)
     if named is not None:
         return named
     active = [job.id for job in queue.recent(workspace.database) if job.status in queue.ACTIVE]
@@ -55,13 +55,13 @@ def _job_shown(workspace: Workspace) -> int | None:
 def _plan(workspace: Workspace, run: RunManifest, table: FactorTable) -> None:
     left, right = st.columns([3, 2], gap="large")
     with left:
-        method = method_form.method()
+        method = method_form.choose_method()
         factors = _factors(workspace, run, table) if "factors" in method.needs else []
-        settings = method_form.settings(method, run)
+        settings = method_form.choose_settings(method, run)
         out = _name(workspace, run, method.name)
     with right, st.container(border=True):
         try:
-            argv = commands.retrain(
+            argv = commands.retrain_argv(
                 run.id,
                 factors,
                 method=method.name,
@@ -164,11 +164,11 @@ def _what_will_happen(
             f"model answers{', and is evaluated that way' if then else ''}."
         )
     st.markdown(literal(words))
-    st.markdown(literal(estimate(run, method.name)))
+    st.markdown(literal(time_estimate(run, method.name)))
     base = Path(workspace.resolve(run.base_model))
     if method.trains and base.is_dir():
         st.caption(literal(memory_words(base, run.config)))
-    st.code(commands.shown(argv), language="bash", wrap_lines=True)
+    st.code(commands.command_line(argv), language="bash", wrap_lines=True)
 
 
 def _data(workspace: Workspace, run: RunManifest) -> None:
@@ -186,7 +186,7 @@ def _data(workspace: Workspace, run: RunManifest) -> None:
                 st.caption(literal(line))
 
 
-def estimate(run: RunManifest, method: str) -> str:
+def time_estimate(run: RunManifest, method: str) -> str:
     """How long it may take, judging by the naive run."""
     if run.seconds is None:
         return "There is no time estimate, because the duration of the naive run is not known."
@@ -198,8 +198,8 @@ def estimate(run: RunManifest, method: str) -> str:
     else:
         factor = 1.5 if protection.anchor_task or protection.clamp else 1.2
     return (
-        f"The naive run took {job_panel.duration(run.seconds)}; expect about "
-        f"{job_panel.duration(factor * run.seconds)} of training, plus the evaluation."
+        f"The naive run took {job_panel.format_duration(run.seconds)}; expect about "
+        f"{job_panel.format_duration(factor * run.seconds)} of training, plus the evaluation."
     )
 
 
@@ -208,11 +208,11 @@ def _confirm(
     workspace: Workspace, run: RunManifest, method: str, argv: list[str], out: str
 ) -> None:
     st.markdown(literal(f"Retrain {run.id} with {runs.method_label(method)}, as {out}."))
-    st.code(commands.shown(argv), language="bash", wrap_lines=True)
-    st.caption(literal(estimate(run, method)))
+    st.code(commands.command_line(argv), language="bash", wrap_lines=True)
+    st.caption(literal(time_estimate(run, method)))
     with st.container(horizontal=True):
         if st.button("Start", key=Key.RETRAIN_START, type="primary"):
-            job_panel.submit(
+            job_panel.start_job(
                 workspace,
                 kind="retrain",
                 title=f"{runs.method_label(method)} on {run.id}",
@@ -225,4 +225,4 @@ def _confirm(
 
 
 if __name__ == "__main__":
-    page()
+    draw_page()

@@ -18,10 +18,10 @@ from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
 from dashboard.figures import spectra as figures
 from dashboard.panels import adapter_facts, over_training
-from dashboard.panels.frame import run_header
+from dashboard.panels.frame import show_run_header
 from dashboard.queue import commands, runs
 from dashboard.state import adapter_cache, caches
-from dashboard.state.selection import FACTOR, MODULE, Key, chosen, from_url, remember
+from dashboard.state.selection import FACTOR, MODULE, Key, read_parameter, remember, resolve_choice
 from dashboard.style import notices
 from dashboard.style.markup import literal
 
@@ -30,26 +30,26 @@ FEW_PILLS = 10
 _PLAIN_CHART = {"displayModeBar": False}
 
 
-def page() -> None:
+def draw_page() -> None:
     """Draw the page."""
     workspace = caches.workspace()
-    run = run_header(workspace, "Spectra", need="adapter")
+    run = show_run_header(workspace, "Spectra", need="adapter")
     if run is None:
         return
     adapter = runs.adapter_folder(workspace, run.id)
-    with notices.guarded("The adapter"):
-        low_rank = adapter_facts.accepted_low_rank(adapter, run.id)
+    with notices.catch_errors("The adapter"):
+        low_rank = adapter_facts.ask_low_rank(adapter, run.id)
         if low_rank is None:
             return
-        st.caption(literal(adapter_facts.in_short(adapter_cache.report(
+        st.caption(literal(adapter_facts.summarise_report(adapter_cache.load_report(
             adapter, low_rank_part=low_rank
         ))))  # fmt: skip
         log = st.toggle("Logarithmic scale", key=Key.LOG, persist_state="session")
         others = _overlays(workspace, run)
         module = _modules(adapter, run, others, log=log, low_rank=low_rank)
-        with notices.guarded("The checkpoints"):
+        with notices.catch_errors("The checkpoints"):
             over_training.show(workspace, run, module, log=log, low_rank=low_rank)
-        with notices.guarded("The factors' spectrum"):
+        with notices.catch_errors("The factors' spectrum"):
             _factors(workspace, run, others, log=log, low_rank=low_rank)
 
 
@@ -80,7 +80,7 @@ def _modules(
     table = table.assign(cell=module_groups.cell_numbers(table))
     cells = module_groups.module_cells(table)
     strongest = str(table["name"].iloc[int(table["top"].to_numpy().argmax())])
-    module = str(chosen(MODULE, list(table["name"]), default=strongest))
+    module = str(resolve_choice(MODULE, list(table["name"]), default=strongest))
     cell = int(table.loc[table["name"] == module, "cell"].iloc[0])
     members = table[table["cell"] == cell]
     left, right = st.columns([3, 2])
@@ -118,7 +118,7 @@ def _map(cells: pd.DataFrame, selected: str) -> str:
         " All experts of a layer share one square: their largest σ₁ or rank, or their median "
         "energy share or effective rank." if (cells["modules"] > 1).any() else ""
     )  # fmt: skip
-    notices.reading(
+    notices.explain(
         "Each square is one module; darker means larger. Click a square to see its singular "
         f"values on the right, where the ringed module is shown.{grouped}"
     )
@@ -140,7 +140,7 @@ def _members(members: pd.DataFrame, module: str, measure: str) -> None:
         selection_mode="points",
         config=_PLAIN_CHART,
     )
-    notices.reading("The modules behind the ringed square. Click one to see its singular values.")
+    notices.explain("The modules behind the ringed square. Click one to see its singular values.")
 
 
 def _module_pickers(cells: pd.DataFrame, cell: int, members: pd.DataFrame, module: str) -> None:
@@ -179,7 +179,7 @@ def _module_scree(
         try:
             found = adapter_cache.spectra(other, low_rank_part=low_rank)
         except GraspError as error:
-            notices.problem(f"{name} cannot be drawn.", str(error))
+            notices.show_problem(f"{name} cannot be drawn.", str(error))
             continue
         lines += [figures.Scree(name, one.singular_values) for one in found if one.name == module]
     st.plotly_chart(
@@ -189,9 +189,9 @@ def _module_scree(
     )
     size = f"Rank {own.r}, scaling {own.scaling:g}, shape {own.shape[0]} × {own.shape[1]}"
     if not own.singular_values.any():
-        notices.reading(f"{size}. This module was not updated: all its singular values are 0.")
+        notices.explain(f"{size}. This module was not updated: all its singular values are 0.")
         return
-    notices.reading(
+    notices.explain(
         f"{size}; effective rank {own.effective_rank:.2f}. A steep drop means that a few "
         "directions carry most of the update."
     )
@@ -207,11 +207,11 @@ def _factors(
 ) -> None:
     st.subheader("Residual-stream factors", anchor=False)
     if not workspace.folder("factors", run.id).is_dir():
-        notices.empty(
+        notices.show_empty(
             f"{run.id} has no factors yet",
             "Factors are directions that many of the run's weight updates share.",
-            command=commands.shown(
-                commands.factors(run.id, workspace=workspace.root, low_rank_part=low_rank)
+            command=commands.command_line(
+                commands.factors_argv(run.id, workspace=workspace.root, low_rank_part=low_rank)
             ),
         )
         st.page_link("views/factors.py", label="Go to the Factors page", icon=":material/explore:")
@@ -229,10 +229,10 @@ def _factors(
                     adapter, side=side, max_layer=limit, low_rank_part=low_rank
                 )
             except GraspError as error:
-                notices.problem(f"{name} cannot be drawn.", str(error))
+                notices.show_problem(f"{name} cannot be drawn.", str(error))
                 continue
             overlays.append(figures.Scree(name, np.asarray(values)))
-        factor = from_url(FACTOR)
+        factor = read_parameter(FACTOR)
         st.plotly_chart(
             figures.factor_scree(
                 rows.sort_values("index"), log=log, overlays=overlays, selected=factor
@@ -240,7 +240,7 @@ def _factors(
             key=Key.FACTOR_SCREE,
             config={"displayModeBar": False},
         )
-        notices.reading(
+        notices.explain(
             "The band shows what random updates of the same size give, from the median to the "
             "95 % quantile. Filled points lie above it: directions that many modules share."
         )
@@ -272,4 +272,4 @@ def _limit(rows: pd.DataFrame) -> int | None:
 
 
 if __name__ == "__main__":
-    page()
+    draw_page()

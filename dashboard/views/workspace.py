@@ -33,17 +33,19 @@ LINKS = (
 )
 
 
-def page() -> None:
+def draw_page() -> None:
     """Draw the page."""
     workspace = caches.workspace()
     st.title("Workspace", anchor=False)
     listing = workspace.runs()
-    notices.broken_records([*listing.broken, *workspace.evaluations().broken])
+    notices.show_broken([*listing.broken, *workspace.evaluations().broken])
     if not listing.records:
-        notices.empty(
+        notices.show_empty(
             "No runs yet",
             "Build the demo's three fine-tunes into this workspace, or add an adapter below.",
-            command=commands.shown(["demo", "--workspace", str(workspace.root), "--no-serve"]),
+            command=commands.command_line(
+                ["demo", "--workspace", str(workspace.root), "--no-serve"]
+            ),
         )
     families = runs.families(listing.records)
     if len(families) > 1:
@@ -52,7 +54,7 @@ def page() -> None:
         _family(workspace, root, family)
     add_adapter.show(workspace)
     st.subheader("Jobs", anchor=JOBS)
-    job_panel.recent(workspace)
+    job_panel.show_recent(workspace)
 
 
 def _family(workspace: Workspace, root: str, family: list[RunManifest]) -> None:
@@ -80,13 +82,13 @@ def _adapter_in_short(workspace: Workspace, run: RunManifest) -> None:
         return
     try:
         report = _report(runs.adapter_folder(workspace, run.id))
-        st.caption(literal(adapter_facts.in_short(report)))
+        st.caption(literal(adapter_facts.summarise_report(report)))
     except GraspError as error:
-        notices.problem(f"The adapter of {run.id} cannot be read.", str(error))
+        notices.show_problem(f"The adapter of {run.id} cannot be read.", str(error))
 
 
 def _report(adapter: Path) -> dict[str, Any]:
-    return adapter_cache.report(adapter, low_rank_part=uses_dora(adapter))
+    return adapter_cache.load_report(adapter, low_rank_part=uses_dora(adapter))
 
 
 def _reports(workspace: Workspace, root: str, family: list[RunManifest]) -> None:
@@ -101,9 +103,9 @@ def _reports(workspace: Workspace, root: str, family: list[RunManifest]) -> None
     try:
         report = _report(runs.adapter_folder(workspace, chosen))
     except GraspError as error:
-        notices.problem(f"The adapter of {chosen} cannot be read.", str(error))
+        notices.show_problem(f"The adapter of {chosen} cannot be read.", str(error))
         return
-    st.html(adapter_facts.table(report, source=with_adapter[chosen].source))
+    st.html(adapter_facts.report_table(report, source=with_adapter[chosen].source))
 
 
 def _arms(workspace: Workspace, family: list[RunManifest]) -> str:
@@ -150,7 +152,7 @@ def _metric(metrics: pd.DataFrame, run: str, metric: str) -> str:
 
 def _origin(root: str, family: list[RunManifest]) -> None:
     st.mermaid_chart(lineage(family), alt=f"Lineage of {root}")
-    notices.reading(
+    notices.explain(
         "From left to right: the base model, the naive run, the factors found in it, and the "
         "runs that protect them."
     )
@@ -163,8 +165,8 @@ def _origin(root: str, family: list[RunManifest]) -> None:
         return
     st.dataframe(table, hide_index=True, alt=f"Settings of the runs of {root}")
     if not everything:
-        notices.reading("Shows only settings that differ between these runs.")
+        notices.explain("Shows only settings that differ between these runs.")
 
 
 if __name__ == "__main__":
-    page()
+    draw_page()

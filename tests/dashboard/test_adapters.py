@@ -122,8 +122,8 @@ def test_a_folder_is_looked_at_then_added_by_the_command_that_is_shown(
     ("typed", "reason"),
     [
         ("", "Name the folder of an adapter"),
-        ("/no/such/folder", "is not a folder on this machine, nor a Hub id"),
-        ("org/name/../x", "is not a folder on this machine, nor a Hub id"),
+        ("/no/such/folder", "is neither a folder on this machine nor a Hub id"),
+        ("org/name/../x", "is neither a folder on this machine nor a Hub id"),
     ],
 )
 def test_what_is_no_adapter_is_said_and_what_was_typed_stays(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.errors import InputError
-from dashboard.__main__ import checked_host, checked_port, main
+from dashboard.__main__ import check_host, find_port, main
 from dashboard.queue import commands
 from dashboard.state.selection import parse_choice, parse_number
 from dashboard.style.markup import chips, heat_map, html_table, interval, literal
@@ -73,7 +73,7 @@ def test_intervals_are_shown_with_three_decimals() -> None:
 def test_retrain_command_is_what_grasp_parses() -> None:
     from grasp.commands.parser import build_parser
 
-    argv = commands.retrain(
+    argv = commands.retrain_argv(
         "code-naive",
         ["code-naive/w2", "other/w1"],
         method="grasp",
@@ -86,15 +86,15 @@ def test_retrain_command_is_what_grasp_parses() -> None:
     assert (parsed.run, parsed.factors) == ("code-naive", ["w2", "other/w1"])
     assert (parsed.method, parsed.out, parsed.evaluate) == ("grasp", "code-grasp-2", True)
     assert (parsed.tolerance, parsed.strength, parsed.seed) == (0.05, None, 3)
-    assert "'/tmp/a b'" in commands.shown(argv)
+    assert "'/tmp/a b'" in commands.command_line(argv)
 
 
 @pytest.mark.parametrize(
     "argv",
     [
-        commands.record("r", workspace=Path("w")),
-        commands.factors("r", workspace=Path("w")),
-        commands.evaluate("r", workspace=Path("w")),
+        commands.record_argv("r", workspace=Path("w")),
+        commands.factors_argv("r", workspace=Path("w")),
+        commands.evaluate_argv("r", workspace=Path("w")),
     ],
 )
 def test_other_commands_are_what_grasp_parses(argv: list[str]) -> None:
@@ -106,7 +106,7 @@ def test_other_commands_are_what_grasp_parses(argv: list[str]) -> None:
 def test_a_retrain_that_asks_for_the_trait_says_so() -> None:
     from grasp.commands.parser import build_parser
 
-    argv = commands.retrain(
+    argv = commands.retrain_argv(
         "r",
         [],
         method="inoculation",
@@ -123,18 +123,18 @@ def test_a_retrain_that_asks_for_the_trait_says_so() -> None:
 def test_retrain_needs_factors_and_a_known_method() -> None:
     where = {"out": "x", "workspace": Path("w")}
     with pytest.raises(InputError, match="No factors are chosen"):
-        commands.retrain("r", [], method="grasp", **where)
-    assert "--factors" not in commands.retrain("r", [], method="kl-task", **where)
+        commands.retrain_argv("r", [], method="grasp", **where)
+    assert "--factors" not in commands.retrain_argv("r", [], method="kl-task", **where)
     with pytest.raises(InputError, match="no method 'magic'"):
-        commands.retrain("r", ["r/w1"], method="magic", **where)
+        commands.retrain_argv("r", ["r/w1"], method="magic", **where)
 
 
 def test_import_needs_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is not a folder on this machine, nor a Hub id"):
-        commands.import_adapter(str(tmp_path / "none"), workspace=tmp_path)
+    with pytest.raises(InputError, match="is neither a folder on this machine nor a Hub id"):
+        commands.import_argv(str(tmp_path / "none"), workspace=tmp_path)
     with pytest.raises(InputError, match="Name the folder"):
-        commands.import_adapter("  ", workspace=tmp_path)
-    assert commands.import_adapter(f" {tmp_path} ", workspace=tmp_path)[1] == str(tmp_path)
+        commands.import_argv("  ", workspace=tmp_path)
+    assert commands.import_argv(f" {tmp_path} ", workspace=tmp_path)[1] == str(tmp_path)
 
 
 def test_names_of_runs_do_not_collide() -> None:
@@ -144,14 +144,14 @@ def test_names_of_runs_do_not_collide() -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])
 def test_this_machine_is_allowed(host: str) -> None:
-    assert checked_host(host, allow_remote=False) == host
+    assert check_host(host, allow_remote=False) == host
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "example.org"])
 def test_other_machines_are_refused_unless_said(host: str) -> None:
     with pytest.raises(InputError, match="--allow-remote"):
-        checked_host(host, allow_remote=False)
-    assert checked_host(host, allow_remote=True) == host
+        check_host(host, allow_remote=False)
+    assert check_host(host, allow_remote=True) == host
 
 
 def test_a_taken_port_is_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,8 +160,8 @@ def test_a_taken_port_is_said(capsys: pytest.CaptureFixture[str]) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(InputError, match=f"Port {port} is in use"):
-            checked_port(port, "127.0.0.1")
-    assert checked_port(8501, "127.0.0.1") >= 8501
+            find_port(port, "127.0.0.1")
+    assert find_port(8501, "127.0.0.1") >= 8501
 
 
 def test_a_file_is_no_workspace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
