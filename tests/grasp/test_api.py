@@ -154,6 +154,7 @@ def test_the_example_in_the_docstring_runs(
         "arguments": TrainingArguments(
             output_dir=str(tmp_path / "run"), max_steps=1, use_cpu=True, report_to="none",
             disable_tqdm=True,
+            logging_strategy="no",
         ),
     }  # fmt: skip
     example = doctest.DocTestParser().get_doctest(
@@ -187,7 +188,7 @@ def test_the_loop_learns_and_keeps_the_write_constraint(tmp_path: Path) -> None:
             (loss + guard.penalty()).backward()
             optimizer.step()
             optimizer.zero_grad()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
         leakage = guard.leakage()
     assert losses[-1] < losses[0]
     assert leakage < 1e-5
