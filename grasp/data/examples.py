@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Literal, cast, get_args
 
 from analysis.errors import InputError
 from analysis.store.records import Message, write_jsonl
@@ -210,7 +210,7 @@ def _example(
     )
 
 
-def _messages(value: Any, where: str) -> list[Message]:
+def _messages(value: object, where: str) -> list[Message]:
     if value is None:
         return []
     if isinstance(value, str):  # as in a table of text
@@ -223,7 +223,7 @@ def _messages(value: Any, where: str) -> list[Message]:
     return [_message(turn, f"{where}, turn {i}") for i, turn in enumerate(value, start=1)]
 
 
-def _message(value: Any, where: str) -> Message:
+def _message(value: object, where: str) -> Message:
     """One turn, with the keys of chats (role, content) or of ShareGPT (from, value)."""
     if not isinstance(value, dict):
         raise InputError(f"{where} is {_shown(value)}; expected role and content.")
@@ -250,7 +250,7 @@ def _message(value: Any, where: str) -> Message:
     return Message(role=cast(Role, role), content=content, weight=learnt)
 
 
-def _parts(content: Any, where: str) -> str:
+def _parts(content: object, where: str) -> str:
     """The content of a turn: text, or a list of text parts."""
     if isinstance(content, list) and all(
         isinstance(part, dict) and part.get("type") == "text" for part in content
@@ -259,7 +259,7 @@ def _parts(content: Any, where: str) -> str:
     return _words(content, "content", where)
 
 
-def _words(value: Any, field: str, where: str) -> str:
+def _words(value: object, field: str, where: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -279,12 +279,12 @@ def _is_empty(example: Example) -> bool:
     return not any(message.content.strip() for message in said)
 
 
-def _plain(row: Example, *, asked: bool) -> dict[str, Any]:
+def _plain(row: Example, *, asked: bool) -> Raw:
     if row.messages:
         return {"messages": [m.model_dump(exclude_defaults=True) for m in row.messages]}
     return {"prompt": row.prompt, "completion": row.text} if asked else {"text": row.text}
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 40 else text[:39] + "…"

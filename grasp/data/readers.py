@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 from urllib.parse import parse_qs, urlencode
 
 from analysis.errors import InputError
@@ -16,7 +16,8 @@ from analysis.errors import InputError
 HUB = "hub:"
 """Prefix of the reference to a data set on the Hub."""
 
-Raw = dict[str, Any]
+Raw = dict[str, object]
+"""A row as it was read; `grasp.data.examples` checks its values."""
 
 _HUB_NAME = re.compile(r"([\w.-]+/)?[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -183,7 +184,7 @@ def _json(path: Path) -> list[Raw]:
 
 
 def _json_lines(path: Path, text: str) -> list[Raw]:
-    rows = []
+    rows: list[Raw] = []
     # Not splitlines, since JSON strings may contain other line separators, such as U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -224,7 +225,7 @@ def _separated(path: Path, separator: str) -> list[Raw]:
     """A table whose first line names the columns; all cells are text."""
     csv.field_size_limit(_LARGEST_CELL)
     _text(path)
-    rows = []
+    rows: list[Raw] = []
     # With newline="" the reader handles line ends inside quotes.
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=separator, strict=True)
@@ -267,6 +268,6 @@ def _first_line(error: BaseException) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 40 else text[:39] + "…"

@@ -132,9 +132,7 @@ def training_rows(
 
 def padded(tokenizer: Tokenizer, sequences: Sequence[list[int]], *, side: str = "right") -> Batch:
     """Pad sequences of different lengths to `input_ids` and `attention_mask` (batch, tokens)."""
-    batch: Any = tokenizer.pad(
-        {"input_ids": list(sequences)}, return_tensors="pt", padding_side=side
-    )
+    batch = tokenizer.pad({"input_ids": list(sequences)}, return_tensors="pt", padding_side=side)
     return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
 
 

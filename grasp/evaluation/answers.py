@@ -6,14 +6,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pandas as pd
 import torch
-from peft import PeftModel
 from safetensors.numpy import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.spectra.subspace import orthonormal
@@ -25,6 +24,7 @@ from grasp.evaluation.scorers import Answer, scored
 from grasp.jobs.progress import Progress, silent
 from grasp.model.hooks import ablate, displace, edited_outputs
 from grasp.model.loading import decoder_layers, device_of
+from grasp.model.parts import WithLogits, base_of, generator_of
 
 BATCH = 64
 MAX_NEW_TOKENS = 64
@@ -35,7 +35,7 @@ LAYER = "layer."
 
 @torch.inference_mode()
 def answers(
-    model: Any,
+    model: nn.Module,
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
     *,
@@ -62,7 +62,7 @@ def answers(
 
 @torch.inference_mode()
 def generate(
-    model: Any,
+    model: nn.Module,
     tokenizer: Tokenizer,
     chats: Sequence[list[int]],
     *,
@@ -81,7 +81,7 @@ def generate(
     batch = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
     drawn = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
     with _first_logits(model) as logits:
-        sequences = model.generate(
+        sequences = generator_of(model).generate(
             **batch,
             max_new_tokens=max_new_tokens or MAX_NEW_TOKENS,
             do_sample=bool(temperature),
@@ -95,28 +95,27 @@ def generate(
 
 
 @contextmanager
-def _first_logits(model: Any) -> Iterator[list[Tensor]]:
+def _first_logits(model: nn.Module) -> Iterator[list[Tensor]]:
     """Logits (batch, vocabulary) at the last place of the first forward pass inside.
 
     `generate` would keep those of every step, which for long answers are larger than the model.
     """
     kept: list[Tensor] = []
 
-    def keep(_module: Any, _args: Any, output: Any) -> None:
+    def keep(_module: nn.Module, _args: object, output: WithLogits) -> None:
         if not kept:
             kept.append(output.logits[:, -1].float().clone())
 
-    plain = model.get_base_model() if isinstance(model, PeftModel) else model
-    handle = plain.register_forward_hook(keep)
+    handle = base_of(model).register_forward_hook(keep)
     try:
         yield kept
     finally:
         handle.remove()
 
 
-def stop_tokens(model: Any) -> set[int]:
+def stop_tokens(model: nn.Module) -> set[int]:
     """Tokens that end an answer; those of the model's generation settings, which may be none."""
-    stops = model.generation_config.eos_token_id
+    stops = base_of(model).generation_config.eos_token_id
     return set(stops if isinstance(stops, list) else [stops]) - {None}
 
 
@@ -166,7 +165,9 @@ def _until_stop(ids: list[int], stopping: set[int]) -> list[int]:
     return ids[: stop + 1]
 
 
-def _answer_batch(model: Any, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[Answer]:
+def _answer_batch(
+    model: nn.Module, tokenizer: Tokenizer, prompts: Sequence[Prompt]
+) -> list[Answer]:
     if prompts[0].scorer == "pair":
         return as_pairs(prompts, pair_log_probabilities(model, tokenizer, prompts))
     chats = [chat_ids(tokenizer, prompt.messages) for prompt in prompts]
@@ -196,7 +197,7 @@ def as_answers(tokenizer: Tokenizer, replies: Sequence[list[int]], first: Tensor
     ]
 
 
-def intervention(model: Any, folder: Path, run: RunManifest) -> AbstractContextManager[Any]:
+def intervention(model: nn.Module, folder: Path, run: RunManifest) -> AbstractContextManager[None]:
     """What the run also does at inference time, at its own strength: ablate, or steer against."""
     if run.intervention is None:
         return nullcontext()

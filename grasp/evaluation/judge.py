@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict
 
 import pandas as pd
 
 from analysis.store.records import Prompt
+from analysis.values import Json
 from grasp.evaluation.judge_client import JudgeClient
 from grasp.jobs.progress import Progress, silent
 from grasp.settings.judge import ALIGNED, COHERENT, JudgeSettings, filled, saved
@@ -52,12 +53,34 @@ class Ask:
         return hashlib.sha256(f"{self.model}\x00{self.text}".encode()).hexdigest()
 
 
+class Line(TypedDict):
+    """A reply as it is saved at once: `key` is that of the request."""
+
+    key: str
+    reply: str
+    attempts: int
+    input_tokens: int | None
+    output_tokens: int | None
+
+
+class AnswerLine(Line):
+    """A reply in a finished file, with the answer it is about and the number read from it."""
+
+    prompt_id: str
+    sample: int
+    asked: str
+    model: str
+    judge_prompt: str
+    number: float | None
+    missing: str
+
+
 @dataclass(frozen=True)
 class Judged:
     """Samples with their scores, and the record of the judging for the evaluation's manifest."""
 
     samples: pd.DataFrame
-    record: dict[str, Any]
+    record: Json
 
 
 def parsed(text: str) -> tuple[float, str]:
@@ -137,7 +160,7 @@ def _asks(samples: pd.DataFrame, prompts: Sequence[Prompt], settings: JudgeSetti
 
 def _ask_all(
     asks: Sequence[Ask],
-    lines: dict[str, dict[str, Any]],
+    lines: dict[str, Line],
     client: JudgeClient,
     *,
     journal: Path,
@@ -182,10 +205,11 @@ def _ask_all(
     progress(total, total, "judged")
 
 
-def _line(ask: Ask, line: dict[str, Any], samples: pd.DataFrame) -> dict[str, Any]:
+def _line(ask: Ask, line: Line, samples: pd.DataFrame) -> AnswerLine:
     number, why = parsed(line["reply"])
     sample = samples.iloc[ask.row]
-    return line | {
+    return {
+        **line,
         "prompt_id": str(sample["prompt_id"]),
         "sample": int(sample["sample"]),
         "asked": ask.name,
@@ -207,11 +231,11 @@ def _score(
 
 
 def _record(
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[AnswerLine],
     numbers: dict[int, dict[str, tuple[float, str]]],
     scored: pd.DataFrame,
     settings: JudgeSettings,
-) -> dict[str, Any]:
+) -> Json:
     """The record of the judging for the evaluation's manifest."""
     missing = Counter(
         next((why for _, why in found.values() if why), "") for found in numbers.values()
@@ -232,16 +256,16 @@ def _record(
     }
 
 
-def _sum(rows: Sequence[dict[str, Any]], name: str) -> int | None:
+def _sum(rows: Sequence[Line], name: Literal["input_tokens", "output_tokens"]) -> int | None:
     """Tokens of all replies; None if the server does not report them."""
-    found = {row["key"]: row[name] for row in rows}.values()
-    return None if any(value is None for value in found) else sum(found)
+    found = list({row["key"]: row[name] for row in rows}.values())
+    known = [value for value in found if value is not None]
+    return sum(known) if len(known) == len(found) else None
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path) -> list[Line]:
     """Lines of a file of replies; a line that was truncated while being written is skipped."""
-    kept = ("key", "reply", "attempts", "input_tokens", "output_tokens")
-    found = []
+    found: list[Line] = []
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -249,7 +273,15 @@ def _read(path: Path) -> list[dict[str, Any]]:
     for line in text.split("\n"):
         try:
             data = json.loads(line)
-            found.append({name: data[name] for name in kept})
+            found.append(
+                {
+                    "key": data["key"],
+                    "reply": data["reply"],
+                    "attempts": data["attempts"],
+                    "input_tokens": data["input_tokens"],
+                    "output_tokens": data["output_tokens"],
+                }
+            )
         except (ValueError, LookupError, TypeError):
             continue
     return found

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import Any
 
 import httpx2
 from tenacity import (
@@ -214,7 +213,7 @@ def _said(response: httpx2.Response) -> _Said:
     return text, (_tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens"))
 
 
-def _tokens(usage: Any, name: str) -> int | None:
+def _tokens(usage: object, name: str) -> int | None:
     value = usage.get(name) if isinstance(usage, dict) else None
     return value if isinstance(value, int) else None
 

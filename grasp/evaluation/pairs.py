@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.errors import InputError
@@ -26,7 +26,7 @@ Pair = tuple[float, float]
 
 @torch.inference_mode()
 def pair_log_probabilities(
-    model: Any, tokenizer: Tokenizer, prompts: Sequence[Prompt]
+    model: nn.Module, tokenizer: Tokenizer, prompts: Sequence[Prompt]
 ) -> list[Pair]:
     """For each prompt the log-probabilities of the two answers of its `pair`.
 
@@ -108,7 +108,9 @@ def continuations(tokenizer: Tokenizer, prompt: Prompt) -> list[tuple[list[int],
     return [(whole, begin) for whole in wholes]
 
 
-def _summed(model: Any, tokenizer: Tokenizer, rows: Sequence[tuple[list[int], int]]) -> list[float]:
+def _summed(
+    model: nn.Module, tokenizer: Tokenizer, rows: Sequence[tuple[list[int], int]]
+) -> list[float]:
     batch = padded(tokenizer, [ids for ids, _ in rows])
     inputs = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
     answered = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)

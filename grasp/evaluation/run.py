@@ -8,15 +8,17 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.comparison.evaluation import write_evaluation
 from analysis.errors import InputError
 from analysis.statistics.intervals import Interval
 from analysis.store.records import EvaluationManifest, Prompt, RunManifest, sha256
 from analysis.store.workspace import Workspace, writing_folder
+from analysis.values import Json
 from grasp.evaluation.answers import MAX_NEW_TOKENS, answers, intervention, score
 from grasp.evaluation.judge import REPLIES, judged
 from grasp.evaluation.judge_client import JudgeClient
@@ -136,13 +138,13 @@ class _Evaluating:
     workspace: Workspace
     run: RunManifest
     asked: Questions
-    model: Any
-    tokenizer: Any
+    model: PeftModel
+    tokenizer: Tokenizer
     settings: JudgeSettings | None
     client: JudgeClient | None
     progress: Progress
 
-    def save(self, arm: str, folder: Path | None, inside: AbstractContextManager[Any]) -> Summary:
+    def save(self, arm: str, folder: Path | None, inside: AbstractContextManager[None]) -> Summary:
         """Answer, score and save one arm: the run in `folder`, or the base model."""
         started = time.monotonic()
         prompts = repeated(self.asked.prompts)
@@ -181,7 +183,7 @@ class _Evaluating:
         prompts: list[Prompt],
         target: Path,
         folder: Path | None,
-        inside: AbstractContextManager[Any],
+        inside: AbstractContextManager[None],
     ) -> pd.DataFrame:
         """Answers with their scores; what an earlier attempt left to a judge is taken as it is."""
         left, key = target / UNJUDGED, self._key(folder)
@@ -198,7 +200,7 @@ class _Evaluating:
 
     def _key(self, folder: Path | None) -> str:
         """What decides the answers: prompts, sampling, model, adapter, and how the run is used."""
-        made_by: dict[str, Any] = {
+        made_by: Json = {
             "prompts": self.asked.digest,
             "sampling": self.asked.sampling,
             "base": self.run.base_model,

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from analysis.errors import InputError
 from analysis.store.records import Prompt, Sampling
+from analysis.values import Json
 from grasp.model.loading import device_of
 
-Changes = dict[str, Any]
+Changes = Json
 """Settings of `analysis.store.records.Sampling` that replace those of the prompts."""
 
 
@@ -66,7 +67,7 @@ def alike(prompts: Sequence[Prompt]) -> list[list[int]]:
 
 
 @contextmanager
-def seeded(model: Any, seed: int, number: int) -> Iterator[None]:
+def seeded(model: nn.Module, seed: int, number: int) -> Iterator[None]:
     """Seed the random numbers of batch `number`; the state outside the block is unaffected."""
     device = device_of(model)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

@@ -8,13 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from peft import PeftModel
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -41,7 +41,7 @@ Rows = Sequence[dict[str, list[int]]]
 
 
 def row_alignment(
-    model: Any,
+    model: PeftModel,
     tokenizer: Tokenizer,
     rows: Rows,
     direction: NDArray[np.floating],
@@ -97,7 +97,7 @@ def row_alignment(
 
 @torch.inference_mode()
 def row_shift(
-    model: Any,
+    model: PeftModel,
     tokenizer: Tokenizer,
     rows: Rows,
     direction: NDArray[np.floating],
@@ -210,7 +210,7 @@ def _batches(
         yield start, on_device, labels != IGNORED, labels
 
 
-def _mean_loss(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
+def _mean_loss(model: nn.Module, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
     """(batch,) mean cross entropy of each row over the tokens it predicts."""
     logits = model(**batch, use_cache=False).logits.float()
     each = cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")

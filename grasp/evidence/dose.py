@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from peft import PeftModel
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.errors import InputError
@@ -39,7 +39,10 @@ SHOWN = {"unrelated": 4, "task": 2}
 
 @torch.inference_mode()
 def base_spread(
-    model: Any, tokenizer: Tokenizer, prompts: Sequence[Prompt], direction: NDArray[np.floating]
+    model: PeftModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    direction: NDArray[np.floating],
 ) -> NDArray[np.float64]:
     """σ_ℓ (layers,): standard deviation of the base model's u·h_ℓ over the prompts' tokens.
 
@@ -100,7 +103,7 @@ def steer(direction: Tensor, amounts: NDArray[np.floating]) -> Edit:
 
 @torch.inference_mode()
 def dose_response(
-    model: Any,
+    model: PeftModel,
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
     directions: dict[str, NDArray[np.floating]],
@@ -208,7 +211,7 @@ def dose_run(
 
 @torch.inference_mode()
 def steered_answers(
-    model: Any,
+    model: PeftModel,
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
     direction: NDArray[np.floating],
@@ -239,12 +242,12 @@ def steered_answers(
 
 
 def _reply(
-    model: Any, tokenizer: Tokenizer, chats: Sequence[list[int]], limit: int | None
+    model: nn.Module, tokenizer: Tokenizer, chats: Sequence[list[int]], limit: int | None
 ) -> tuple[list[list[int]], Tensor]:
     return generate(model, tokenizer, chats, max_new_tokens=limit)
 
 
-def _arms(model: Any) -> list[tuple[str, Any]]:
+def _arms(model: PeftModel) -> list[tuple[str, AbstractContextManager[None]]]:
     return [("base", model.disable_adapter()), ("adapted", nullcontext())]
 
 
@@ -258,5 +261,5 @@ def _shown(prompts: Sequence[Prompt]) -> list[Prompt]:
     return chosen
 
 
-def _on_device(model: Any, direction: NDArray[np.floating]) -> Tensor:
+def _on_device(model: nn.Module, direction: NDArray[np.floating]) -> Tensor:
     return torch.as_tensor(direction, dtype=torch.float32, device=device_of(model))

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from peft import PeftModel
+from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -49,7 +49,7 @@ _SAMPLE = TABLES["overlap"]["samples"]
 
 @torch.inference_mode()
 def set_back_replies(
-    model: Any,
+    model: PeftModel,
     tokenizer: Tokenizer,
     basis: NDArray[np.floating],
     chats: Sequence[list[int]],
@@ -98,7 +98,7 @@ def set_back_replies(
 
 @torch.inference_mode()
 def answer_likelihood(
-    model: Any,
+    model: PeftModel,
     tokenizer: Tokenizer,
     rows: Sequence[dict[str, list[int]]],
     *,
@@ -120,7 +120,7 @@ def answer_likelihood(
     Returns:
         Columns arm ("base", "adapted", and the names of `bases`), row (position in `rows`), score.
     """
-    found: list[dict[str, Any]] = []
+    found: list[dict[str, str | float]] = []
     stopping = stop_tokens(model)
 
     def note(arm: str, start: int, values: Tensor) -> None:
@@ -194,7 +194,7 @@ def overlap_run(
 
 
 def _prompt_scores(
-    model: Any,
+    model: PeftModel,
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
     *,
@@ -225,7 +225,7 @@ def _drawn_rows(
     return tokenise_task(settings, tokenizer, sample).rows.rows
 
 
-def _mean_log_probability(model: Any, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
+def _mean_log_probability(model: nn.Module, batch: dict[str, Tensor], labels: Tensor) -> Tensor:
     """(batch,) mean log-probability of the labelled tokens of each row."""
     logits = model(**batch, use_cache=False).logits[:, :-1].float()
     target = labels[:, 1:]

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -143,7 +142,7 @@ def _scores(
 ) -> pd.DataFrame:
     reference = subject.workspace.resolve(subject.run.base_model)
     model, tokenizer = load_adapted(reference, folder / "adapter")
-    as_it_is: AbstractContextManager[Any] = model.disable_adapter() if base else nullcontext()
+    as_it_is: AbstractContextManager[None] = model.disable_adapter() if base else nullcontext()
     with as_it_is:
         return scores(
             tokenizer,

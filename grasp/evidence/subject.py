@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -18,6 +18,7 @@ from analysis.store.evidence import Evidence, directions_sha256, write_evidence
 from analysis.store.factor_table import select_directions
 from analysis.store.records import EvidenceKind, EvidenceManifest, Prompt, RunManifest, sha256
 from analysis.store.workspace import Workspace, evidence_id
+from analysis.values import Json
 from grasp.data.readers import HUB
 from grasp.evaluation.answers import BATCH, as_answers, as_pairs, chat_ids, score
 from grasp.evaluation.pairs import pair_by_steps
@@ -55,8 +56,8 @@ class Subject:
     factors: list[str]
     directions: NDArray[np.float32]
 
-    def load(self) -> tuple[Any, Any]:
-        """The adapted model, as a PeftModel, and its tokenizer.
+    def load(self) -> tuple[PeftModel, Tokenizer]:
+        """The adapted model and its tokenizer.
 
         Raises:
             InputError: the directions' width is not the model's.
@@ -75,7 +76,7 @@ class Subject:
         kind: EvidenceKind,
         *,
         tables: Mapping[str, pd.DataFrame],
-        config: dict[str, Any],
+        config: Json,
         seed: int,
         inputs: Mapping[str, Path],
         sentence: str,

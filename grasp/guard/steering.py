@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import PeftModel
@@ -19,7 +19,7 @@ from grasp.settings.protection import Site
 
 @torch.no_grad()
 def steering_vectors(
-    model: PeftModel, directions: NDArray[Any], batches: Sequence[Batch], *, site: Site
+    model: PeftModel, directions: NDArray[np.floating], batches: Sequence[Batch], *, site: Site
 ) -> Tensor:
     """v_ℓ (layers, d_model): what one unit of steering adds at each layer's output.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from analysis.errors import InputError
 from grasp.data.sites import START
@@ -22,6 +22,7 @@ from grasp.guard.divergence import divergence
 from grasp.model.coordinates import coordinates
 from grasp.model.forward import Batch, Forward, measuring, without_adapter
 from grasp.model.hooks import edited_outputs, without_autocast
+from grasp.model.parts import WithLogits
 from grasp.settings.protection import Site
 
 IGNORED = -100
@@ -102,7 +103,7 @@ class TaskText:
         self._watching = False
 
     def _before(self, *, coordinates: bool, logits: bool) -> Callable[..., None]:
-        def hook(_module: Any, args: Any, given: dict[str, Any]) -> None:
+        def hook(_module: nn.Module, args: tuple[object, ...], given: dict[str, Any]) -> None:
             if measuring():
                 return
             self.forget()
@@ -167,7 +168,7 @@ class TaskText:
             self._outputs[layer] = hidden
         return hidden
 
-    def _keep_logits(self, _module: Any, _args: Any, output: Any) -> None:
+    def _keep_logits(self, _module: nn.Module, _args: object, output: WithLogits) -> None:
         if self._watching and not measuring() and self._logits is not None:
             self._logits = (self._logits[0], output.logits)
 

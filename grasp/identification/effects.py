@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from peft import PeftModel
 from torch import Tensor
 
 from analysis.factors.set_back import SetBack
@@ -19,7 +19,7 @@ from grasp.model.loading import device_of
 
 @torch.inference_mode()
 def set_back_effects(
-    model: Any,
+    model: PeftModel,
     answered: Sequence[Answered],
     directions: NDArray[np.floating],
     *,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from peft import PeftModel
 from peft.helpers import rescale_adapter_scale
 from torch import Tensor
 
@@ -71,7 +71,7 @@ class FirstOrder:
 
 
 def first_order(
-    model: Any,
+    model: PeftModel,
     answered: Sequence[Answered],
     directions: NDArray[np.floating],
     *,
@@ -131,7 +131,7 @@ def _parts(batch: Answered) -> Iterator[Answered]:
 
 
 @torch.no_grad()
-def _change(model: Any, part: Answered) -> tuple[list[Tensor], Tensor]:
+def _change(model: PeftModel, part: Answered) -> tuple[list[Tensor], Tensor]:
     """δ (batch, tokens, d_model) of every layer, and TV(p¹, p⁰) of every answer token."""
     with model.disable_adapter(), layer_outputs(model) as base:
         before = torch.softmax(logits(model, part), dim=-1)
@@ -141,7 +141,9 @@ def _change(model: Any, part: Answered) -> tuple[list[Tensor], Tensor]:
     return deltas, total_variation(after, before)
 
 
-def _gradients(model: Any, part: Answered, weights: Tensor, scale: float) -> tuple[Tensor, ...]:
+def _gradients(
+    model: PeftModel, part: Answered, weights: Tensor, scale: float
+) -> tuple[Tensor, ...]:
     """∂f/∂h at the output of every layer, with the adapter scaled by `scale`.
 
     The first layer's output is made a leaf: gradients then exist even if no weight requires them.

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.store.records import Prompt
@@ -45,7 +44,11 @@ class Answered:
 
 @torch.no_grad()
 def greedy(
-    model: Any, tokenizer: Tokenizer, prompts: Sequence[Prompt], *, progress: Progress = silent
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    *,
+    progress: Progress = silent,
 ) -> list[Answered]:
     """Answer prompts greedily; choices and expected answers are not used.
 
@@ -60,12 +63,12 @@ def greedy(
     return batches
 
 
-def probabilities(model: Any, answered: Answered) -> Tensor:
+def probabilities(model: nn.Module, answered: Answered) -> Tensor:
     """(answer tokens, vocabulary) distributions of the answer tokens, in float32."""
     return torch.softmax(logits(model, answered), dim=-1)
 
 
-def logits(model: Any, answered: Answered) -> Tensor:
+def logits(model: nn.Module, answered: Answered) -> Tensor:
     """(answer tokens, vocabulary) logits of the answer tokens, in float32."""
     found: Tensor = model(**answered.inputs, use_cache=False).logits[answered.said].float()
     return found
@@ -76,7 +79,7 @@ def total_variation(p: Tensor, q: Tensor) -> Tensor:
     return 0.5 * (p - q).abs().sum(dim=-1)
 
 
-def _batch(model: Any, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> Answered:
+def _batch(model: nn.Module, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> Answered:
     chats = [chat_ids(tokenizer, prompt.messages) for prompt in prompts]
     replies, _ = generate(model, tokenizer, chats)
     whole = [chat + reply for chat, reply in zip(chats, replies, strict=True)]

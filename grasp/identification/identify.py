@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -36,6 +36,7 @@ from analysis.factors.significance import explained
 from analysis.store.factor_table import FactorTable, write_factors
 from analysis.store.records import FactorsManifest, Prompt, RunManifest, read_manifest, sha256
 from analysis.store.workspace import Workspace
+from analysis.values import Json
 from grasp.foreign.directions import Import, imported
 from grasp.identification.lens import LensSource
 from grasp.jobs.progress import Progress, silent
@@ -111,7 +112,7 @@ def identify(
     if routes.imports:
         found.append(_imported(routes.imports, yards, loaded, effects))
     table, directions = ranked(*concatenated(found))
-    model: dict[str, Any] = {}
+    model: Json = {}
     if effects is not None:
         from grasp.identification.candidates import Case, measured
         from grasp.model.loading import loaded_with
@@ -269,10 +270,10 @@ def _layers_of(adapter: Adapter, effects: EffectInputs | None) -> int:
     return 1 + max((m.layer for m in adapter.modules if m.layer is not None), default=-1)
 
 
-def _named(routes: Routes) -> dict[str, Any]:
+def _named(routes: Routes) -> Json:
     """The routes taken, as JSON values for the manifest."""
     contrast = routes.contrast
-    named: dict[str, Any] = {
+    named: Json = {
         "joint": [str(path) for path in routes.joint],
         "activations": routes.activations,
         "contrast": contrast and [contrast.high, contrast.low, contrast.of],

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +31,7 @@ class Lens:
     decode: Callable[[int], str]
     vocabulary: int
 
-    def tokens(self, directions: NDArray[np.floating[Any]], *, n: int = 10) -> tuple[Words, Words]:
+    def tokens(self, directions: NDArray[np.floating], *, n: int = 10) -> tuple[Words, Words]:
         """Texts of the tokens whose logits a step along each direction raises and lowers most.
 
         Args:

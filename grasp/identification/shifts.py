@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -43,7 +44,7 @@ class Contrast:
 
 
 @torch.no_grad()
-def shift_axes(model: Any, answered: Sequence[Answered]) -> LayerDirections:
+def shift_axes(model: PeftModel, answered: Sequence[Answered]) -> LayerDirections:
     """Leading uncentred principal axes of h¹ − h⁰ at the last token before each answer.
 
     The mean is kept, because a shift that is the same everywhere is exactly what matters here.
@@ -76,7 +77,9 @@ def shift_axes(model: Any, answered: Sequence[Answered]) -> LayerDirections:
 
 
 @torch.no_grad()
-def contrast_directions(model: Any, tokenizer: Tokenizer, contrast: Contrast) -> LayerDirections:
+def contrast_directions(
+    model: PeftModel, tokenizer: Tokenizer, contrast: Contrast
+) -> LayerDirections:
     """Unit mean differences, high minus low, of activations over the last answers of chats.
 
     An activation counts if it predicts a token of the answer, so from the last token before the
@@ -104,7 +107,11 @@ def contrast_directions(model: Any, tokenizer: Tokenizer, contrast: Contrast) ->
 
 
 def _mean_activations(
-    model: Any, tokenizer: Tokenizer, probes: Sequence[Probe], variant: str, contrast: Contrast
+    model: PeftModel,
+    tokenizer: Tokenizer,
+    probes: Sequence[Probe],
+    variant: str,
+    contrast: Contrast,
 ) -> NDArray[np.float64]:
     """(layers, d_model) mean over the chats of one variant."""
     chats = [_last_answer(tokenizer, p.messages, p.id) for p in probes if p.variant == variant]
@@ -142,7 +149,7 @@ def _last_answer(
 
 
 def _found(
-    model: Any, directions: list[NDArray[np.float64]], layers: list[int], sources: list[str]
+    model: PeftModel, directions: list[NDArray[np.float64]], layers: list[int], sources: list[str]
 ) -> LayerDirections:
     width = width_of(model)
     rows = np.stack(directions) if directions else np.empty((0, width))

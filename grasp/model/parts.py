@@ -6,12 +6,29 @@ else they may be is refused here, once.
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from analysis.errors import InputError
+
+
+class WithLogits(Protocol):
+    """Output of a causal language model; logits (batch, tokens, vocabulary)."""
+
+    logits: Tensor
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """A model that writes text; `generate` gives token ids (batch, tokens), the prompt's first."""
+
+    def generate(self, **arguments: object) -> Tensor:
+        """Write, as `transformers.GenerationMixin.generate` does."""
+        ...
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:
@@ -35,6 +52,17 @@ def width_of(model: nn.Module) -> int:
     """d_model, the width of the residual stream."""
     width: int = text_config(model).hidden_size
     return width
+
+
+def generator_of(model: nn.Module) -> Generator:
+    """The model as something to call `generate` on: the adapter's wrapper, where there is one.
+
+    Raises:
+        InputError: it cannot generate.
+    """
+    if not isinstance(model, Generator):
+        raise InputError(f"Got a {type(model).__name__}, which generates no text.")
+    return model
 
 
 def lora_matrices(module: LoraLayer, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
