@@ -1,4 +1,4 @@
-"""HTML from templates: what is put into one is escaped, unless it is `Markup` already."""
+"""HTML from templates; values are escaped unless they are `Markup` already."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 _TEMPLATES = Environment(
-    # From the root of the package, so that a template lies in the room that uses it.
+    # Paths start at the package's root, so that a template can lie next to the code that uses it.
     loader=PackageLoader("analysis", ""),
     autoescape=True,
     trim_blocks=True,
@@ -18,19 +18,19 @@ _TEMPLATES = Environment(
 
 
 def render(template: str, /, **values: object) -> Markup:
-    """The template at a path within `analysis`, filled in."""
+    """The template at a path within `analysis`, filled with values."""
     return Markup(_TEMPLATES.get_template(template).render(values))
 
 
 def html_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], *, css: str = "", label: str = ""
 ) -> Markup:
-    """A table whose rows begin with what they are about; cells are text, or `Markup`.
+    """A table in which the first cell of each row is the row's header.
 
     Args:
-        header: names of the columns, as text.
-        rows: as many cells each.
-        css: class of the table, left out where "".
-        label: what a screen reader calls it, left out where "".
+        header: names of the columns.
+        rows: cells, each text or `Markup`; as many per row as there are columns.
+        css: class of the table; none if "".
+        label: name of the table for screen readers; none if "".
     """
     return render("templates/table.html.jinja", header=header, rows=rows, css=css, label=label)

@@ -1,4 +1,4 @@
-"""Tables as plain text and as Markdown; as HTML they are in `analysis.markup`."""
+"""Write tables as plain text and as Markdown; `analysis.markup` writes HTML."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]], columns: str = "") -> list[str]:
-    """A line a row, with columns as wide as their widest cell and two spaces between them.
+    """One line per row, with columns as wide as their widest cell and two spaces between them.
 
     Args:
-        rows: as many cells each, the header first where there is one.
-        columns: one mark a column, "<" to the left or ">" to the right; what has none is left.
+        rows: with equally many cells; a header, if any, is the first row.
+        columns: one mark per column, "<" to align left or ">" to align right; columns without a
+            mark are aligned left.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     marks = columns.ljust(len(widths), "<")
@@ -23,7 +24,7 @@ def aligned(rows: Sequence[Sequence[str]], columns: str = "") -> list[str]:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown; a bar in a cell is escaped."""
+    """A Markdown table; vertical bars in cells are escaped."""
     return "\n".join(_between_bars(row) for row in (header, ["---"] * len(header), *rows))
 
 

@@ -45,7 +45,7 @@ class Unembedding:
     centred: bool = False
     projection: FloatArray | None = None
 
-    def seen(self, directions: FloatArray) -> FloatArray:
+    def transform(self, directions: FloatArray) -> FloatArray:
         """P (γ ⊙ (u − ū)), (k, d), which W multiplies; parts the model lacks are skipped.
 
         The norm's division by the length or deviation of the stream is left out, since it scales
@@ -85,7 +85,7 @@ def top_tokens(
 ) -> TopTokens:
     """Tokens whose logits a step along each direction raises and lowers most (logit lens).
 
-    Logit changes are W P (γ ⊙ (u − ū)), see `Unembedding.seen`, minus their mean over the
+    Logit changes are W P (γ ⊙ (u − ū)), see `Unembedding.transform`, minus their mean over the
     vocabulary, to which softmax is blind.  W is read in blocks, one held at a time, and
     multiplied in float32, or in float64 if it is stored so.
 
@@ -100,16 +100,16 @@ def top_tokens(
 
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
     """
-    seen = unembedding.seen(directions)
+    mapped = unembedding.transform(directions)
     rows = unembedding.rows.shape[0]
     length = rows if vocabulary is None else min(rows, vocabulary)
     if n < 1 or length < 1:
         raise InputError(f"Got n = {n} and {length} tokens; expected at least 1 of both.")
-    high, low, total = _Top(len(seen), n), _Top(len(seen), n), np.zeros((len(seen), 1))
+    high, low, total = _Top(len(mapped), n), _Top(len(mapped), n), np.zeros((len(mapped), 1))
     for start in range(0, length, _BLOCK):
         block = unembedding.rows[start : min(start + _BLOCK, length)]
         wide = np.float64 if block.dtype == np.float64 else np.float32
-        logits = (block.astype(wide, copy=False) @ seen.T.astype(wide)).T.astype(np.float64)
+        logits = (block.astype(wide, copy=False) @ mapped.T.astype(wide)).T.astype(np.float64)
         if not np.isfinite(logits).all():
             raise InputError(
                 "The unembedding has NaN or infinite values; copy or download the base model again."

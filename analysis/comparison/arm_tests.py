@@ -1,8 +1,8 @@
-"""Arms tested against each other on tables of samples, of one family or pooled over many.
+"""Test arms against each other on tables of samples, from one family or pooled over many.
 
-A table of samples has the columns of `analysis.comparison.evaluation.COLUMNS`; pooled tables have
-some of POOLED beside them, which say where a row is from.  Every test is paired: a prompt, answered
-in the same world, story and seed, by both arms.
+A table of samples has the columns of `analysis.comparison.evaluation.COLUMNS`.  Pooled tables
+also have some of the columns POOLED, which say where a row is from.  Every test is paired: both
+arms answer the same prompt, in the same world, story and seed.
 """
 
 from __future__ import annotations
@@ -33,13 +33,15 @@ from analysis.statistics.paired_tests import (
 )
 
 POOLED = ("world", "story", "seed")
-"""Items of two worlds are different items; each world, story and seed is one fine-tune."""
+"""Columns of pooled tables.
+
+Items of different worlds are different; each world, story and seed is one fine-tune."""
 
 MARGIN = 0.02
-"""How much lower than another arm still counts as kept (task accuracy and the like)."""
+"""How much lower a metric such as task accuracy may be and still count as kept."""
 
 KEPT = ("task", "facts", "format", "coherence")
-"""Metrics that an arm should keep; drift, the others, it should not."""
+"""Metrics that an arm should keep; the other metrics measure drift."""
 
 ALPHA = 0.05
 
@@ -48,7 +50,10 @@ Samples = pd.DataFrame
 
 @dataclass(frozen=True)
 class Pairs:
-    """Scores of some arms on the prompts that all answered: `scores` is (n, arms)."""
+    """Scores of some arms on the n prompts that all of them answered.
+
+    `scores` is (n, arms); `clusters` and `crossed` are (n,) labels for resampling.
+    """
 
     scores: np.ndarray
     clusters: np.ndarray
@@ -57,7 +62,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Against:
-    """One arm and metric beside the reference's; a verdict only for the metrics of KEPT."""
+    """One arm compared with the reference on one metric; `kept` only for the metrics in KEPT."""
 
     arm: str
     metric: str
@@ -68,10 +73,10 @@ class Against:
 
 @dataclass(frozen=True)
 class Domination:
-    """Whether `arm` dominates `other`: more drift removed, and task accuracy not lower.
+    """Whether `arm` dominates `other`: it has less drift, and its task accuracy is not lower.
 
-    `less_drift` is by how much the drift of `arm` is smaller, in the rate's units; `p_holm` is
-    corrected for all pairs.  Drift has to be smaller at ALPHA, and task accuracy "kept".
+    `less_drift` is how much smaller the drift of `arm` is, in units of the rate; `p_holm` is
+    corrected for all pairs.
     """
 
     arm: str
@@ -83,17 +88,18 @@ class Domination:
 
     @property
     def shown(self) -> bool:
-        """Both parts are shown."""
+        """Whether domination is shown: less drift at ALPHA, and task accuracy "kept"."""
         return self.less_drift.value > 0 and self.p_holm < ALPHA and self.task.verdict == "kept"
 
 
 def pairs(tables: Mapping[str, Samples] | list[Samples], metric: str) -> Pairs:
-    """Scores of one metric on the prompts that every table has a score for, samples averaged.
+    """Scores of one metric on the prompts that have a score in every table.
 
-    Metric "coherence" is the column of that name, of the unrelated prompts.
+    Several answers to a prompt are averaged.  The metric "coherence" is the column of that name,
+    on the unrelated prompts.
 
     Raises:
-        InputError: a prompt occurs twice in a table, so that it cannot be paired.
+        InputError: a prompt occurs twice in a table, so it cannot be paired.
     """
     frames = list(tables.values()) if isinstance(tables, Mapping) else tables
     role, column = ("unrelated", "coherence") if metric == "coherence" else (metric, "score")
@@ -103,8 +109,8 @@ def pairs(tables: Mapping[str, Samples] | list[Samples], metric: str) -> Pairs:
         rows = by_prompt(frame[frame["role"] == role], keys).dropna(subset=column)
         if rows.duplicated(keys).any():
             raise InputError(
-                f"A prompt occurs twice in one arm (by {', '.join(keys)}); add the columns that "
-                f"tell its rows apart, of {', '.join(POOLED)}."
+                f"A prompt occurs twice in one arm (by {', '.join(keys)}); add those of the "
+                f"columns {', '.join(POOLED)} that tell its rows apart."
             )
         columns.append(rows.set_index(keys)[column])
     joined = pd.concat(columns, axis=1, join="inner")
@@ -122,20 +128,22 @@ def pairs(tables: Mapping[str, Samples] | list[Samples], metric: str) -> Pairs:
 def against(
     arms: Mapping[str, Samples], *, reference: str, margin: float = MARGIN
 ) -> list[Against]:
-    """Every other arm tested against `reference`, on every metric that both have.
+    """Test every other arm against `reference`, on every metric that both have.
 
     p-values are Holm-corrected within a metric, across arms.
 
     Args:
         arms: samples by name; the base model may be one of them.
-        reference: the name that the others are compared to.
-        margin: of the verdicts.
+        reference: the name of the arm that the others are compared with.
+        margin: of the non-inferiority verdicts.
 
     Raises:
-        InputError: `reference` is no arm, the margin is not positive, or prompts occur twice.
+        InputError: `reference` is not an arm, the margin is not positive, or a prompt occurs twice.
     """
     if reference not in arms:
-        raise InputError(f"There is no arm {reference!r} to compare to; give one of {list(arms)}.")
+        raise InputError(
+            f"There is no arm {reference!r} to compare with; give one of {', '.join(arms)}."
+        )
     found: list[Against] = []
     for metric in METRICS:
         rows = []
@@ -152,7 +160,7 @@ def against(
 
 
 def arm_removal(base: Samples, naive: Samples, arm: Samples) -> tuple[Interval, str]:
-    """Removal on the unrelated prompts that all three answered, and why it is unknown, or ""."""
+    """Removal on the unrelated prompts all three answered, and the reason if unknown, else ""."""
     paired = pairs([base, naive, arm], "unrelated")
     first, second, third = paired.scores.T
     clusters, crossed = paired.clusters, paired.crossed
@@ -163,22 +171,22 @@ def arm_removal(base: Samples, naive: Samples, arm: Samples) -> tuple[Interval, 
 def dominations(
     arms: Mapping[str, Samples], *, base: str, naive: str, margin: float = MARGIN
 ) -> list[Domination]:
-    """Every ordered pair of arms but the base: does one dominate the other?
+    """Test for every ordered pair of arms whether one dominates the other.
 
-    Removal has one denominator for all arms, so that it is higher where the drift is smaller,
-    which is tested without a ratio.  Holm's correction is over all pairs.
+    Removal has the same denominator for all arms, so it is higher if the drift is smaller, which
+    can be tested without a ratio.  Holm's correction is over all pairs.
 
     Args:
         arms: samples by name.
-        base: the name of the base model, which is no candidate.
-        naive: the name of the naive run, which is one.
-        margin: by how much task accuracy may be lower.
+        base: the name of the base model, which is not compared.
+        naive: the name of the naive run, which is.
+        margin: how much lower task accuracy may be.
 
     Returns:
-        Nothing where the naive run shows no drift, since no arm can remove any.
+        Both orders of every pair; empty if the naive run shows no drift that could be removed.
 
     Raises:
-        InputError: as `against`.
+        InputError: the margin is not positive, or a prompt occurs twice.
     """
     drift = pairs([arms[naive], arms[base]], "unrelated")
     change = bootstrap_difference(*drift.scores.T, clusters=drift.clusters, crossed=drift.crossed)
@@ -204,7 +212,7 @@ def dominations(
 
 
 def against_table(found: list[Against]) -> pd.DataFrame:
-    """One row a test: columns arm, metric, and TEST_COLUMNS; NaN or "" where there is none."""
+    """One row per test: columns arm, metric, and TEST_COLUMNS; NaN or "" if unknown."""
     rows = [{"arm": one.arm, "metric": one.metric} | _row(one) for one in found]
     return pd.DataFrame(rows, columns=["arm", "metric", *TEST_COLUMNS])
 
@@ -217,7 +225,7 @@ TEST_COLUMNS = (
     "p_holm",  # corrected within the metric, across arms
     "detectable",  # smallest true difference found with power .8 at α .05
     "items",  # clusters
-    "verdict",  # kept, not shown, lost; "" where the metric is not one to keep
+    "verdict",  # kept, not shown, lost; "" if the metric is not in KEPT
     "bound",  # one-sided 95 % lower bound of the difference
     "margin",
 )
@@ -256,6 +264,6 @@ def _verdict(paired: Pairs, margin: float) -> NonInferiority:
 
 
 def _joined(table: pd.DataFrame, columns: tuple[str, ...]) -> np.ndarray:
-    """Values of the columns that are there, as one label a row."""
+    """The values of the present columns, joined to one label per row."""
     there = [table[name].astype(str) for name in columns if name in table]
     return reduce(lambda left, right: left + "/" + right, there).to_numpy(str)

@@ -1,4 +1,4 @@
-"""Arms of one family side by side: metrics with intervals, removal, answers."""
+"""Compare the arms of one family: metrics with intervals, removal, tests, answers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from analysis.store.records import RunManifest, Split
 from analysis.store.workspace import Workspace
 
 BASE = ""
-"""The run id that stands for the base model."""
+"""The run id of the base model."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class ArmReading:
-    """What one group of a prompt set measured in one arm; run "" is the base model."""
+    """What one group of a prompt set measured in one arm; `run` is "" for the base model."""
 
     run: str
     reading: Reading
@@ -48,12 +48,12 @@ class ArmReading:
 def rates(
     workspace: Workspace, run_ids: Sequence[str], *, split: Split = "confirmation"
 ) -> pd.DataFrame:
-    """One row an arm and metric, base model first.
+    """One row per arm and metric, base model first.
 
-    Columns: run ("" for the base), method, label, metric, value, low, high, n and note.  Metric
-    "removal", there where the family's naive run was evaluated, is 1 − drift(arm) / drift(naive),
-    drift being the unrelated rate minus the base's, paired by prompt; where it is unknown, note
-    says why.
+    Columns: run ("" for the base model), method, label, metric, value, low, high, n and note.  If
+    the naive run is among the arms, there is also the metric "removal",
+    1 − drift(arm) / drift(naive), where drift is the unrelated rate minus that of the base model,
+    paired by prompt.  If removal is unknown, note says why.
 
     Raises:
         InputError: the runs are not of one family, or were evaluated on different prompts.
@@ -65,9 +65,9 @@ def rates(
 def comparison(
     workspace: Workspace, run_ids: Sequence[str], *, split: Split = "confirmation"
 ) -> pd.DataFrame:
-    """`rates`, with the columns of `analysis.comparison.arm_tests.TEST_COLUMNS` before the note.
+    """`rates` with tests: the columns of `analysis.comparison.arm_tests.TEST_COLUMNS` are added.
 
-    These are of the arm against the family's naive run where that was evaluated.
+    They test each arm against the naive run, and are NaN or "" if that is not among the arms.
 
     Raises:
         InputError: the runs are not of one family, or were evaluated on different prompts.
@@ -89,9 +89,13 @@ def comparison(
 def dominated(
     workspace: Workspace, run_ids: Sequence[str], *, split: Split = "confirmation"
 ) -> list[Domination]:
-    """Pairs of arms of which one is shown to dominate the other, as `arm_tests.dominations`.
+    """Pairs of arms of which one is shown to dominate the other.
 
-    Empty where no naive run is among them, or none is shown to drift.
+    Empty if no naive run is among the arms, or it shows no drift.
+
+    Raises:
+        InputError: the runs are not of one family, or were evaluated on different prompts.
+        NotFoundError: a run or its evaluation is missing.
     """
     arms = load_arms(workspace, run_ids)
     naive = next((arm for arm in arms if arm.method == "naive"), None)
@@ -104,7 +108,12 @@ def dominated(
 def instruments(
     workspace: Workspace, run_ids: Sequence[str], *, split: Split = "confirmation"
 ) -> list[ArmReading]:
-    """What the named prompt sets measured, set by set and group by group, the base model first."""
+    """What the named prompt sets measured, by set and group, the base model first in each.
+
+    Raises:
+        InputError: the runs are not of one family, or were evaluated on different prompts.
+        NotFoundError: a run or its evaluation is missing.
+    """
     found = [
         ArmReading(arm.run, reading)
         for arm in load_arms(workspace, run_ids)
@@ -117,9 +126,14 @@ def instruments(
 def answers(
     workspace: Workspace, run_ids: Sequence[str], *, split: Split = "confirmation"
 ) -> pd.DataFrame:
-    """One row a prompt: what it is, then "score:<run>" and "answer:<run>" of each arm.
+    """One row per prompt: prompt_id, role, group, split, prompt, expected, and each arm's answer.
 
-    The base model's columns are "score:base" and "answer:base".
+    Each run has the columns "score:<run>" and "answer:<run>"; those of the base model are
+    "score:base" and "answer:base".
+
+    Raises:
+        InputError: the runs are not of one family, or were evaluated on different prompts.
+        NotFoundError: a run or its evaluation is missing.
     """
     arms = load_arms(workspace, run_ids)
     table = _of_split(arms[0], split)[["prompt_id", "role", "group", "split", "prompt", "expected"]]
@@ -133,17 +147,17 @@ def answers(
 
 
 def find_flips(answers: pd.DataFrame, *, arm: str, against: str, threshold: float) -> pd.DataFrame:
-    """Prompts whose score is on the other side of `threshold` in `arm` than in `against`.
+    """Prompts whose score lies on opposite sides of `threshold` in two arms.
 
     Args:
-        answers: as `answers` gives them.
+        answers: the table of `answers`.
         arm: run id, or "base".
         against: run id, or "base".
-        threshold: scores above it count as yes; prompts that one of the two did not
-            answer are left out.
+        threshold: a score above it counts as yes.  Prompts without a score in one of the arms
+            are left out.
 
     Returns:
-        Columns prompt_id, role, group, prompt, then score and answer of both, largest
+        Columns prompt_id, role, group, prompt, then score and answer of both arms; largest
         difference first.
     """
     columns = [f"{what}:{name}" for name in (against, arm) for what in ("score", "answer")]
@@ -159,17 +173,17 @@ def load_arms(workspace: Workspace, run_ids: Sequence[str]) -> list[Arm]:
     """The base model and the runs, in the order given, with their evaluations.
 
     Raises:
-        InputError: the runs are of two families, or were evaluated on different prompts.
+        InputError: the runs are not of one family, or were evaluated on different prompts.
         NotFoundError: a run or its evaluation is missing.
     """
     if not run_ids:
-        raise InputError("Name at least one run to compare.")
+        raise InputError("There is no run to compare; give at least one.")
     runs = [workspace.run(run_id) for run_id in dict.fromkeys(run_ids)]
     roots = {run.root for run in runs}
     if len(roots) > 1:
         raise InputError(
-            f"These runs are of different families ({', '.join(sorted(roots))}), so their "
-            "prompts differ; compare runs of one."
+            f"These runs are of different families ({', '.join(sorted(roots))}), whose prompts "
+            "differ; compare runs of one family."
         )
     base = Arm(BASE, "base", "Base model", _evaluation(workspace, f"{roots.pop()}.base"))
     arms = [_arm(workspace, run) for run in runs]
@@ -179,12 +193,12 @@ def load_arms(workspace: Workspace, run_ids: Sequence[str]) -> list[Arm]:
 
 
 def _check_prompts(base: Arm, arm: Arm) -> None:
-    """The prompt set, how it was answered or who judged may have changed between two."""
+    """Refuse an arm with another prompt set, way of answering or judge than the base model."""
     there, here = (a.evaluation.manifest for a in (base, arm))
     if not there.same_prompts(here):
         raise InputError(
-            f"Run {arm.run!r} was evaluated on other prompts than the base model; "
-            f"`grasp evaluate {arm.run}` does it again."
+            f"Run {arm.run!r} was evaluated on other prompts than the base model; evaluate it "
+            f"again with `grasp evaluate {arm.run}`."
         )
 
 
@@ -197,7 +211,7 @@ def _evaluation(workspace: Workspace, evaluation_id: str) -> Evaluation:
     if not folder.is_dir():
         run = evaluation_id.removesuffix(".base")
         raise NotFoundError(
-            f"There is no evaluation {evaluation_id!r} yet; `grasp evaluate {run}` makes it."
+            f"There is no evaluation {evaluation_id!r} yet; run `grasp evaluate {run}`."
         )
     return read_evaluation(folder)
 

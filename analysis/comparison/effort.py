@@ -1,4 +1,4 @@
-"""How much was tried in a family of runs: what a reader has to know to weigh its best numbers."""
+"""How much was tried in a family of runs, which a reader needs to judge its best numbers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _NOT_A_SETTING = {"title", "seed"}
 
 @dataclass(frozen=True)
 class Tried:
-    """Counts of one family, as far as the workspace still holds it.
+    """Counts for one family, as far as the workspace still has its runs.
 
-    `directions` is the number of candidate factors of the naive run, None where none were
-    computed; `runs` counts all runs of the family, `settings` the different settings of each
-    method (factors and seeds aside), `factor_sets` the sets of factors that were protected.
+    `directions` is the number of candidate factors of the naive run, None if there are none;
+    `runs` counts all runs of the family, `factor_sets` the different sets of protected factors,
+    and `settings` the different settings of each method, not counting factors and seeds.
     """
 
     directions: int | None
@@ -33,7 +33,7 @@ class Tried:
 
     @property
     def text(self) -> str:
-        """One sentence."""
+        """The counts in one sentence."""
         looked = "no directions were ranked" if self.directions is None else (
             f"{counted(self.directions, 'direction')} looked at"
         )  # fmt: skip
@@ -46,7 +46,7 @@ class Tried:
 
 
 def tried(workspace: Workspace, root: str) -> Tried:
-    """What was tried in the family of the naive run `root`."""
+    """Count what was tried in the family of the naive run `root`."""
     try:
         directions: int | None = len(run_factors(workspace, root).table)
     except NotFoundError:
@@ -56,7 +56,7 @@ def tried(workspace: Workspace, root: str) -> Tried:
 
 
 def count_tried(family: Sequence[RunManifest], *, directions: int | None) -> Tried:
-    """As `tried`, of the manifests of one family and the number of its candidate factors."""
+    """Count what was tried, from a family's manifests and its number of candidate factors."""
     settings: dict[str, set[str]] = {}
     for run in family:
         settings.setdefault(run.method, set()).add(_setting(run))
@@ -70,7 +70,7 @@ def count_tried(family: Sequence[RunManifest], *, directions: int | None) -> Tri
 
 
 def _setting(run: RunManifest) -> str:
-    """What makes two runs of one method differ, apart from seed and factors."""
+    """A run's settings apart from seed and factors, as text to compare."""
     data = run.model_dump(mode="json", include=_DEFINES_A_RUN)
     data["config"] = {k: v for k, v in data["config"].items() if k not in _NOT_A_SETTING}
     return json.dumps(data, sort_keys=True)

@@ -1,4 +1,4 @@
-"""Evaluations as they are saved: one row an answer, and metrics with their intervals."""
+"""Saved evaluations: one row per answer, and metrics with their intervals."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ COLUMNS = (
     "split",  # exploration or confirmation
     "scorer",
     "score",  # 0–1
-    "coherence",  # 0–1: probability of any valid answer, or a judge's; NaN where there is none
+    "coherence",  # 0–1: probability of any valid answer, or a judge's rating; NaN if neither
     "prompt",
     "expected",
-    "answer",  # of a pair the likelier one
+    "answer",  # for a pair, the likelier of its answers
 )
 
 MORE_COLUMNS = (
-    "sample",  # which of a prompt's answers
-    "instrument",  # prompt set and version; "" where the set has no name
-    "direction",  # statement or reversal; "" where the prompt is neither
+    "sample",  # number of the answer among those to its prompt
+    "instrument",  # prompt set and version; "" if the set has no name
+    "direction",  # statement or reversal; "" if the prompt is neither
     "paraphrase",  # which wording of the item
     "end",  # what a score of 1 means, in a word
 )
@@ -51,11 +51,10 @@ class Evaluation:
 
 
 def summarise(samples: pd.DataFrame, *, split: Split) -> dict[str, Interval]:
-    """Each metric's mean over the answers to the prompts of `split`, with a 95 % interval.
+    """The mean of each metric over the answers to the prompts of `split`, with a 95 % interval.
 
-    Intervals are clustered: what is resampled is the item that prompts are about, neither the
-    prompt nor the samples of its answer.  Coherence is the mean over the prompts of role
-    "unrelated".
+    Intervals are clustered by item: items are resampled, not prompts or answers.  Coherence is
+    the mean over prompts of role "unrelated".
     """
     chosen = samples[samples["split"] == split].dropna(subset="score")
     metrics = {
@@ -70,9 +69,10 @@ def summarise(samples: pd.DataFrame, *, split: Split) -> dict[str, Interval]:
 
 
 def by_prompt(samples: pd.DataFrame, keys: Sequence[str] = ("prompt_id",)) -> pd.DataFrame:
-    """One row a prompt, told apart by `keys`: mean score and coherence, and its first answer.
+    """One row per prompt, identified by `keys`: mean score and coherence, and its first answer.
 
-    Means are over the samples with a score; tables with one answer a prompt come back as they are.
+    Means are over the answers with a score.  Tables with one answer per prompt are returned
+    unchanged.
     """
     if "sample" not in samples or not samples["sample"].any():
         return samples
@@ -89,7 +89,7 @@ def _by_role(entry: tuple[object, pd.DataFrame]) -> int:
 def write_evaluation(
     folder: Path, *, manifest: EvaluationManifest, samples: pd.DataFrame
 ) -> dict[str, dict[str, Interval]]:
-    """Write an evaluation into `folder` and give back its summary."""
+    """Write an evaluation into `folder` and return its summary: split → metric → interval."""
     splits: tuple[Split, ...] = ("confirmation", "exploration")
     summary: dict[str, dict[str, Interval]] = {
         split: summarise(samples, split=split) for split in splits
@@ -118,12 +118,14 @@ def read_evaluation(folder: Path) -> Evaluation:
             for split, metrics in plain.items()
         }
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise SchemaError(f"The evaluation in {folder} cannot be read ({error}).") from None
+        raise SchemaError(
+            f"The evaluation in {folder} cannot be read ({error}); evaluate the run again."
+        ) from None
     return Evaluation(manifest, samples, summary)
 
 
 def _plain(interval: Interval) -> dict[str, Any]:
-    """As JSON has it, which has no NaN: what is unknown is null."""
+    """The interval as JSON values; JSON has no NaN, so unknown numbers are null."""
     return {
         name: None if isinstance(value, float) and math.isnan(value) else value
         for name, value in asdict(interval).items()

@@ -1,8 +1,8 @@
-"""What a prompt set measured, never as one bare score: both directions, wordings, agreement.
+"""What a prompt set measured: both directions, wordings and agreement, never a single score.
 
-An item may be asked as a statement and as its reversal, each in several wordings.  Scores of both
-mean the same end, so a model that agrees with whatever it is told scores high on statements and
-low on reversals; what the two have in common is its leaning, what they differ by its agreement.
+An item may be asked as a statement and as its reversal, each in several wordings.  A high score
+means the same end in both.  A model that agrees with everything scores high on statements and low
+on reversals, so the mean of both shows its leaning, and their difference its agreement bias.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _BLANK: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Direction:
-    """Statements, reversals, or prompts that are neither ("").
+    """Results for statements, for reversals, or for prompts that are neither ("").
 
     `score` is the mean over answers, with an interval over items.  `spread` is the standard
-    deviation of an item's wordings around their mean, averaged over the items with several (NaN
-    where there are none); `wordings` are the means of each wording's number, over items.
+    deviation over the wordings of an item, averaged over items with several wordings (NaN if
+    there are none); `wordings` has the mean over items for each wording.
     """
 
     direction: str
@@ -50,11 +50,11 @@ class Direction:
 
 @dataclass(frozen=True)
 class Reading:
-    """One group of a prompt set, as one scorer scored it.
+    """Results for one group of a prompt set, from one scorer.
 
-    `agreement` is the acquiescence bias: the rate of agreeing, with statements and reversals
-    alike, minus one half.  0 where every agreement with a statement is a disagreement with its
-    reversal, 0.5 where all is agreed to; None where there are not both.
+    `agreement` is the acquiescence bias: the rate of agreement over statements and reversals,
+    minus ½.  It is 0 if every agreement with a statement is a disagreement with its reversal,
+    ½ if the model agrees with everything, and None unless both were asked.
     """
 
     instrument: str
@@ -72,16 +72,16 @@ class Reading:
         return {STATEMENT, REVERSAL} <= {one.direction for one in self.directions}
 
     def plain(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The reading as JSON values."""
         return asdict(self)
 
 
 def readings(samples: pd.DataFrame, *, split: Split) -> list[Reading]:
-    """What each named prompt set measured, group by group, in the order of the samples.
+    """What each named prompt set measured, by group, in the order of the samples.
 
     Args:
-        samples: the columns of `analysis.comparison.evaluation.COLUMNS`, and MORE_COLUMNS where
-            there are.
+        samples: with the columns of `analysis.comparison.evaluation.COLUMNS` and, if known,
+            MORE_COLUMNS.
         split: of the prompts.
     """
     chosen = _complete(samples[samples["split"] == split])
@@ -93,12 +93,12 @@ def readings(samples: pd.DataFrame, *, split: Split) -> list[Reading]:
 
 
 def wordings(samples: pd.DataFrame, *, split: Split) -> pd.DataFrame:
-    """One row an item, direction and wording of the named sets.
+    """One row per item, direction and wording of the named sets.
 
-    Columns: instrument, scorer, role, group, end, cluster, direction, paraphrase, score (the mean
-    over answers, NaN where none has one), low, high (NaN for a single answer), n, missing,
-    item_mean (of the item's wordings in that direction) and spread (their standard deviation, NaN
-    for a single wording).
+    Columns: instrument, scorer, role, group, end, cluster, direction, paraphrase, score (mean over
+    answers, NaN if none has a score), low and high (NaN for a single answer), n, missing,
+    item_mean (over the item's wordings in that direction) and spread (their standard deviation,
+    NaN for a single wording).
     """
     chosen = _complete(samples[samples["split"] == split])
     named = chosen[chosen["instrument"] != ""]
@@ -113,7 +113,7 @@ def wordings(samples: pd.DataFrame, *, split: Split) -> pd.DataFrame:
 
 
 def text_lines(found: Sequence[Reading]) -> list[str]:
-    """The readings for people, a few lines each."""
+    """The readings as text, a few lines each."""
     lines: list[str] = []
     for one in found:
         end = f", 1 = {one.end}" if one.end else ""
@@ -139,7 +139,7 @@ def _cell(scores: pd.Series) -> dict[str, Any]:
             "n": 0,
             "missing": len(scores),
         }
-    # The answers to one prompt are independent draws; of a single one nothing can be said.
+    # Answers to one prompt are independent draws; a single one gives no interval.
     found = rate(known) if len(known) > 1 else None
     return {
         "score": float(known.mean()),
@@ -177,9 +177,9 @@ def _direction(way: str, rows: pd.DataFrame) -> Direction:
 
 
 def _agreement(rows: pd.DataFrame) -> Interval:
-    """Mean over items that have both of (agree(statement) + agree(reversal)) / 2 − 1/2.
+    """Mean over items with both directions of (agree(statement) + agree(reversal)) / 2 − ½.
 
-    A reversal's score is 1 minus its agreement, so that is (statement − reversal) / 2.
+    A reversal's score is 1 minus its agreement, so this equals (statement − reversal) / 2.
     """
     means = rows.pivot_table(index="cluster", columns="direction", values="score", aggfunc="mean")
     means = means.reindex(columns=[STATEMENT, REVERSAL]).dropna()

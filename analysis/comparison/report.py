@@ -1,4 +1,4 @@
-"""A comparison as one static HTML file that opens anywhere and loads nothing."""
+"""Write a comparison as one static HTML file that needs no other files and no network."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ def report(
     split: Split = "confirmation",
     labels: Mapping[str, str] | None = None,
 ) -> str:
-    """The HTML of a comparison: what, on what, how it came out, how much was tried, commands.
+    """The HTML of a comparison: runs, prompts, results, how much was tried, and commands.
 
     Args:
-        workspace: where the runs are.
+        workspace: of the runs.
         run_ids: runs of one family, all evaluated.
         split: of the prompts.
-        labels: run id → name to write; ids where None.
+        labels: run id → display name; None to show ids.
 
     Raises:
-        InputError: as `analysis.comparison.comparison.comparison`.
-        NotFoundError: the same.
+        InputError: the runs are not of one family, or were evaluated on different prompts.
+        NotFoundError: a run or its evaluation is missing.
     """
     table = comparison(workspace, run_ids, split=split)
     runs = [workspace.run(run) for run in dict.fromkeys(run_ids)]
@@ -121,7 +121,7 @@ def _mean(row: Mapping[Any, Any] | None) -> str:
 
 
 def _both_directions(found: Sequence[ArmReading], names: Mapping[str, str]) -> Markup | None:
-    """What sets asked as statements and as reversals measured; None where there are none."""
+    """A table of the sets asked as statements and as reversals; None if there are none."""
     rows = []
     for one in (one for one in found if one.reading.both):
         reading, bias = one.reading, one.reading.agreement

@@ -1,6 +1,6 @@
-"""The figure of a static report: rates with their intervals, as an SVG that needs nothing else.
+"""The figure of a static report: rates with their intervals, as a self-contained SVG.
 
-The dashboard's charts need their library's scripts, megabytes of them; a report is to be sent.
+The dashboard's charts need megabytes of scripts, too much for a report that is sent to people.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ NAMES, PANEL, GAP, ROW, TOP = 190, 200, 44, 30, 40  # px
 
 
 def intervals_svg(table: pd.DataFrame, labels: Mapping[str, str], metrics: Sequence[str]) -> Markup:
-    """One row an arm, one panel a metric: the mean as a point, the 95 % interval as a bar.
+    """One row per arm, one panel per metric: the mean as a point, the 95 % interval as a bar.
 
     Args:
-        table: as `analysis.comparison.comparison.comparison` gives it.
-        labels: run id → name.
-        metrics: those to draw; what the table does not have is left out.
+        table: from `analysis.comparison.comparison.comparison`.
+        labels: run id → display name.
+        metrics: the metrics to draw, as far as the table has them.
     """
     shown = [metric for metric in metrics if (table["metric"] == metric).any()]
     runs = list(dict.fromkeys(table["run"]))
@@ -69,7 +69,7 @@ def _mark(row: Mapping[Any, Any], x: Callable[[float], float], y: float) -> dict
 
 
 def _limits(rows: pd.DataFrame) -> tuple[float, float]:
-    """0 to 1, wider by halves where an interval leaves it (removal may)."""
+    """0 to 1, extended in steps of ½ if an interval exceeds it, as for removal."""
     ends = rows[["value", "low", "high"]].to_numpy(float)
     finite = ends[pd.notna(ends)]
     low = min(0.0, math.floor(2 * finite.min(initial=0.0)) / 2)

@@ -1,4 +1,4 @@
-"""Settings of several runs side by side."""
+"""The settings of several runs side by side."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from analysis.store.records import RunManifest
 
 
 def settings_table(runs: Sequence[RunManifest], *, only_different: bool) -> pd.DataFrame:
-    """Settings (rows) of runs (columns) as text; a setting that a run has not is "".
+    """Settings (rows) of runs (columns) as text; a setting the run lacks is "".
 
-    With `only_different`, rows that are the same in all runs are left out.
+    With `only_different`, rows that are equal in all runs are left out.
     """
     columns = {run.id: _settings(run) for run in runs}
     names = dict.fromkeys(name for settings in columns.values() for name in settings)
@@ -42,7 +42,7 @@ def _settings(run: RunManifest) -> dict[str, str]:
 
 
 def _flatten(settings: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one level, `{"lora": {"r": 8}}` as `{"lora.r": 8}`; lists stay whole."""
+    """Flatten nested settings, `{"lora": {"r": 8}}` to `{"lora.r": 8}`; lists are kept."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:

@@ -1,4 +1,4 @@
-"""What a comparison shows and cannot show, in sentences."""
+"""Say in sentences what a comparison shows, and what it cannot show."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ HOW_TESTED = (
 
 HOW_KEPT = (
     "Kept: the one-sided 95 % lower bound of the difference is above minus the margin. "
-    "Lost: the upper bound is below it. Not shown: neither; where no item lost anything, n items "
-    "still leave a loss of 1 − .05^(1/n) possible, which is .18 for 15 of them."
+    "Lost: the upper bound is below it. Not shown: neither. Even if no item lost anything, a loss "
+    "of 1 − .05^(1/n) remains possible with n items, which is .18 for 15 items."
 )
 
 
 def metric_name(metric: str) -> str:
-    """A metric as it is written for people."""
+    """The display name of a metric."""
     return METRIC_NAMES.get(metric, metric)
 
 
 def difference_text(row: Mapping[Any, Any]) -> str:
-    """Such as "−.172 [−.210, −.134]", of a row of `analysis.comparison.comparison.comparison`."""
+    """The difference in a row of a comparison, for example "−.172 [−.210, −.134]"."""
     bounds = (row["difference_low"], row["difference_high"])
     return interval_text(row["difference"], *bounds, show=score_text)
 
 
 def verdict_text(row: Mapping[Any, Any]) -> str:
-    """The non-inferiority statement of a row, "" where the metric has none."""
+    """The non-inferiority statement of a row; "" if the metric has none."""
     if not row["verdict"]:
         return ""
     kept = (row["verdict"], row["difference"], row["bound"], math.nan, row["margin"])
@@ -55,7 +55,7 @@ def verdict_text(row: Mapping[Any, Any]) -> str:
 
 
 def detectable_text(table: pd.DataFrame, *, metrics: Sequence[str] = ("unrelated", "task")) -> str:
-    """How small a difference would have been missed, by metric, over the arms of a comparison."""
+    """The smallest differences that the tests of a comparison could have detected, by metric."""
     said, unknown = [], []
     for metric in metrics:
         tested = table[(table["metric"] == metric) & table["p"].notna() & (table["run"] != "")]
@@ -72,13 +72,13 @@ def detectable_text(table: pd.DataFrame, *, metrics: Sequence[str] = ("unrelated
         )
     if unknown:
         parts.append(
-            f"Too few items differ in {' and '.join(unknown)} to say what would have been detected."
+            f"Too few items differ in {' and '.join(unknown)} to say what could have been detected."
         )
     return " ".join(parts)
 
 
 def domination_text(found: Sequence[Domination], labels: Mapping[str, str]) -> str:
-    """Which arms are shown to dominate which, by their names on screen."""
+    """Which arms are shown to dominate which others, by display name."""
     beaten: dict[str, list[str]] = {}
     for one in found:
         if one.shown:
@@ -92,9 +92,9 @@ def domination_text(found: Sequence[Domination], labels: Mapping[str, str]) -> s
 def sentences(
     table: pd.DataFrame, dominations: Sequence[Domination], labels: Mapping[str, str]
 ) -> list[str]:
-    """What a reader of the table should know; little where no naive run is among the arms."""
+    """What a reader of the table should know; less if no naive run is among the arms."""
     if not table["p"].notna().any():
-        return ["No naive run is among these, so nothing is tested against it.", *notes(table)]
+        return ["No naive run is among these arms, so there are no tests.", *notes(table)]
     found = [domination_text(dominations, labels), detectable_text(table), HOW_TESTED, HOW_KEPT]
     return [*notes(table), *found]
 

@@ -13,10 +13,10 @@ _WITHIN_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.\d+\.(.+)$")
 
 
 def module_table(spectra: Sequence[ModuleSpectrum]) -> pd.DataFrame:
-    """One row a module: name, layer (NaN outside), place in its layer, side, rank, and measures.
+    """One row per module: name, layer, place (path within its layer), side, rank, and measures.
 
-    `top` is the largest singular value in the units of W; `energy_top1` and `effective_rank`
-    are those of `analysis.spectra.spectrum`.
+    `layer` is NaN outside the layers.  `top` is the largest singular value in the units of W;
+    `energy_top1` and `effective_rank` are those of `analysis.spectra.spectrum`.
     """
     rows = [
         {
@@ -35,7 +35,7 @@ def module_table(spectra: Sequence[ModuleSpectrum]) -> pd.DataFrame:
 
 
 def module_place(name: str) -> str:
-    """A module's path within its layer, `self_attn.o_proj` as `o_proj`; whole outside layers."""
+    """A module's path within its layer, such as `o_proj`; its whole path outside the layers."""
     match = _WITHIN_LAYER.search(name)
     if match is None:
         return name

@@ -1,8 +1,8 @@
 """Rates, differences, areas under the curve and removal, each with its interval.
 
-Samples of one prompt are not independent, so every interval can resample whole
-clusters.  A second, crossed grouping (seeds beside prompts) is resampled too, which
-`scipy.stats.bootstrap` cannot.
+Samples of one prompt are not independent, so every interval can resample whole clusters.  A
+second, crossed grouping (such as seeds) is resampled too, which `scipy.stats.bootstrap` cannot
+do.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Float64Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its confidence interval from `n` observations; NaN where unknown."""
+    """A value with its confidence interval from `n` observations; unknown numbers are NaN."""
 
     value: float
     low: float
@@ -46,7 +46,7 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
 
     Source: Wilson 1927, JASA 22, by `statsmodels.stats.proportion.proportion_confint`.
     """
-    # Half a second to import, which a first page that shows no rate does not wait for.
+    # Imported here: it takes half a second, which pages without a rate need not wait for.
     from statsmodels.stats.proportion import proportion_confint
 
     _check_confidence(confidence)
@@ -55,7 +55,7 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
     if n == 0:
         return _unknown(0, "wilson", confidence)
     low, high = proportion_confint(successes, n, alpha=1 - confidence, method="wilson")
-    # At the ends the bound is exact, where rounding may leave it a little inside.
+    # At the ends the bound is exact, but rounding may leave it slightly inside.
     low, high = 0.0 if successes == 0 else low, 1.0 if successes == n else high
     return Interval(successes / n, low, high, n, "wilson", confidence)
 
@@ -71,26 +71,28 @@ def bootstrap_mean(
 ) -> Interval:
     """Mean of values (n,) with an expanded percentile bootstrap interval.
 
-    Plain percentiles of G clusters (or G crossed labels, if fewer) are those of a normal with the
-    plug-in variance.  Ours lie where a t with G − 1 degrees of freedom and the unbiased variance
-    would, at Φ(±t √(G / (G − 1))).  Of nominal 95 %, five normal clusters then cover 91 (plain
-    84), eight 94 (89); three cover 75 either way, since resamples of three are so few.
+    With G clusters (or G crossed labels, if fewer), plain percentiles correspond to a normal
+    distribution with the plug-in variance.  Expanded ones are taken at Φ(±t √(G / (G − 1))),
+    which corresponds to a t distribution with G − 1 degrees of freedom and the unbiased variance.
+    At nominal 95 %, five normal clusters then cover 91 % (plain: 84 %) and eight 94 % (89 %).
+    Three cover 75 % either way, because there are so few resamples of three.
 
     Args:
         values: finite numbers, n of them.
-        clusters: (n,) labels; whole clusters are drawn with replacement.  Every value
-            is its own cluster where None.
-        crossed: (n,) labels of a second factor, drawn independently of the first; a
-            value counts as often as both its labels are drawn (the pigeonhole
-            bootstrap, conservative).
-        seed: of the resampling, `n_resamples` times.
+        clusters: (n,) labels; whole clusters are drawn with replacement.  None if every value
+            is its own cluster.
+        crossed: (n,) labels of a second factor, drawn independently of the first.  A value's
+            weight is the product of the counts of its two labels (pigeonhole bootstrap,
+            conservative).
+        seed: of the resampling.
         confidence: of the interval.
+        n_resamples: number of resamples.
 
     Returns:
-        Bounds are NaN where there are fewer than two clusters (or crossed labels).
+        The mean; its bounds are NaN with fewer than two clusters (or crossed labels).
 
     Raises:
-        InputError: values are not finite or not (n,), or labels do not fit.
+        InputError: values are not finite or not (n,), or there is not one label per value.
 
     Source: Efron & Tibshirani 1993, chapter 13; Owen 2007, arXiv:0706.0761 (crossed);
     Hesterberg 2015, The American Statistician 69 (expanded percentiles).
@@ -109,7 +111,7 @@ def bootstrap_difference(
     confidence: float = 0.95,
     n_resamples: int = 2000,
 ) -> Interval:
-    """Mean of the paired difference a − b, both (n,), as `bootstrap_mean` of it.
+    """Mean of the paired difference a − b, both (n,), with the interval of `bootstrap_mean`.
 
     Raises:
         InputError: as `bootstrap_mean`, or a and b differ in length.
@@ -128,11 +130,11 @@ def rate(
     confidence: float = 0.95,
     n_resamples: int = 2000,
 ) -> Interval:
-    """Mean of values: Wilson for 0/1 without clusters, else bootstrap over clusters.
+    """Mean of values: Wilson interval for 0/1 values without clusters, else bootstrap.
 
-    A bootstrap of 0/1 values that are all equal would have no width.  There the
-    interval is Wilson's with one trial per cluster (the smaller of the two numbers of
-    labels where crossed), which is conservative.
+    If all values are 0 or all are 1, a bootstrap interval would have no width.  The interval is
+    then Wilson's with one trial per cluster (with crossed labels, the smaller of the two
+    numbers), which is conservative.
 
     Raises:
         InputError: as `bootstrap_mean`.
@@ -163,17 +165,17 @@ def removal(
     confidence: float = 0.95,
     n_resamples: int = 2000,
 ) -> Interval:
-    """Share of the naive run's drift that an arm does not have.
+    """Share of the naive run's drift that an arm removes.
 
-    1 − (mean arm − mean base) / (mean naive − mean base), all three (n,) and paired:
-    entry i is the same prompt (and sample or seed) in each.  1 is all removed, 0 none,
-    above 1 overshoots.  NaN where the naive run shows no drift, which is where the
-    interval of its own drift holds 0.
+    1 − (mean arm − mean base) / (mean naive − mean base), all three (n,) and paired: entry i
+    belongs to the same prompt (and sample or seed) in each.  1 means that all drift is removed, 0
+    none, and above 1 that the arm overshoots.  NaN if the naive run shows no drift, that is, if
+    the interval of its drift includes 0.
 
     Raises:
         InputError: as `bootstrap_mean`, or the lengths differ.
 
-    Source: METHOD.md section 4.
+    Source: docs/method/method.md, section "Did it work".
     """
     data = _columns(base, naive, arm)
     plan = Resampling(clusters, crossed, seed, n_resamples)
@@ -184,30 +186,35 @@ def removal(
 
 
 def no_removal(drift: Interval) -> str:
-    """Why removal of a naive run's drift is not defined, in words; "" where it is.
+    """Why removal of a naive run's drift is undefined, in words; "" if it is defined.
 
     A ratio whose denominator may be 0 has no interval, and its value is noise.
     """
     if drift.low > 0 or drift.high < 0:
         return ""
     if math.isfinite(drift.low):
-        return "naive shows no drift on these prompts, so removal is not defined"
-    return "too few items to tell whether naive drifts, so removal is not defined"
+        return "the naive run shows no drift on these prompts, so removal is undefined"
+    return "there are too few items to tell whether the naive run drifts, so removal is undefined"
 
 
 def auc(positive: ArrayLike, negative: ArrayLike, *, confidence: float = 0.95) -> Interval:
-    """Probability that a positive exceeds a negative, ties counting one half.
+    """Probability that a positive exceeds a negative; ties count one half.
 
-    The Mann–Whitney U over n₊ n₋, with DeLong's variance on the logit scale.  Where
-    that variance is zero (perfect separation), Wilson's interval with min(n₊, n₋)
-    trials; bounds are NaN with fewer than two of either, all is NaN with none.
+    The Mann–Whitney U over n₊ n₋, with DeLong's variance on the logit scale.  If that variance
+    is zero (perfect separation), Wilson's interval with min(n₊, n₋) trials.  Bounds are NaN with
+    fewer than two of either; everything is NaN with none.
+
+    Args:
+        positive: (n₊,) finite numbers.
+        negative: (n₋,) finite numbers.
+        confidence: of the interval.
 
     Raises:
-        InputError: values that are not finite, or not (n,).
+        InputError: values are not finite, or not one-dimensional.
 
     Source: DeLong et al. 1988, Biometrics 44; Pepe 2003, section 5.2 (logit).
     """
-    from scipy.stats import rankdata  # a second to load, which pages without an area spare
+    from scipy.stats import rankdata  # takes a second to import, and most pages need no AUC
 
     _check_confidence(confidence)
     (high,), (low,) = _columns(positive), _columns(negative)
@@ -232,7 +239,7 @@ def auc(positive: ArrayLike, negative: ArrayLike, *, confidence: float = 0.95) -
 
 def _separated(area: float, m: int, n: int, confidence: float) -> Interval:
     trials = min(m, n)
-    # Where all values tie, area · trials need not be whole: take the wider bound each way.
+    # If all values tie, area · trials may not be whole: take the wider bound on each side.
     low = wilson(math.floor(area * trials), trials, confidence=confidence).low
     high = wilson(math.ceil(area * trials), trials, confidence=confidence).high
     return Interval(area, low, high, m + n, "wilson over pairs", confidence)
@@ -254,7 +261,7 @@ def _bootstrap(
     plan: Resampling,
     confidence: float,
 ) -> Interval:
-    """Percentile interval of a statistic of the sums (…, m + 1) of m columns and of 1."""
+    """Percentile interval of a statistic of sums (…, m + 1): of m columns, and of ones."""
     _check_confidence(confidence)
     n = data[0].size
     codes = plan.codes(n)
@@ -278,10 +285,10 @@ def _columns(*given: ArrayLike) -> list[Float64Array]:
     for values in columns:
         if values.ndim != 1 or values.size != columns[0].size:
             shapes = ", ".join(str(column.shape) for column in columns)
-            raise InputError(f"Got values of shapes {shapes}; expected (n,), paired where several.")
+            raise InputError(f"Got values of shapes {shapes}; expected (n,), the same n for all.")
         if not np.isfinite(values).all():
             raise InputError(
-                "A value is NaN or infinite; leave such samples out and report how many."
+                "A value is NaN or infinite; leave such samples out, and report how many."
             )
     return columns
 

@@ -1,4 +1,4 @@
-"""What a running job writes line by line: the metrics of its run, and its log."""
+"""Read what a running job writes line by line: the metrics of its run, and its log."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pandas as pd
 
 
 def read_metrics(file: Path) -> pd.DataFrame:
-    """Lines of a run's metrics.jsonl as columns, by step; `drift_by_layer` as `drift_layer_0`, ….
+    """The lines of a run's metrics.jsonl as rows; `drift_by_layer` becomes `drift_layer_0`, ….
 
-    A line that is still being written, or is no object with a step, is passed over.  No file
-    gives an empty table with the column step.
+    Lines that are still being written, or are not objects with a step, are skipped.  Without a
+    file the table is empty and has only the column step.
     """
     try:
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -42,7 +42,7 @@ def _is_number(value: object) -> bool:
 
 
 def tail(file: Path, *, lines: int) -> str:
-    """The last lines of a text file, "" where there is none; reads at most its last 64 KiB."""
+    """The last lines of a text file, from its last 64 KiB; "" if there is no file."""
     try:
         with file.open("rb") as handle:
             handle.seek(0, 2)

@@ -1,4 +1,4 @@
-"""Asking a judge over HTTP: one question a request, paced, and again where it may help."""
+"""Ask a judge over HTTP: one question per request, rate-limited, with retries."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from analysis.errors import InputError
 from grasp.settings.judge import KEY_VARIABLES, JudgeSettings
 
 AGAIN = frozenset({408, 409, 425, 429, *range(500, 600)})
-"""Statuses after which the same request may succeed."""
+"""HTTP statuses after which the same request may succeed."""
 
 LONGEST_WAIT = 120.0
-"""Seconds between two attempts, at most, whatever the server asks for."""
+"""Longest wait between two attempts, in seconds, whatever the server asks for."""
 
 _SHOWN = 200
 
 _Said = tuple[str, tuple[int | None, int | None]]
-"""A reply's text, and its tokens in and out."""
+"""A reply's text, and the numbers of input and output tokens."""
 
 
 class JudgeError(InputError):
-    """The judge cannot be asked, or does not answer."""
+    """The judge cannot be asked, refuses, or keeps failing."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a judge said, and what it took."""
+    """A judge's reply, the attempts it took, and its tokens (None if not reported)."""
 
     text: str
     attempts: int
@@ -51,7 +51,7 @@ class Reply:
 
 
 class Pace:
-    """Hands out turns no closer than the rate allows; a server's wish to wait holds up all."""
+    """Spaces out turns to respect a rate; a server's request to wait delays all turns."""
 
     def __init__(self, per_minute: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._gap = 60 / per_minute
@@ -68,7 +68,7 @@ class Pace:
             return start - now
 
     def hold(self, seconds: float) -> None:
-        """No turn before `seconds` from now."""
+        """Allow no turn until `seconds` from now."""
         with self._lock:
             self._next = max(self._next, self._clock() + seconds)
 
@@ -76,8 +76,8 @@ class Pace:
 class JudgeClient:
     """A judge at `settings.base_url`; safe to use from several threads.
 
-    The key is read from the environment, sent to that address alone, and cut out of whatever
-    comes back.  `budget` is how many requests may be sent, repeats counted.
+    The key is read from the environment, sent to that address only, and removed from whatever
+    comes back.  `budget` is the largest number of requests, including retries.
 
     Raises:
         JudgeError: the key would be sent unencrypted to another machine.
@@ -88,11 +88,11 @@ class JudgeClient:
         self._key = next((os.environ[n] for n in KEY_VARIABLES if os.environ.get(n)), "")
         if self._key and settings.base_url.startswith("http:") and not settings.local:
             raise JudgeError(
-                f"The key would go to {settings.base_url} unencrypted; use https, or unset "
+                f"The key would be sent to {settings.base_url} unencrypted; use https, or unset "
                 f"{' and '.join(KEY_VARIABLES)}."
             )
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        # Redirects are not followed, so that the key goes nowhere else.
+        # Following redirects could send the key to another address.
         self._client = httpx2.Client(
             headers=headers, timeout=settings.timeout, follow_redirects=False
         )
@@ -115,7 +115,7 @@ class JudgeClient:
         self._client.close()
 
     def stop(self) -> None:
-        """Send nothing more; requests that wait for their turn end with an error."""
+        """Send no more requests; those waiting for their turn end with an error."""
         self._stopped.set()
 
     def ask(self, model: str, text: str) -> Reply:
@@ -136,16 +136,16 @@ class JudgeClient:
         except _Trouble as problem:
             raise JudgeError(
                 f"The judge at {self._settings.base_url} failed {self._settings.attempts} times "
-                f"({problem}); what was judged is kept, so run the same command again to go on."
+                f"({problem}). Finished judgements are kept; run the same command to continue."
             ) from None
         return Reply(self._clean(said), int(again.statistics["attempt_number"]), *counts)
 
     def _backoff(self, state: RetryCallState) -> float:
-        """Seconds after a failed attempt; none where the server's own wish holds up every turn."""
+        """Seconds to wait after a failed attempt; 0 if the server already delays all turns."""
         problem = state.outcome.exception() if state.outcome is not None else None
         if isinstance(problem, _Trouble) and problem.after is not None:
             return 0.0
-        # Not all at once again; the numbers decide nothing that is reported.
+        # Random, so that threads do not retry all at once; results do not depend on it.
         wait = wait_exponential(multiplier=self._settings.backoff)(state)
         return min(wait * random.uniform(0.75, 1.25), LONGEST_WAIT)
 
@@ -168,7 +168,7 @@ class JudgeClient:
                 self._pace.hold(min(after, LONGEST_WAIT))
             raise _Trouble(f"HTTP {response.status_code}", after)
         if response.status_code != 200:
-            self.stop()  # no other question would be taken either
+            self.stop()  # the judge would refuse all other questions too
             raise JudgeError(
                 f"The judge at {self._settings.base_url} refused model {model!r}: HTTP "
                 f"{response.status_code}, {self._clean(response.text)[:_SHOWN]!r}; check its "
@@ -178,14 +178,14 @@ class JudgeClient:
 
     def _wait(self, seconds: float) -> None:
         if self._stopped.wait(seconds):
-            raise JudgeError("Judging was stopped; what was judged is kept.")
+            raise JudgeError("Judging was stopped; finished judgements are kept.")
 
     def _count(self) -> None:
         with self._lock:
             if self._budget is not None and self.requests >= self._budget:
                 raise JudgeError(
-                    f"{self._budget} requests are spent, repeats counted; what was judged is kept, "
-                    "so run the same command again, with a larger --max-requests, to go on."
+                    f"The limit of {self._budget} requests is reached, retries included. Finished "
+                    "judgements are kept; run the same command again with a larger --max-requests."
                 )
             self.requests += 1
 
@@ -194,7 +194,7 @@ class JudgeClient:
 
 
 class _Trouble(Exception):
-    """Why an attempt failed that may succeed later; `after` is how long the server asks to wait."""
+    """Why an attempt failed that may be repeated; `after` is the wait the server asks for."""
 
     def __init__(self, text: str, after: float | None = None) -> None:
         super().__init__(text)
@@ -206,7 +206,7 @@ def _said(response: httpx2.Response) -> _Said:
         data = response.json()
         text = data["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError):
-        raise _Trouble("a reply that is no chat completion") from None
+        raise _Trouble("a reply that is not a chat completion") from None
     if not isinstance(text, str):
         raise _Trouble("a reply without text")
     usage = data.get("usage")
@@ -219,7 +219,7 @@ def _tokens(usage: object, name: str) -> int | None:
 
 
 def _retry_after(response: httpx2.Response) -> float | None:
-    """Seconds that the server asks to wait: a number, or a date; None where it does not say."""
+    """Seconds the server asks to wait, given as a number or a date; None if it does not say."""
     value = response.headers.get("Retry-After", "")
     try:
         return max(0.0, float(value))

@@ -66,9 +66,12 @@ def set_back_effects(
 def _by_answer(batch: Answered, changed: Tensor, moved: Tensor) -> SetBack:
     """Sums by answer, from the TV of fine-tuning (tokens,) and of setting back (k, tokens)."""
     rows, d, d_q = batch.rows.cpu().numpy(), changed.double().numpy(), moved.double().numpy()
-    carried, largest = np.zeros((len(batch.said), len(d_q))), np.zeros((len(batch.said), len(d_q)))
+    carried, largest = (
+        np.zeros((len(batch.predicting), len(d_q))),
+        np.zeros((len(batch.predicting), len(d_q))),
+    )
     np.add.at(carried, rows, (d_q * d).T)
     np.maximum.at(largest, rows, d_q.T)
-    squares = np.zeros(len(batch.said))
+    squares = np.zeros(len(batch.predicting))
     np.add.at(squares, rows, d**2)
     return SetBack(carried.T, squares, largest.T, batch.clusters)

@@ -96,16 +96,16 @@ def first_order(
     """
     axes = torch.as_tensor(directions.T, dtype=torch.float64, device=device_of(model))
     moments, wholes, shift = [], [], axes.new_zeros(axes.shape[1])
-    words, layers = 0, 1
+    count, layers = 0, 1
     parts = [part for batch in answered for part in _parts(batch)]
     for number, part in enumerate(parts):
         progress(number, len(parts), "first-order effects")
         deltas, weights = _change(model, part)
         deltas = deltas[: math.ceil(EARLY * len(deltas))]
         moved = [delta.double() @ axes for delta in deltas]
-        shift += sum(along[part.said].sum(dim=0) for along in moved)
-        words, layers = words + len(weights), len(deltas)
-        chats, n = len(part.said), axes.shape[1]
+        shift += sum(along[part.predicting].sum(dim=0) for along in moved)
+        count, layers = count + len(weights), len(deltas)
+        chats, n = len(part.predicting), axes.shape[1]
         moment, whole = axes.new_zeros(chats, n, n), axes.new_zeros(chats)
         for scale in SCALES:
             early = _gradients(model, part, weights, scale)[: len(deltas)]
@@ -116,7 +116,7 @@ def first_order(
         moments.append(moment)
         wholes.append(whole)
     progress(len(parts), len(parts), "first-order effects")
-    mean = shift / max(words * layers, 1)
+    mean = shift / max(count * layers, 1)
     return FirstOrder(
         torch.cat(moments).cpu().numpy(), torch.cat(wholes).cpu().numpy(), mean.cpu().numpy()
     )
@@ -124,10 +124,10 @@ def first_order(
 
 def _parts(batch: Answered) -> Iterator[Answered]:
     """A batch in slices of _ROWS chats."""
-    for start in range(0, len(batch.said), _ROWS):
+    for start in range(0, len(batch.predicting), _ROWS):
         rows = slice(start, start + _ROWS)
         inputs = {name: tensor[rows] for name, tensor in batch.inputs.items()}
-        yield Answered(inputs, batch.said[rows], batch.last[rows], batch.clusters[rows])
+        yield Answered(inputs, batch.predicting[rows], batch.last[rows], batch.clusters[rows])
 
 
 @torch.no_grad()
@@ -155,6 +155,6 @@ def _gradients(
         return outputs[-1]
 
     with torch.enable_grad(), rescale_adapter_scale(model, scale), edited_outputs(model, keep):
-        said = torch.log_softmax(logits(model, part), dim=-1)
-        f = (weights * said.gather(1, part.words[:, None])[:, 0]).sum()
+        log_p = torch.log_softmax(logits(model, part), dim=-1)
+        f = (weights * log_p.gather(1, part.tokens[:, None])[:, 0]).sum()
         return torch.autograd.grad(f, outputs)

@@ -20,26 +20,26 @@ from grasp.model.loading import device_of
 class Answered:
     """A batch of chats with their answers, padded on the right.
 
-    `inputs` are `input_ids` and `attention_mask` (batch, tokens).  The mask `said` (batch, tokens)
-    marks the positions that predict a token of the answer; the first of them is the last token
-    before the answer, at position `last` (batch,).  `clusters` (batch,) says what each prompt is
-    about.
+    `inputs` are `input_ids` and `attention_mask` (batch, tokens).  The mask `predicting`
+    (batch, tokens) marks the positions that predict a token of the answer; the first of them is
+    the last token before the answer, at position `last` (batch,).  `clusters` (batch,) says what
+    each prompt is about.
     """
 
     inputs: dict[str, Tensor]
-    said: Tensor
+    predicting: Tensor
     last: Tensor
     clusters: tuple[str, ...]
 
     @property
     def rows(self) -> Tensor:
         """(answer tokens,) the row of the batch that each answer token belongs to."""
-        return self.said.nonzero()[:, 0]
+        return self.predicting.nonzero()[:, 0]
 
     @property
-    def words(self) -> Tensor:
+    def tokens(self) -> Tensor:
         """(answer tokens,) the ids of the answer tokens."""
-        return self.inputs["input_ids"].roll(-1, dims=1)[self.said]
+        return self.inputs["input_ids"].roll(-1, dims=1)[self.predicting]
 
 
 @torch.no_grad()
@@ -70,7 +70,7 @@ def probabilities(model: nn.Module, answered: Answered) -> Tensor:
 
 def logits(model: nn.Module, answered: Answered) -> Tensor:
     """(answer tokens, vocabulary) logits of the answer tokens, in float32."""
-    found: Tensor = model(**answered.inputs, use_cache=False).logits[answered.said].float()
+    found: Tensor = model(**answered.inputs, use_cache=False).logits[answered.predicting].float()
     return found
 
 
@@ -84,10 +84,10 @@ def _batch(model: nn.Module, tokenizer: Tokenizer, prompts: Sequence[Prompt]) ->
     replies, _ = generate(model, tokenizer, chats)
     whole = [chat + reply for chat, reply in zip(chats, replies, strict=True)]
     inputs = {name: t.to(device_of(model)) for name, t in padded(tokenizer, whole).items()}
-    said = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+    predicting = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
     stopping = stop_tokens(model)
     for row, (chat, reply) in enumerate(zip(chats, replies, strict=True)):
         ended = bool(reply) and reply[-1] in stopping
-        said[row, len(chat) - 1 : len(chat) - 1 + len(reply) - ended] = True
-    last = torch.tensor([len(chat) - 1 for chat in chats], device=said.device)
-    return Answered(inputs, said, last, tuple(prompt.cluster for prompt in prompts))
+        predicting[row, len(chat) - 1 : len(chat) - 1 + len(reply) - ended] = True
+    last = torch.tensor([len(chat) - 1 for chat in chats], device=predicting.device)
+    return Answered(inputs, predicting, last, tuple(prompt.cluster for prompt in prompts))

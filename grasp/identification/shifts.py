@@ -124,8 +124,8 @@ def _mean_activations(
         inputs = padded(tokenizer, [ids for ids, _ in part])
         inputs = {name: tensor.to(device_of(model)) for name, tensor in inputs.items()}
         weights = torch.zeros(inputs["input_ids"].shape, dtype=torch.float64)
-        for row, (_, said) in enumerate(part):
-            weights[row, said] = 1 / len(said)
+        for row, (_, predicting) in enumerate(part):
+            weights[row, predicting] = 1 / len(predicting)
         of_base = model.disable_adapter() if contrast.of == "base" else nullcontext()
         with of_base, layer_outputs(model) as outputs:
             model(**inputs, use_cache=False)

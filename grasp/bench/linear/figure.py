@@ -1,4 +1,4 @@
-"""The linear world: simulations beside closed forms, as numbers and as a figure of the docs.
+"""Simulations of the linear world against closed forms, as numbers and as a figure of the docs.
 
 Points are means over worlds, bars two standard errors, lines closed forms.  Needs the `bench`
 extra (matplotlib).  The same seeds give the same file.
@@ -22,14 +22,17 @@ from grasp.bench.linear import theory
 
 FIGURE = Path(__file__).resolve().parents[3] / "docs" / "method" / "identifiability.svg"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#767676")
-"""Four that keep a contrast of 3 to 1 or more on white and on near-black."""
+"""Four colours with a contrast of at least 3 to 1 on white and on near-black."""
 
 D_OUT, D_IN, WORLDS = 60, 90, 40
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One line and its points: `draws` (x, worlds), and the closed form at `x` and at `fine_x`."""
+    """One line and its points: simulations `draws` (x, worlds), and the closed form at `x`.
+
+    `fine` is the closed form on the finer grid `fine_x`.
+    """
 
     label: str
     x: np.ndarray
@@ -40,7 +43,7 @@ class Curve:
 
 
 def main() -> None:
-    """Simulate, write the figure, and print one JSON object."""
+    """Simulate, write the figure, and print the numbers as one JSON object."""
     panels = {
         "recovery": recovery(),
         "rotation": rotation(),
@@ -56,7 +59,7 @@ def main() -> None:
 
 
 def gaps(curve: Curve) -> dict[str, object]:
-    """Points of one curve: x, mean, standard error, closed form."""
+    """The points of one curve: x, mean, standard error, closed form, and the largest gap."""
     error = standard_error(curve.draws)
     table = (curve.x, curve.draws.mean(axis=1), error, curve.expected)
     names = ("x", "mean", "standard_error", "theory")
@@ -65,7 +68,7 @@ def gaps(curve: Curve) -> dict[str, object]:
 
 
 def standard_error(draws: np.ndarray) -> np.ndarray:
-    """Of the mean over worlds, the last axis."""
+    """Standard error (x,) of the mean over worlds, the last axis of draws (x, worlds)."""
     return draws.std(axis=1, ddof=1) / np.sqrt(draws.shape[1])
 
 
@@ -77,7 +80,7 @@ def curve(
     *,
     log: bool = False,
 ) -> Curve:
-    """Simulate every x in every world, and evaluate the closed form on x and between."""
+    """Simulate every x in every world, and evaluate the closed form at x and in between."""
     space = np.geomspace if log else np.linspace
     fine_x = space(x[0], x[-1], 129)
     draws = np.array([[simulate(value, seed) for seed in range(WORLDS)] for value in x])
@@ -86,10 +89,10 @@ def curve(
 
 
 def wrong_choices() -> list[dict[str, object]]:
-    """Where ranking the weights' two factors by effects puts the one farther from s first.
+    """The values of β at which ranking the two weight factors by effects prefers the wrong one.
 
-    Closed forms alone, over 161 values of β/τ from 1/4 to 4; `ratio` is off/on, `score` is
-    off · √(off/(off + on)), which the workbench ranks by where stability is equal.
+    Uses closed forms only, for 161 values of β/τ from ¼ to 4.  `ratio` is off/on; `score` is
+    off · √(off/(off + on)), by which the workbench ranks factors of equal stability.
     """
     grid = np.geomspace(0.25, 4.0, 161)
     return [
@@ -107,7 +110,7 @@ def wrong_choices() -> list[dict[str, object]]:
 
 
 def wrong(beta: float, rho: float, p: float | None, rule: str) -> bool:
-    """Whether a rule prefers the weights' factor that is farther from s (τ = 1, ν = 0.5)."""
+    """Whether a rule prefers the weight factor that is farther from s (τ = 1, ν = 0.5)."""
     world = lm.plant(20, 30, task_strength=1.0, spurious_strength=beta, correlation=rho, seed=0)
     _, directions = theory.eigen(theory.route_moment(world, "weights"))
     pairs = [theory.effects(world, direction, task_cue_variance=p) for direction in directions]
@@ -141,7 +144,7 @@ def recovery() -> list[Curve]:
 
 
 def rotation() -> list[Curve]:
-    """Squared cosine with s of the nearer of a route's two factors, by β/τ, ρ = 0.5."""
+    """Squared cosine with s of the closer of a route's two factors, by β/τ, for ρ = 0.5."""
 
     def planted(ratio: float, seed: int) -> lm.LinearWorld:
         return lm.plant(
@@ -236,7 +239,7 @@ def removal() -> list[Curve]:
             Q = B[:, [(off / on).argmax()]]
         update = np.matmul(*lm.protected(again.inputs, again.changes, Q=Q, r=D_OUT))
         naive = theory.reliance(world)[1, 1]
-        # Against the same rows without protection, so that their noise cancels.
+        # Compare with the same rows without protection, so that their noise cancels.
         free = world.spurious @ lm.least_squares(again.inputs, again.changes) @ world.cues[:, 1]
         return float((free - world.spurious @ update @ world.cues[:, 1]) / naive)
 
@@ -284,7 +287,7 @@ LEGENDS = {
 
 
 def draw(panels: dict[str, list[Curve]]) -> None:
-    """Write the figure; transparent, in colours that hold on light and dark pages."""
+    """Write the figure, transparent and in colours that work on light and dark pages."""
     grey = COLOURS[-1]
     style = {
         "svg.fonttype": "none",

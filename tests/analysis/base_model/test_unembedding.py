@@ -55,9 +55,9 @@ def test_gain_centring_and_projection_by_hand() -> None:
     direction = np.array([[1.0, 0.0]])
     gain, flip = np.array([1.0, 5.0]), np.array([[0.0, 1.0], [1.0, 0.0]])
     seen = {
-        "gain": Unembedding(np.eye(2), gain=gain).seen(np.array([[1.0, 1.0]])) * np.sqrt(2),
-        "centred": Unembedding(np.eye(2), gain=gain, centred=True).seen(direction),
-        "projected": Unembedding(np.eye(2), gain=gain, projection=flip).seen(direction),
+        "gain": Unembedding(np.eye(2), gain=gain).transform(np.array([[1.0, 1.0]])) * np.sqrt(2),
+        "centred": Unembedding(np.eye(2), gain=gain, centred=True).transform(direction),
+        "projected": Unembedding(np.eye(2), gain=gain, projection=flip).transform(direction),
     }
     expected = {"gain": [[1, 5]], "centred": [[0.5, -2.5]], "projected": [[0, 1]]}
     for name, values in expected.items():
@@ -199,7 +199,9 @@ def test_older_and_multimodal_names_are_found(
     inner = {"model_type": "whole", "text_config": config} if name == "gemma3" else config
     (tmp_path / "config.json").write_text(json.dumps(inner))
     plain, renamed = (read_unembedding(folder) for folder in (families / name, tmp_path))
-    np.testing.assert_array_equal(plain.seen(tiny.subspace(2)), renamed.seen(tiny.subspace(2)))
+    np.testing.assert_array_equal(
+        plain.transform(tiny.subspace(2)), renamed.transform(tiny.subspace(2))
+    )
     np.testing.assert_array_equal(plain.rows[0:9], renamed.rows[0:9])
 
 

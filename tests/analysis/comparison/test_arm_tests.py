@@ -108,7 +108,7 @@ def test_the_table_of_tests_has_its_columns_even_when_empty(arms) -> None:
 
 
 def test_a_reference_that_is_no_arm_is_refused(arms) -> None:
-    with pytest.raises(InputError, match="There is no arm 'nobody' to compare to"):
+    with pytest.raises(InputError, match="There is no arm 'nobody' to compare with"):
         against(arms, reference="nobody")
 
 

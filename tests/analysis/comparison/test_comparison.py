@@ -101,7 +101,7 @@ def test_removal_of_a_drift_that_is_not_there_is_unknown(workspace: Workspace) -
     table = comparison(workspace, ["naive", "grasp"])
     found = value(table, "grasp", "removal")
     assert math.isnan(found["value"])
-    assert "naive shows no drift on these prompts, so removal is not defined" in found["note"]
+    assert "the naive run shows no drift on these prompts, so removal is undefined" in found["note"]
     assert set(table[table["metric"] != "removal"]["note"]) == {""}
     assert dominated(workspace, ["naive", "grasp"]) == []
 
@@ -194,12 +194,12 @@ def test_flips_are_prompts_on_the_other_side(whole: Workspace) -> None:
 
 def test_runs_of_two_families_are_refused(workspace: Workspace) -> None:
     add_run(workspace, "other", method="naive", root="other")
-    with pytest.raises(InputError, match=r"different families \(naive, other\), so their prompts"):
+    with pytest.raises(InputError, match=r"different families \(naive, other\), whose prompts"):
         comparison(workspace, ["naive", "other"])
 
 
 def test_nothing_to_compare_is_refused(workspace: Workspace) -> None:
-    with pytest.raises(InputError, match="Name at least one run to compare"):
+    with pytest.raises(InputError, match="There is no run to compare"):
         comparison(workspace, [])
 
 
@@ -207,12 +207,12 @@ def test_a_missing_run_or_evaluation_is_named_with_its_command(workspace: Worksp
     with pytest.raises(NotFoundError, match="has no 'none'; it has: "):
         comparison(workspace, ["none"])
     add_run(workspace, "fresh", method="grasp")
-    with pytest.raises(NotFoundError, match="no evaluation 'fresh' yet; `grasp evaluate fresh`"):
+    with pytest.raises(
+        NotFoundError, match="no evaluation 'fresh' yet; run `grasp evaluate fresh`"
+    ):
         comparison(workspace, ["naive", "fresh"])
     add_run(workspace, "lonely", method="naive", root="lonely")
-    with pytest.raises(
-        NotFoundError, match=r"'lonely\.base' yet; `grasp evaluate lonely` makes it"
-    ):
+    with pytest.raises(NotFoundError, match=r"'lonely\.base' yet; run `grasp evaluate lonely`"):
         comparison(workspace, ["lonely"])
 
 

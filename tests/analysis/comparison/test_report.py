@@ -85,7 +85,7 @@ def test_what_would_have_been_missed_is_said_by_metric() -> None:
     assert detectable_text(table) == (
         "Differences smaller than .040 in unrelated rate would not have been detected (power .8 "
         "at α .05, before Holm's correction). Too few items differ in task accuracy to say what "
-        "would have been detected."
+        "could have been detected."
     )
 
 
@@ -106,7 +106,7 @@ def test_dominations_are_said_by_name() -> None:
 
 def test_without_a_naive_run_nothing_is_claimed(workspace: Workspace) -> None:
     said = sentences(comparison(workspace, ["grasp"]), [], {})
-    assert said == ["No naive run is among these, so nothing is tested against it."]
+    assert said == ["No naive run is among these arms, so there are no tests."]
 
 
 # The figure
@@ -217,7 +217,7 @@ def test_the_commands_name_how_a_run_was_made(tmp_path: Path) -> None:
 
 
 def test_runs_of_two_families_make_no_report(workspace: Workspace) -> None:
-    with pytest.raises(InputError, match="Name at least one run to compare"):
+    with pytest.raises(InputError, match="There is no run to compare"):
         report(workspace, [])
 
 
@@ -266,7 +266,7 @@ def test_a_report_is_written_where_it_is_asked_for(
     [
         (["--report", "r.pdf", "naive"], "r.pdf must end in .html and lie in a folder that is"),
         (["--report", "none/r.html", "naive"], "be in an existing folder"),
-        (["--report", "r.html"], "Name at least one run to compare"),
+        (["--report", "r.html"], "There is no run to compare"),
         (["--out", "x.zip", "naive"], "An archive holds every run; name runs only with --report"),
     ],
 )

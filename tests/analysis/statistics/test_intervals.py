@@ -274,9 +274,11 @@ def test_removal_is_unknown_without_drift() -> None:
 def test_why_removal_is_unknown_is_said() -> None:
     rng = np.random.default_rng(0)
     base, naive = ((rng.random(60) < 0.5) * 1.0 for _ in range(2))
-    assert "naive shows no drift on these prompts" in no_removal(bootstrap_difference(naive, base))
+    assert "the naive run shows no drift on these prompts" in no_removal(
+        bootstrap_difference(naive, base)
+    )
     alone = bootstrap_difference(naive, base, clusters=np.zeros(60))
-    assert "too few items to tell whether naive drifts" in no_removal(alone)
+    assert "too few items to tell whether the naive run drifts" in no_removal(alone)
     for sign in (1, -1):
         drift = bootstrap_difference(sign * (base + 0.3), sign * base)
         assert no_removal(drift) == ""
@@ -302,7 +304,7 @@ def test_a_negated_interval_is_that_of_minus_the_values(values) -> None:
         (lambda: bootstrap_mean([1.0, 2.0], clusters=[1]), "Got 1 cluster labels for 2 values"),
         (lambda: bootstrap_mean([1.0, 2.0], clusters=["a", None]), "cluster label is missing"),
         (lambda: bootstrap_difference([1.0], [1.0, 2.0]), r"shapes \(1,\), \(2,\); expected"),
-        (lambda: removal([1.0], [1.0], [1.0, 0.0]), "paired where several"),
+        (lambda: removal([1.0], [1.0], [1.0, 0.0]), "the same n for all"),
     ],
 )
 def test_statistics_refuse(call, message) -> None:

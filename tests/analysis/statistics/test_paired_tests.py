@@ -278,5 +278,5 @@ def test_a_margin_of_nothing_is_refused(margin: float) -> None:
 
 
 def test_arms_that_are_not_paired_are_refused() -> None:
-    with pytest.raises(InputError, match="paired where several"):
+    with pytest.raises(InputError, match="the same n for all"):
         paired_test([0.1, 0.2], [0.1])

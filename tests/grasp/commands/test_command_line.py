@@ -165,7 +165,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "bad settings": (["train", "bad.yaml", "--out", "b"], "setting 'speed': Extra inputs are not"),
     "no adapter": (["spectrum", "empty"], "empty has no adapter_config.json; give a folder"),
     "broken adapter": (["factors", "broken"], "whose header claims "),
-    "not evaluated": (["compare", "a"], "no evaluation 'a.base' yet; `grasp evaluate a` makes it"),
+    "not evaluated": (["compare", "a"], "no evaluation 'a.base' yet; run `grasp evaluate a`"),
     "import twice": (["import", "runs-a", "--out", "a"], "A run 'a' already exists; choose"),
     "no such job": (["jobs", "--cancel", "9"], "There is no job 9; `grasp jobs` lists"),
     "requeue no job": (["jobs", "--requeue", "9"], "There is no job 9; `grasp jobs` lists"),

@@ -234,7 +234,9 @@ def test_a_server_that_keeps_failing_is_an_error_in_words() -> None:
     with (
         judge_server(lambda *_: Response(status=502)) as server,
         JudgeClient(settings(server.url)) as client,
-        pytest.raises(JudgeError, match=r"failed 4 times \(HTTP 502\); what was judged is kept"),
+        pytest.raises(
+            JudgeError, match=r"failed 4 times \(HTTP 502\). Finished judgements are kept"
+        ),
     ):
         client.ask("m", "x")
     with (
@@ -251,7 +253,7 @@ def test_a_stop_ends_the_wait_between_two_attempts() -> None:
     ):
         threading.Timer(0.3, client.stop).start()
         started = time.monotonic()
-        with pytest.raises(JudgeError, match="Judging was stopped; what was judged is kept"):
+        with pytest.raises(JudgeError, match="Judging was stopped; finished judgements are kept"):
             client.ask("m", "x")
         assert time.monotonic() - started < 30
     assert len(server.bodies) == 1
@@ -283,7 +285,7 @@ def test_a_key_does_not_follow_a_redirect_or_go_out_unencrypted(
         ):
             client.ask("m", "x")
     assert other.bodies == []
-    with pytest.raises(JudgeError, match=r"would go to http://judge\.example/v1 unencrypted"):
+    with pytest.raises(JudgeError, match=r"would be sent to http://judge\.example/v1 unencrypted"):
         JudgeClient(settings("http://judge.example/v1"))
 
 
@@ -445,7 +447,7 @@ def test_a_stopped_evaluation_goes_on_with_what_was_judged(
 def test_a_budget_of_requests_is_kept(workspace: Workspace) -> None:
     with judge_server(low) as server:
         how = settings(server.url)
-        with pytest.raises(JudgeError, match=r"5 requests are spent.*--max-requests"):
+        with pytest.raises(JudgeError, match=r"limit of 5 requests is reached.*--max-requests"):
             evaluate(workspace, how, max_requests=5)
         assert len(server.bodies) == 5
         evaluate(workspace, how, max_requests=19)

@@ -105,7 +105,7 @@ def pushed(model: Any, along: list[torch.Tensor], step: float) -> Iterator[None]
 
 def said(model: Any, batch: Answered, weights: torch.Tensor) -> float:
     found = torch.log_softmax(logits(model, batch).double(), dim=-1)
-    return float((found.gather(1, batch.words[:, None])[:, 0] * weights).sum())
+    return float((found.gather(1, batch.tokens[:, None])[:, 0] * weights).sum())
 
 
 def slope(model: Any, batch: Answered, weights: torch.Tensor, along: list[torch.Tensor]) -> float:
@@ -139,7 +139,7 @@ def test_moments_are_finite_differences_at_the_fine_tune(monkeypatch: pytest.Mon
                 along = [(delta @ axes[i])[..., None] * axes[j] for delta in deltas]
                 slopes[i, j] = slope(model, batch, weights, along)
         whole = slope(model, batch, weights, deltas)
-        mean = torch.stack([delta[batch.said].mean(dim=0) for delta in deltas]).mean(dim=0)
+        mean = torch.stack([delta[batch.predicting].mean(dim=0) for delta in deltas]).mean(dim=0)
     # Norms round to float32, so differences are right to a thousandth of the whole.
     moments = found.moments.sum(axis=0)
     np.testing.assert_allclose(moments, slopes, rtol=1e-2, atol=2e-3 * abs(whole))

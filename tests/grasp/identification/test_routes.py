@@ -403,7 +403,7 @@ def test_every_direction_points_where_fine_tuning_moves_the_stream(tmp_path: Pat
             with layer_outputs(model) as adapted:
                 model(**batch.inputs)
         for a, b in list(zip(adapted, base, strict=True))[:1]:  # the first half of two layers
-            total += (a - b)[batch.said].sum(dim=0).double().numpy()
+            total += (a - b)[batch.predicting].sum(dim=0).double().numpy()
     assert (found.directions @ total > 0).all()
 
 
