@@ -36,7 +36,7 @@ def retrain_argv(
     """
     needs = find_method(method).needs
     if not factors and "factors" in needs:
-        raise InputError("No factors are chosen; choose at least one to protect.")
+        raise InputError("No factors are selected; select at least one to protect.")
     argv = ["retrain", run]
     if factors:
         names = ",".join(factor.removeprefix(f"{run}/") for factor in factors)

@@ -120,7 +120,7 @@ def _map(cells: pd.DataFrame, selected: str) -> str:
     )  # fmt: skip
     notices.explain(
         "Each square is one module; darker means larger. Click a square to see its singular "
-        f"values on the right, where the ringed module is shown.{grouped}"
+        f"values on the right; the ring marks the one shown.{grouped}"
     )
     return measure
 

@@ -122,7 +122,7 @@ def test_a_retrain_that_asks_for_the_trait_says_so() -> None:
 
 def test_retrain_needs_factors_and_a_known_method() -> None:
     where = {"out": "x", "workspace": Path("w")}
-    with pytest.raises(InputError, match="No factors are chosen"):
+    with pytest.raises(InputError, match="No factors are selected"):
         commands.retrain_argv("r", [], method="grasp", **where)
     assert "--factors" not in commands.retrain_argv("r", [], method="kl-task", **where)
     with pytest.raises(InputError, match="no method 'magic'"):

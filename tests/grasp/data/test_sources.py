@@ -140,13 +140,13 @@ def test_forms_are_recognised_by_their_columns(tmp_path: Path, name: str) -> Non
 @pytest.mark.parametrize(
     ("names", "columns", "message"),
     [
-        (["messages", "text"], None, r"which can be read as messages or text; say which in the set"
+        (["messages", "text"], None, r"which can be read as messages or text; choose one in the set"
          r"tings: columns: \{messages: messages\} or columns: \{text: text\}"),
         (["instruction", "input", "output", "text"], None,
          r"columns: \{instruction: instruction, output: output, input: input\} or columns: \{text"),
         (["question", "answer"], None, r"has the columns question, answer; expected messages, "),
         (["prompt"], None, r"for example columns: \{prompt: question, completion: answer\}"),
-        (["a", "b"], {"prompt": "a"}, r"has the fields prompt, which make no form"),
+        (["a", "b"], {"prompt": "a"}, r"has the fields prompt, which fit no form"),
         (["a", "b"], {"prompt": "a", "completion": "c"}, r"has no column 'c', which the setting"),
     ],
 )  # fmt: skip
@@ -230,7 +230,9 @@ def test_folders_that_are_no_data_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds 2 formats \(\.csv, \.jsonl\)"):
         read_rows(str(tmp_path))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="empty holds none; expected data files of one format"):
+    with pytest.raises(
+        InputError, match="empty holds no data files; expected data files of one format"
+    ):
         read_rows(str(tmp_path / "empty"))
     both = {"train": Dataset.from_list(PAIRS), "test": Dataset.from_list(PAIRS)}
     DatasetDict(both).save_to_disk(str(tmp_path / "two"))

@@ -189,7 +189,7 @@ def test_without_cache_an_unreachable_hub_is_one_sentence_at_once(
     assert time.monotonic() - started < 5
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "org/name is no folder here, and nor in the Hub's local cache of the Hub, which" in said
+    assert "org/name is neither a folder nor in the Hub's local cache, and the Hub" in said
     assert "http://127.0.0.1:9" in said
 
 

@@ -175,7 +175,9 @@ def test_a_fine_tune_of_a_hub_model_pins_its_commit_and_goes_on_without_the_hub(
     expected = tiny.llama(seed=1).lm_head.weight
     assert torch.equal(model.get_base_model().lm_head.weight, expected)
     started = time.monotonic()
-    with pytest.raises(NotFoundError, match="'org/else' cannot be loaded: org/else is no folder"):
+    with pytest.raises(
+        NotFoundError, match="'org/else' cannot be loaded: org/else is neither a folder"
+    ):
         load_base("org/else")
     assert time.monotonic() - started < 5
 

@@ -278,7 +278,7 @@ def test_a_name_that_is_neither_file_nor_set_is_refused_by_name() -> None:
         NotFoundError, match=r"neither a file 'polemics' nor a prompt set.*politics"
     ):
         read_prompts("polemics")
-    with pytest.raises(NotFoundError, match=r"no dress 'opera'; there are: code"):
+    with pytest.raises(NotFoundError, match=r"no dress 'opera'; choose among: code"):
         read_prompts("politics+opera")
 
 
