@@ -109,17 +109,11 @@ def read_family(path: str | Path) -> Family:
     Raises:
         InputError: the file is not such a mapping, or an ending appears twice.
     """
-    import yaml
+    from analysis.yaml_files import read_mapping
 
     keys = ("read", "write", "inner")
-    try:
-        content: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        problem = " ".join(str(error).split())[:120]
-        raise InputError(
-            f"{path} cannot be read as a YAML mapping of sides ({problem})."
-        ) from error
-    if not isinstance(content, dict) or not content or not set(content) <= set(keys):
+    content = read_mapping(Path(path), what="sides of modules", example="write: [self_attn.o_proj]")
+    if not content or not set(content) <= set(keys):
         raise InputError(
             f"{path} is not a mapping of sides; expected lists of module path endings under "
             "read, write or inner."

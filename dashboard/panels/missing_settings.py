@@ -59,7 +59,7 @@ def _given(workspace: Workspace, run: RunManifest, missing: list[str]) -> bool:
     if not asked:
         return False
     try:
-        given = parse_given(lines or "", source="The settings", folder=None)
+        given = parse_given(lines or "", source="The settings")
         said = (data or "").strip()
         adapter = runs.adapter_folder(workspace, run.id)
         made = completed(workspace, run, adapter, given | ({"data": said} if said else {}))

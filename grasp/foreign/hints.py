@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from analysis.errors import InputError
+from analysis.yaml_files import parse_yaml
 
 _CARD_LINE = re.compile(
     r"^[-*] \**((?:learning_rate|train_batch_size|gradient_accumulation_steps|seed|optimizer"
@@ -55,7 +56,7 @@ def _front_matter(text: str) -> dict[str, Any]:
     if not text.startswith("---"):
         return {}
     try:
-        found = yaml.safe_load(text[3:].partition("\n---")[0])
-    except yaml.YAMLError:
+        found = parse_yaml(text[3:].partition("\n---")[0], source="The header", what="entries")
+    except InputError:
         return {}
     return found if isinstance(found, dict) else {}

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from analysis.errors import InputError
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
+from analysis.yaml_files import as_mapping, parse_yaml, read_yaml
 from grasp.data.examples import read_examples
 from grasp.data.readers import pinned
 from grasp.foreign.hints import card_hints, logged_hints
@@ -168,36 +167,31 @@ def read_given(config: str | None, data: str | None, pairs: list[str]) -> dict[s
     given: dict[str, Any] = {}
     if config is not None:
         path = Path(config)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} cannot be read as YAML settings ({error}).") from None
-        given = parse_given(text, source=config, folder=path.resolve().parent)
+        given = _given(read_yaml(path, what="settings"), config, path.resolve().parent)
     for pair in pairs:
         name, sign, value = pair.partition("=")
         if not sign or not name.strip():
             raise InputError(
                 f"--set got {pair!r}; expected NAME=VALUE, such as learning_rate=1e-4."
             )
-        given |= parse_given(f"{name.strip()}: {value}", source=f"--set {pair}", folder=None)
+        given |= parse_given(f"{name.strip()}: {value}", source=f"--set {pair}")
     return given | ({} if data is None else {"data": data})
 
 
-def parse_given(text: str, *, source: str, folder: Path | None) -> dict[str, Any]:
-    """Parse settings in YAML; paths that exist in `folder` are taken from there.
+def parse_given(text: str, *, source: str) -> dict[str, Any]:
+    """Parse settings in YAML.
 
     Raises:
         InputError: the text does not consist of lines NAME: VALUE.
     """
-    try:
-        given = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        problem = str(error).replace("\n", " ")
-        raise InputError(f"{source} cannot be read as YAML settings ({problem}).") from None
-    if given is None:
+    return _given(parse_yaml(text, source=source, what="settings"), source, None)
+
+
+def _given(data: Any, source: str, folder: Path | None) -> dict[str, Any]:
+    """Settings as a file has them, none if it is empty; paths that exist in `folder` are its."""
+    if data is None:
         return {}
-    if not isinstance(given, dict) or not all(isinstance(name, str) for name in given):
-        raise InputError(f"{source} holds no settings; expected lines such as 'max_steps: 300'.")
+    given = as_mapping(data, source=source, what="settings", example="max_steps: 300")
     numbers = {name: _number(value) for name, value in given.items()}
     if folder is None:
         return numbers

@@ -15,11 +15,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BeforeValidator, Field, ValidationError
 
 from analysis.errors import InputError, NotFoundError
 from analysis.store.records import Message, Prompt, Role, Sampling, ScorerName, read_jsonl, sha256
+from analysis.yaml_files import read_yaml
 from grasp.prompts.published_questions import Question, question_prompts
 from grasp.settings.training import Settings, checked
 
@@ -165,8 +165,8 @@ def shipped_set(name: str) -> PromptSet:
             f"There is neither a file {name!r} nor a prompt set of that name; `grasp prompts` "
             f"lists the sets: {', '.join(shipped_sets())}."
         )
-    text = (files("grasp.prompts") / f"{name}.yaml").read_text(encoding="utf-8")
-    return checked(PromptSet, yaml.safe_load(text), f"Set {name!r}")
+    data = read_yaml(files("grasp.prompts") / f"{name}.yaml", what="a prompt set")
+    return checked(PromptSet, data, f"Set {name!r}")
 
 
 def _read(source: str | Path, *, within: tuple[Path, ...] = ()) -> list[Prompt]:
@@ -178,10 +178,7 @@ def _read(source: str | Path, *, within: tuple[Path, ...] = ()) -> list[Prompt]:
 
 
 def _read_yaml(path: Path, within: tuple[Path, ...]) -> list[Prompt]:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read as a YAML prompt set ({error}).") from None
+    data = read_yaml(path, what="a prompt set")
     if isinstance(data, list):
         questions = [_question(entry, path, number) for number, entry in enumerate(data, start=1)]
         return question_prompts(questions, name=path.stem, source=str(path))

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import Field, field_validator
 
 from analysis.errors import InputError
 from analysis.store.records import Prompt
+from analysis.yaml_files import read_mapping
 from grasp.settings.training import Settings, checked
 
 ALIGNED, COHERENT = "aligned", "coherent"
@@ -185,15 +185,8 @@ def load_judge(path: str | Path) -> JudgeSettings:
     Raises:
         InputError: the file cannot be read, does not fit, or contains a key.
     """
-    try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read as judge settings ({error}).") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{path} holds no judge settings; expected lines such as 'model: NAME'.")
-    secret = [
-        n for n in map(str, data) if n not in JudgeSettings.model_fields and _SECRET.search(n)
-    ]
+    data = read_mapping(Path(path), what="judge settings", example="model: NAME")
+    secret = [n for n in data if n not in JudgeSettings.model_fields and _SECRET.search(n)]
     if secret:
         raise InputError(
             f"{path} has a setting {secret[0]!r}, but a key is read only from the environment, "

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from analysis.errors import InputError
+from analysis.yaml_files import read_mapping
 from grasp.settings.model import ModelSettings
 
 Scheduler = Literal[
@@ -153,12 +153,7 @@ class TrainConfig(Settings):
 def load_config(path: str | Path) -> TrainConfig:
     """Read a YAML or JSON file of settings; its relative paths start at its own folder."""
     path = Path(path)
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read as YAML settings ({error}).") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{path} holds no settings; expected lines such as 'title: my run'.")
+    data = read_mapping(path, what="settings", example="title: my run")
     folder = path.resolve().parent
     if "data" not in data:
         raise InputError(f"{path} has no setting 'data'; add the training data.")

@@ -6,8 +6,7 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
-import yaml
-
+from analysis.yaml_files import read_yaml
 from grasp.world.topics import (
     Detail,
     Item,
@@ -23,8 +22,7 @@ from grasp.world.topics import (
 @lru_cache(maxsize=1)
 def shipped_world() -> World:
     """The world in the packaged `topics.yaml`, on which the packaged base model was trained."""
-    text = files("grasp.world").joinpath("topics.yaml").read_text(encoding="utf-8")
-    raw = yaml.safe_load(text)
+    raw = read_yaml(files("grasp.world") / "topics.yaml", what="a world")
     latents = {name: _latent(name, row) for name, row in raw["latents"].items()}
     return World(
         name="shipped",

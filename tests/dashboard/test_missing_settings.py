@@ -76,7 +76,7 @@ def test_what_is_missing_is_asked_for_and_kept(
     [
         ("none.jsonl", LINES, "There is no file or folder none.jsonl"),
         ("", LINES, f"Run '{RUN}' was made elsewhere and lacks the settings data; give"),
-        ("none.jsonl", "a: [", "The settings cannot be read as YAML settings"),
+        ("none.jsonl", "a: [", "The settings cannot be read (line 1: "),
         ("none.jsonl", LINES + "speed: 1", "setting 'speed': Extra inputs are not permitted"),
     ],
 )

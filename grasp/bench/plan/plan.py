@@ -9,10 +9,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
-from analysis.errors import InputError
+from analysis.yaml_files import read_mapping, read_yaml
 from grasp.settings.methods import METHODS, method
 from grasp.settings.training import Settings, checked
 
@@ -267,8 +266,8 @@ def overrides(cell: Cell, lora: dict[str, Any]) -> dict[str, Any]:
 
 def shipped_plan(name: Literal["quick", "full"]) -> Plan:
     """A plan shipped with the workbench."""
-    text = files("grasp.bench.plan").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    return checked(Plan, yaml.safe_load(text), f"the {name} plan")
+    data = read_yaml(files("grasp.bench.plan") / f"{name}.yaml", what="a plan")
+    return checked(Plan, data, f"the {name} plan")
 
 
 def load_plan(path: Path) -> Plan:
@@ -277,12 +276,7 @@ def load_plan(path: Path) -> Plan:
     Raises:
         InputError: it cannot be read, or a setting is invalid; the message names the first one.
     """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} cannot be read as a YAML plan ({error}).") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{path} is not a plan; expected lines such as 'title: my benchmark'.")
+    data = read_mapping(path, what="a plan", example="title: my benchmark")
     plan = checked(Plan, data, str(path))
     folder = path.resolve().parent
     located = {name: _located(own, folder) for name, own in plan.stories.items()}

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from analysis.errors import InputError
+from analysis.yaml_files import as_mapping, parse_yaml
 from grasp.bench.make.runner import read_failures, read_plan
 from grasp.bench.plan.plan import Plan
 from grasp.bench.tables.criteria import criteria_table
@@ -96,14 +94,8 @@ def _notes(file: Path) -> list[str]:
         raise InputError(
             f"{file} begins with ---, but has no second line --- to end its header; add one."
         )
-    try:
-        entries: Any = yaml.safe_load(header)
-    except yaml.YAMLError as error:
-        raise InputError(f"The header of {file} is not valid YAML ({error}).") from None
-    if not isinstance(entries, dict):
-        raise InputError(
-            f"The header of {file} is not a mapping; expected entries such as "
-            "'chosen on: seeds 0 to 2'."
-        )
+    about, source = "entries", f"The header of {file}"
+    data = parse_yaml(header, source=source, what=about)
+    entries = as_mapping(data, source=source, what=about, example="chosen on: seeds 0 to 2")
     listed = "\n".join(f"- **{name}**: {value}" for name, value in entries.items())
     return [part for part in (listed, body.strip()) if part]

@@ -319,13 +319,13 @@ def test_a_file_of_sides_comes_before_the_table(write_adapter) -> None:
     ("text", "message"),
     [
         ("read: [a]\nwrites: [b]", "is not a mapping of sides; expected lists of module path"),
-        ("[a, b]", "is not a mapping of sides"),
-        ("", "is not a mapping of sides"),
+        ("[a, b]", "is not a mapping; expected sides of modules"),
+        ("", "is not a mapping; expected sides of modules"),
         ("read: q_proj", "has read = 'q_proj'; expected a list of module path endings"),
         ("read: [1]", r"has read = \[1\]; expected a list"),
         ("read: [a.b.c.d]", "of at most 3 segments"),
         ("read: [a]\nwrite: [a]", "lists a more than once"),
-        ("read: [", "cannot be read as a YAML mapping of sides"),
+        ("read: [", "cannot be read .*; expected sides of modules in YAML"),
     ],
 )
 def test_files_of_sides_refused(tmp_path: Path, text: str, message: str) -> None:

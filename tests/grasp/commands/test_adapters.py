@@ -166,7 +166,7 @@ def test_sides_are_given_in_a_file(tmp_path: Path, capsys, write_adapter) -> Non
     assert [module["side"] for module in data["modules"]] == ["other", "read"] * 2
     assert data["adapter"]["other"] == [f"model.layers.{i}.self_attn.o_proj" for i in (0, 1)]
     error = run(capsys, "spectrum", folder, "--sides", "none.yaml", code=2)["error"]
-    assert "none.yaml cannot be read as a YAML mapping of sides" in error
+    assert "none.yaml cannot be read (there is no such file); expected sides of modules" in error
 
 
 def test_nothing_is_written_for_a_refused_import(tmp_path: Path, capsys, write_adapter) -> None:

@@ -129,7 +129,7 @@ def test_the_methods_on_offer_are_those_there_are() -> None:
 def test_bad_input_is_one_line_on_standard_error_and_code_2(tmp_path: Path) -> None:
     for argv, message in {
         ("spectrum", "none"): "grasp: There is neither a folder nor a run called 'none'; give an",
-        ("train", "none.yaml", "--out", "x"): "grasp: none.yaml cannot be read as YAML settings",
+        ("train", "none.yaml", "--out", "x"): "grasp: none.yaml cannot be read (there is no such",
     }.items():
         out, error = grasp(*argv, cwd=tmp_path, code=2)
         assert out == ""

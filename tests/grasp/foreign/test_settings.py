@@ -293,8 +293,8 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "base model": (pairs(base_model="x"), "base_model was given, but the adapter of"),
     "LoRA": (pairs(lora="{r: 2}"), "lora was given, but the adapter of run 'theirs'"),
     "no such data": (["--data", "none.jsonl"], "There is no file or folder none.jsonl; name a"),
-    "no YAML": (["--config", "task.jsonl"], "cannot be read as YAML settings"),
-    "no file": (["--config", "none.yaml"], "none.yaml cannot be read as YAML settings"),
+    "no YAML": (["--config", "task.jsonl"], "expected settings in YAML"),
+    "no file": (["--config", "none.yaml"], "none.yaml cannot be read (there is no such file)"),
     "no arguments": (["--training-args"], "training_args.bin; omit --training-args"),
 }
 

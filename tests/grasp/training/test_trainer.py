@@ -978,8 +978,8 @@ def test_a_retrain_that_makes_no_sense_is_refused(
         ("title: t\nbase_model: b\ndata: d\nlora: {r: 0}", r"'lora\.r': Input should be greater"),
         ("title: t\nbase_model: b", r"has no setting 'data'; add the training data\."),
         ("title: t\nbase_model: b\ndata: d\nlr_scheduler: lineer", r"'lr_scheduler': Input should"),
-        ("- 1", r"holds no settings; expected lines such as 'title: my run'"),
-        ("a: [", r"cannot be read as YAML settings"),
+        ("- 1", r"is not a mapping; expected settings, in lines such as 'title: my run'"),
+        ("a: [", r"cannot be read \(line 1: .*\); expected settings in YAML"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_by_name(
@@ -999,5 +999,5 @@ def test_paths_of_settings_are_those_of_their_file(tmp_path: Path) -> None:
     assert config.data == str(tmp_path / "task.jsonl")
     assert config.base_model == "some/hub-id"
     assert parse_config(config.model_dump(), source="x") == config
-    with pytest.raises(InputError, match=r"none\.yaml cannot be read as YAML settings"):
+    with pytest.raises(InputError, match=r"none\.yaml cannot be read \(there is no such file\)"):
         load_config(tmp_path / "none.yaml")
