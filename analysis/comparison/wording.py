@@ -30,8 +30,8 @@ HOW_TESTED = (
 
 HOW_KEPT = (
     "Kept: the one-sided 95 % lower bound of the difference is above minus the margin. "
-    "Lost: the upper bound is below it. Not shown: neither. Even if no item lost anything, a loss "
-    "of 1 − .05^(1/n) remains possible with n items, which is .18 for 15 items."
+    "Lost: the upper bound is below it. Not shown: neither. Few items cannot rule out a loss: if "
+    "none of n items lost anything, a loss of 1 − .05^(1/n) is still possible, .18 for n = 15."
 )
 
 

@@ -37,7 +37,7 @@ def show_dose(workspace: Workspace, run: RunManifest, table: FactorTable, factor
     found = _measured(
         workspace, run, table, factor, "dose",
         argv=commands.dose_argv(run.id, factor, workspace=workspace.root),
-        missing="Steers the base and the adapted model along the factor and along random "
+        missing="This steers the base and the adapted model along the factor and along random "
         "directions, and scores the exploration prompts at every dose.",
     )  # fmt: skip
     if found is None:
@@ -72,8 +72,8 @@ def show_rows(workspace: Workspace, run: RunManifest, table: FactorTable, factor
     found = _measured(
         workspace, run, table, factor, "rows",
         argv=commands.rows_argv(run.id, factor, workspace=workspace.root),
-        missing="Measures, for every training row, how much its gradient pushes along the factor "
-        "and how far its answer moved.",
+        missing="This measures, for every training row, how much its gradient pushes along the "
+        "factor and how far its answer moved.",
     )  # fmt: skip
     if found is None:
         return
@@ -107,9 +107,9 @@ def show_overlap(workspace: Workspace, run: RunManifest, table: FactorTable, fac
     found = _measured(
         workspace, run, table, factor, "overlap",
         argv=commands.overlap_argv(run.id, factor, workspace=workspace.root),
-        missing="Sets the coordinate along the factor back to the base model's while the adapted "
-        "model answers, and measures how much of the task and of the drift is lost with it: a "
-        "preview before retraining.",
+        missing="This sets the coordinate along the factor back to the base model's while the "
+        "adapted model answers, and measures how much of the task and of the drift is lost with "
+        "it: a preview before retraining.",
     )  # fmt: skip
     if found is None:
         return

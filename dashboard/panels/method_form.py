@@ -110,7 +110,7 @@ def _anchor(chosen: Method, protection: Protection) -> tuple[float | None, float
         key=Key.RETRAIN_ANCHOR,
         format_func=lambda one: {
             "tolerance": "Limit the drift",
-            "strength": "Fix the strength",
+            "strength": "Set a fixed strength",
         }[one],
         label_visibility="collapsed",
     )
