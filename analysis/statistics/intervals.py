@@ -173,7 +173,7 @@ def removal(
     Raises:
         InputError: as `bootstrap_mean`, or the lengths differ.
 
-    Source: METHOD.md section 4.
+    Source: docs/method/method.md, “Did it work?”.
     """
     data = _columns(base, naive, arm)
     plan = Resampling(clusters, crossed, seed, n_resamples)
