@@ -214,7 +214,7 @@ def test_a_plan_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- a\n")
     with pytest.raises(InputError, match="is not a mapping; expected a plan, in lines such as"):
         load_plan(tmp_path / "list.yaml")
-    with pytest.raises(InputError, match="there is no such file.; expected a plan"):
+    with pytest.raises(InputError, match=r"there is no such file.; expected a plan"):
         load_plan(tmp_path / "missing.yaml")
 
 
