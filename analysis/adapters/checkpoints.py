@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.adapters.files import CONFIG, INDEX, WEIGHTS
+from analysis.adapters.place import home, is_adapter, step_of
 from analysis.errors import AdapterError
-
-_NAME = re.compile(r"checkpoint-(\d{1,12})")
+from analysis.store.layout import run_of
 
 
 @dataclass(frozen=True)
@@ -18,12 +17,6 @@ class Checkpoint:
 
     step: int | None
     path: Path
-
-
-def step_of(name: str) -> int | None:
-    """100 for the folder name checkpoint-100; None for another name."""
-    found = _NAME.fullmatch(name)
-    return int(found[1]) if found else None
 
 
 def by_step(root: Path) -> dict[int, Path]:
@@ -55,13 +48,14 @@ def checkpoints(folder: str | Path) -> list[Checkpoint]:
         AdapterError: there are none.
     """
     root = Path(folder)
-    if root.name == "adapter" and (root.parent / "checkpoints").is_dir():
-        root = root.parent
+    run = run_of(root)
+    if run is not None and (run / "checkpoints").is_dir():
+        root = run
     steps = [Checkpoint(step, path) for step, path in by_step(root).items()]
     if not steps:
         raise AdapterError(
             f"{root} holds no checkpoints; expected folders checkpoint-100, checkpoint-200, … "
             f"with an {CONFIG} each."
         )
-    finished = next((path for path in (root, root / "adapter") if (path / CONFIG).exists()), None)
-    return [*steps, Checkpoint(None, finished)] if finished else steps
+    finished = home(root)
+    return [*steps, Checkpoint(None, finished)] if is_adapter(finished) else steps

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.adapters.checkpoints import checkpoints, step_of
+from analysis.adapters.checkpoints import checkpoints
 from analysis.adapters.files import CONFIG, read_json, stored_tensors
+from analysis.adapters.place import home, is_adapter, named_within
 from analysis.errors import AdapterError
 
 _NAMED = re.compile(r".+\.lora_(?:embedding_)?[AB]\.([^.]+?)(?:\.weight)?")
@@ -35,12 +36,10 @@ class Choices:
 
 def adapter_choices(folder: str | Path, *, name: str | None = None) -> Choices:
     """What there is to choose of a folder; `dora` is about the adapter `name` in it."""
-    root = Path(folder)
-    root = root / "adapter" if not (root / CONFIG).exists() and _has(root / "adapter") else root
-    itself = _has(root)
+    root = home(Path(folder))
+    itself = is_adapter(root)
     within = in_file(_keys(root)) if itself else ()
-    below = [one.parent.name for one in root.glob("*/" + CONFIG) if one.parent.name != "adapter"]
-    below.sort(key=lambda one: (step_of(one) or 0, one))
+    below = named_within(root)
     named = root / name if name in below and name is not None else root
     return Choices(
         names=(*within, *below) if len(within) > 1 or below else (),
@@ -65,10 +64,6 @@ def uses_dora(folder: Path) -> bool:
 def is_dora(config: Mapping[str, Any]) -> bool:
     """Whether a config says that the update depends on the base weights' norms."""
     return bool(config.get("use_dora"))
-
-
-def _has(folder: Path) -> bool:
-    return (folder / CONFIG).is_file()
 
 
 def _keys(folder: Path) -> Iterable[str]:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import regex
 
+from analysis.adapters.files import CONFIG
 from analysis.errors import AdapterError
 from analysis.text import printable
 
@@ -155,7 +156,7 @@ def _matched(form: str, name: str, *, whole: bool = False) -> regex.Match[str] |
         return (pattern.fullmatch if whole else pattern.match)(name, timeout=_MAX_SECONDS)
     except TimeoutError:
         raise AdapterError(
-            f"adapter_config.json has the pattern {_shown(form)}, which takes more than "
+            f"{CONFIG} has the pattern {_shown(form)}, which takes more than "
             f"{_MAX_SECONDS:.0f} s to match {_shown(name)}; write it without nested repetitions."
         ) from None
 
@@ -258,4 +259,4 @@ def _shown(value: Any) -> str:
 
 
 def _refuse(folder: Path, problem: str, remedy: str) -> NoReturn:
-    raise AdapterError(printable(f"{folder}/adapter_config.json {problem}; {remedy}."))
+    raise AdapterError(printable(f"{folder}/{CONFIG} {problem}; {remedy}."))

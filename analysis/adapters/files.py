@@ -21,9 +21,11 @@ from analysis.errors import AdapterError
 from analysis.text import printable
 
 CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-INDEX = WEIGHTS + ".index.json"
-PICKLE = "adapter_model.bin"
+STEM = "adapter_model"
+WEIGHTS = f"{STEM}.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
+SHARDS = f"{STEM}-*.safetensors"
+PICKLE = f"{STEM}.bin"
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 _MAX_JSON_BYTES = 64 << 20

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from analysis.adapters.config import module_rank, target_parameters
-from analysis.adapters.files import StoredHalf, StoredTensor, refuse
+from analysis.adapters.files import CONFIG, StoredHalf, StoredTensor, refuse
 
 # The order in which transformers 5 declares the parameters of its fused experts: the first is
 # wrapped first, so its wrapper is the innermost.
@@ -94,7 +94,7 @@ def expert_halves(
     A, B, r = parameter.A, parameter.B, module_rank(config, parameter.path)
     if A.shape[0] != B.shape[1] or A.shape[0] % r:
         refuse(folder, f"has lora_A {A.shape} and lora_B {B.shape} for {parameter.path}",
-               f"expected a multiple of the rank {r} in adapter_config.json")  # fmt: skip
+               f"expected a multiple of the rank {r} in {CONFIG}")  # fmt: skip
     experts = A.shape[0] // r
     if parameter.name == "weight" and experts == 1:
         return {parameter.module: (StoredHalf(A, "A"), StoredHalf(B, "B"))}

@@ -25,14 +25,10 @@ from analysis.adapters.architectures import (
     module_order,
     module_side,
 )
-from analysis.adapters.checkpoints import step_of
 from analysis.adapters.config import check_config, module_rank, module_scaling, targets
 from analysis.adapters.files import (
     CONFIG,
     DTYPES,
-    INDEX,
-    PICKLE,
-    WEIGHTS,
     StoredHalf,
     StoredTensor,
     read_json,
@@ -40,11 +36,10 @@ from analysis.adapters.files import (
     stored_tensors,
 )
 from analysis.adapters.fused_experts import expert_halves, lies_flipped, parameters
+from analysis.adapters.place import Place, find_adapter, named_within
 from analysis.adapters.tensors import Contents, Halves, sorted_tensors
-from analysis.errors import AdapterError
 
 _MAX_CONFIG_BYTES = 4 << 20
-_FILES = (CONFIG, WEIGHTS, INDEX, PICKLE)
 
 Half = NDArray[Any] | StoredHalf
 
@@ -139,10 +134,17 @@ def load_adapter(
 
     Source: peft 0.21 `tuners/lora/layer.py` (scaling), `utils/other.py` (patterns).
     """
-    folder, name = _adapter_folder(Path(path), name)
+    return read_adapter(find_adapter(path, name), family=family, low_rank_part=low_rank_part)
+
+
+def read_adapter(
+    place: Place, *, family: Family | None = None, low_rank_part: bool = False
+) -> Adapter:
+    """As `load_adapter`, of an adapter that was found already."""
+    folder = place.folder
     config = read_json(folder, CONFIG, limit=_MAX_CONFIG_BYTES)
     base_model, base_revision = check_config(config, folder, low_rank_part=low_rank_part)
-    contents = sorted_tensors(stored_tensors(folder), config, folder, adapter=name)
+    contents = sorted_tensors(stored_tensors(folder), config, folder, adapter=place.name)
     if "dora_magnitudes" in contents.beside and not low_rank_part:
         refuse(folder, "holds DoRA magnitudes, so that its update depends on the base weights",
                "ask for the low-rank part scaling · B A alone with --low-rank-part")  # fmt: skip
@@ -158,7 +160,7 @@ def load_adapter(
         dtype=", ".join(sorted({DTYPES[tensor.kind] for tensor in halves})),
         unused=contents.unused,
         beside=contents.beside,
-        others=tuple(_named_adapters(folder)),
+        others=tuple(named_within(folder)),
         low_rank_part=low_rank_part and "dora_magnitudes" in contents.beside,
         key_name=contents.name,
     )
@@ -253,27 +255,3 @@ def _of_one_stream(modules: list[LoraModule]) -> list[LoraModule]:
 
 def _stream_sizes(module: LoraModule) -> tuple[int, ...]:
     return () if module.side == "other" else (module.shape[0 if module.side == "write" else 1],)
-
-
-def _adapter_folder(path: Path, name: str | None) -> tuple[Path, str | None]:
-    """The folder, and the name that is left to be found in its file."""
-    if not path.is_dir():
-        refuse(path, "is not a folder", "give the folder that holds " + CONFIG)
-    if not any((path / file).exists() for file in _FILES) and (path / "adapter" / CONFIG).exists():
-        path = path / "adapter"
-    named = _named_adapters(path)
-    if name in named:
-        return path / name, None
-    if any((path / file).exists() for file in _FILES):
-        return path, name
-    if not named:
-        raise AdapterError(f"{path} has no {CONFIG}; give a folder written by save_pretrained.")
-    raise AdapterError(
-        f"{path} holds no adapter itself but subfolders do ({', '.join(named)}); give one of them."
-    )
-
-
-def _named_adapters(path: Path) -> list[str]:
-    """Subfolders that hold an adapter each, numbers in their names in order."""
-    found = (config.parent.name for config in path.glob("*/" + CONFIG))
-    return sorted(found, key=lambda one: (step_of(one) or 0, one))

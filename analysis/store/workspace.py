@@ -14,6 +14,7 @@ from typing import Generic, Literal, TypeVar, cast
 
 from analysis.errors import GraspError, InputError, NotFoundError
 from analysis.store.database import Database
+from analysis.store.layout import adapter_of
 from analysis.store.records import (
     EvaluationManifest,
     EvidenceKind,
@@ -93,6 +94,10 @@ class Workspace:
                 "underscores, starting with a letter or digit."
             )
         return self.root / kind / record_id
+
+    def adapter(self, run_id: str) -> Path:
+        """Where a run's adapter lies; raises InputError as `folder`."""
+        return adapter_of(self.folder("runs", run_id))
 
     def partial(self, kind: Kind, record_id: str) -> Path:
         """The path of a record while it is being written."""

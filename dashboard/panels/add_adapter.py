@@ -9,9 +9,11 @@ from typing import Any
 
 import streamlit as st
 
-from analysis.adapters.checkpoints import step_of
+from analysis.adapters.checkpoints import checkpoints
 from analysis.adapters.choices import Choices, adapter_choices
+from analysis.adapters.place import step_of
 from analysis.errors import GraspError, InputError
+from analysis.store.layout import run_of
 from analysis.store.workspace import Workspace, is_id
 from dashboard.panels import adapter_facts, job_panel
 from dashboard.queue import commands
@@ -76,13 +78,13 @@ def _look_at_folder(word: str) -> _Seen | None:
         name = _which(word, [*own, *choices.names], itself="the folder itself")
         if name is None:
             return None
-    opened = folder / f"checkpoint-{choices.steps[-1]}" if steps and not choices.itself else folder
+    opened = checkpoints(folder)[-1].path if steps else folder
     dora = adapter_choices(opened, name=name or None).dora
     low_rank = _low_rank(word) if dora else False
     if low_rank is None:
         return None
     report = adapter_cache.load_report(opened, name=name or None, low_rank_part=low_rank)
-    called = name or (folder.parent.name if folder.name == "adapter" else folder.name)
+    called = name or ((run_of(folder) or folder).name)
     options = {"name": name, "checkpoints": steps, "low_rank_part": low_rank}
     return _Seen(word, report, {}, called, options)
 

@@ -7,7 +7,7 @@ import streamlit as st
 from analysis.errors import GraspError
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
-from dashboard.queue import commands, runs
+from dashboard.queue import commands
 from dashboard.state.selection import Key
 from dashboard.style import notices
 from dashboard.style.markup import literal
@@ -21,7 +21,7 @@ OPTIONAL = """\
 
 def ask_for_settings(workspace: Workspace, run: RunManifest) -> None:
     """List the missing settings and draw a form for them; valid input is saved with the run."""
-    adapter = runs.adapter_folder(workspace, run.id)
+    adapter = workspace.adapter(run.id)
     missing = unknown(run, adapter)
     with st.container(border=True, key=Key.MISSING):
         st.markdown("**Missing settings of this adapter**")
@@ -61,7 +61,7 @@ def _given(workspace: Workspace, run: RunManifest, missing: list[str]) -> bool:
     try:
         given = parse_given(lines or "", source="The settings")
         said = (data or "").strip()
-        adapter = runs.adapter_folder(workspace, run.id)
+        adapter = workspace.adapter(run.id)
         made = completed(workspace, run, adapter, given | ({"data": said} if said else {}))
         save(workspace.folder("runs", run.id), made)
     except GraspError as error:

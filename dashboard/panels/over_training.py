@@ -7,6 +7,7 @@ from pathlib import Path
 import streamlit as st
 
 from analysis.adapters.checkpoints import saved_by_step
+from analysis.adapters.files import STEM
 from analysis.spectra.module_table import module_place
 from analysis.spectra.trajectory import Stage, finished_step, trajectory_table
 from analysis.store.records import RunManifest
@@ -14,7 +15,6 @@ from analysis.store.workspace import Workspace
 from analysis.text import size_text
 from dashboard.figures import over_training as figures
 from dashboard.figures.spectra import Scree
-from dashboard.queue import runs
 from dashboard.state import adapter_cache
 from dashboard.state.selection import Key
 from dashboard.style import notices
@@ -30,7 +30,7 @@ def show(workspace: Workspace, run: RunManifest, module: str, *, log: bool, low_
     found = saved_by_step(workspace.folder("runs", run.id))
     if not found:
         return
-    size = sum(one.stat().st_size for at in found.values() for one in at.glob("adapter_model*"))
+    size = sum(one.stat().st_size for at in found.values() for one in at.glob(f"{STEM}*"))
     st.subheader("Over training", anchor=False)
     weight = f" ({size_text(size)})" if size >= 1 << 20 else ""
     if not st.toggle(
@@ -39,7 +39,7 @@ def show(workspace: Workspace, run: RunManifest, module: str, *, log: bool, low_
         value=size <= AT_ONCE_MIB << 20,
     ):
         return
-    folders = _with_finished(found, runs.adapter_folder(workspace, run.id))
+    folders = _with_finished(found, workspace.adapter(run.id))
     _charts(folders, module, log=log, low_rank=low_rank)
 
 

@@ -1,10 +1,10 @@
-"""What pages need to know about runs: families, display names, adapter folders."""
+"""What pages need to know about runs: families, display names, which have an adapter."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
+from analysis.adapters.place import is_adapter
 from analysis.errors import InputError
 from analysis.store.database import LabelEvent
 from analysis.store.records import RunManifest
@@ -40,15 +40,10 @@ def arm_labels(runs: Sequence[RunManifest]) -> dict[str, str]:
     }
 
 
-def adapter_folder(workspace: Workspace, run_id: str) -> Path:
-    """The folder of a run's adapter."""
-    return workspace.folder("runs", run_id) / "adapter"
-
-
 def has_adapter(workspace: Workspace, run_id: str) -> bool:
     """Whether a run has its own adapter; inference ablation uses that of the naive run."""
     try:
-        return (adapter_folder(workspace, run_id) / "adapter_config.json").is_file()
+        return is_adapter(workspace.adapter(run_id))
     except InputError:  # the id in a manifest may be anything
         return False
 

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import streamlit as st
 
-from analysis.adapters.load import load_adapter
+from analysis.adapters.files import CONFIG, STEM
+from analysis.adapters.load import load_adapter, read_adapter
+from analysis.adapters.place import Place, find_adapter
 from analysis.errors import InputError
 from analysis.spectra.module_table import module_table
 from analysis.spectra.report import adapter_report
@@ -33,15 +35,14 @@ def load_report(
     adapter: Path, *, name: str | None = None, low_rank_part: bool = False
 ) -> dict[str, Any]:
     """The loader's report on a folder, as in `analysis.spectra.report`; reads headers only."""
-    folders = (stamp(adapter), stamp(adapter / (name or "adapter")))
-    return _report(str(adapter), folders, name, low_rank_part)
+    place = find_adapter(adapter, name)
+    return _report(str(place.folder), stamp(place.folder), place.name, low_rank_part)
 
 
 @st.cache_data(max_entries=256, show_spinner=False)
-def _report(
-    adapter: str, files: tuple[Stamp, ...], name: str | None, low_rank_part: bool
-) -> dict[str, Any]:
-    return adapter_report(load_adapter(adapter, name=name, low_rank_part=low_rank_part))
+def _report(folder: str, files: Stamp, name: str | None, low_rank_part: bool) -> dict[str, Any]:
+    place = Place(Path(folder), name)
+    return adapter_report(read_adapter(place, low_rank_part=low_rank_part))
 
 
 def hub_listing(word: str) -> Listing:
@@ -119,12 +120,12 @@ def digest(adapter: Path) -> str:
 
     Files are read again only if their size or modification time has changed.
     """
-    return _digest(str(adapter), stamp(adapter), ("adapter_config", "adapter_model"))
+    return _digest(str(adapter), stamp(adapter), (CONFIG, STEM))
 
 
 def weights_digest(adapter: Path) -> str:
     """As `digest`, of the weights only: a checkpoint's config may be written differently."""
-    return _digest(str(adapter), stamp(adapter), ("adapter_model",))
+    return _digest(str(adapter), stamp(adapter), (STEM,))
 
 
 @st.cache_data(max_entries=1024, show_spinner="Reading the adapter …")

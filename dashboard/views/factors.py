@@ -47,7 +47,7 @@ def draw_page() -> None:
 
 
 def _not_computed(workspace: Workspace, run: RunManifest) -> None:
-    adapter = runs.adapter_folder(workspace, run.id)
+    adapter = workspace.adapter(run.id)
     low_rank = adapter_facts.ask_low_rank(adapter, run.id)
     if low_rank is None:
         return
@@ -215,7 +215,7 @@ def _tokens(workspace: Workspace, table: FactorTable) -> None:
     )
     if not base:
         return
-    dora = uses_dora(runs.adapter_folder(workspace, run))
+    dora = uses_dora(workspace.adapter(run))
     argv = commands.tokens_argv(run, base, workspace=workspace.root, low_rank_part=dora)
     st.code(commands.command_line(argv), language="bash", wrap_lines=True)
     if st.button("Read the tokens", key=Key.TOKENS_READ):

@@ -36,7 +36,7 @@ def draw_page() -> None:
     run = show_run_header(workspace, "Spectra", need="adapter")
     if run is None:
         return
-    adapter = runs.adapter_folder(workspace, run.id)
+    adapter = workspace.adapter(run.id)
     with notices.catch_errors("The adapter"):
         low_rank = adapter_facts.ask_low_rank(adapter, run.id)
         if low_rank is None:
@@ -59,7 +59,7 @@ def _overlays(workspace: Workspace, run: RunManifest) -> dict[str, Path]:
     others = {f"step {step}": path for step, path in saved_by_step(folder).items()}
     for other in workspace.runs().records:
         if other.id != run.id and other.root == run.root and runs.has_adapter(workspace, other.id):
-            others[other.id] = runs.adapter_folder(workspace, other.id)
+            others[other.id] = workspace.adapter(other.id)
     if not others:
         return {}
     label = "Overlay checkpoints and runs of this family"

@@ -81,7 +81,7 @@ def _adapter_in_short(workspace: Workspace, run: RunManifest) -> None:
     if run.intervention is not None:
         return
     try:
-        report = _report(runs.adapter_folder(workspace, run.id))
+        report = _report(workspace.adapter(run.id))
         st.caption(literal(adapter_facts.summarise_report(report)))
     except GraspError as error:
         notices.show_problem(f"The adapter of {run.id} cannot be read.", str(error))
@@ -101,7 +101,7 @@ def _reports(workspace: Workspace, root: str, family: list[RunManifest]) -> None
     if len(names) > 1:
         chosen = st.selectbox("Adapter of run", names, key=f"{Key.REPORT_OF}-{root}")
     try:
-        report = _report(runs.adapter_folder(workspace, chosen))
+        report = _report(workspace.adapter(chosen))
     except GraspError as error:
         notices.show_problem(f"The adapter of {chosen} cannot be read.", str(error))
         return

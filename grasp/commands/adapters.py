@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.adapters.checkpoints import Checkpoint, checkpoints
 from analysis.adapters.copy import copy_adapter
 from analysis.adapters.load import Adapter
 from analysis.errors import InputError
@@ -20,15 +19,16 @@ from analysis.spectra.report import (
     trajectory_lines,
 )
 from analysis.spectra.spectrum import ModuleSpectrum, module_spectra
+from analysis.store.layout import adapter_of
 from analysis.store.records import RunManifest, sha256
 from analysis.store.workspace import Workspace
 from analysis.tables import aligned
 from analysis.text import interval_text, small_text
 from grasp.commands.calling import Result
-from grasp.commands.opening import as_named, opened_adapter
 from grasp.commands.resolve import (
     AdapterPlace,
-    adapter_place,
+    Opened,
+    open_adapter,
     run_folder,
     unmade_workspace,
     workspace_for,
@@ -44,34 +44,27 @@ if TYPE_CHECKING:
 def spectrum(args: argparse.Namespace) -> Result:
     """Show the singular values of every module's update; no model is loaded."""
     started = time.monotonic()
-    place = _place(unmade_workspace(args, args.adapter), args)
+    workspace = unmade_workspace(args, args.adapter)
+    with open_adapter(workspace, args, with_checkpoints=args.checkpoints) as opened:
+        found = [(one.step, one.shown, module_spectra(one.adapter)) for one in opened.stages()]
+    steps, adapters, spectra = zip(*found, strict=True)
+    lines = [*report_lines(adapters[-1]), ""]
     if args.checkpoints:
-        found = [_read(one.path, args) for one in checkpoints(place.folder)]
-        steps = [one.step for one in checkpoints(place.folder)]
         data: dict[str, Any] = {
             "checkpoints": [
-                {"step": step, "path": str(adapter.path), "modules": _rows(spectra)}
-                for step, (adapter, spectra) in zip(steps, found, strict=True)
+                {"step": step, "path": str(adapter.path), "modules": _rows(each)}
+                for step, adapter, each in found
             ]
         }
-        lines = [*report_lines(found[-1][0]), "", *trajectory_lines(steps, [s for _, s in found])]
+        lines += trajectory_lines(steps, spectra)
     else:
-        found = [_read(place.folder, args)]
-        data = {"modules": _rows(found[0][1])}
-        lines = [*report_lines(found[0][0]), "", *spectrum_lines(found[0][1], each=args.modules)]
+        data = {"modules": _rows(spectra[-1])}
+        lines += spectrum_lines(spectra[-1], each=args.modules)
     seconds = time.monotonic() - started
-    data |= {"adapter": adapter_report(found[-1][0]), "seconds": seconds}
-    lines.append(f"{len(found[-1][1])} modules in {seconds:.2f} s")
-    return Result(data | ({"source": place.source} if place.source else {}), "\n".join(lines))
-
-
-def _place(workspace: Workspace, args: argparse.Namespace) -> AdapterPlace:
-    return adapter_place(workspace, args.adapter, pickle=args.allow_pickle)
-
-
-def _read(folder: Path, args: argparse.Namespace) -> tuple[Adapter, list[ModuleSpectrum]]:
-    with opened_adapter(folder, args) as adapter:
-        return as_named(adapter, folder), module_spectra(adapter)
+    data |= {"adapter": adapter_report(adapters[-1]), "seconds": seconds}
+    lines.append(f"{len(spectra[-1])} modules in {seconds:.2f} s")
+    source = {"source": opened.place.source} if opened.place.source else {}
+    return Result(data | source, "\n".join(lines))
 
 
 def _rows(spectra: Sequence[ModuleSpectrum]) -> list[dict[str, Any]]:
@@ -91,41 +84,22 @@ def import_(args: argparse.Namespace, progress: Progress | None = None) -> Resul
     With --checkpoints its checkpoints are copied too; if there are only checkpoints, the last one
     becomes the run's adapter.
     """
-    place = _place(unmade_workspace(args), args)
-    steps = _steps(place) if args.checkpoints else []
-    workspace = workspace_for(args)
-    with opened_adapter(steps[-1].path if steps else place.folder, args) as adapter:
-        return _imported(workspace, place, adapter, args, steps)
+    unmade = unmade_workspace(args)
+    with open_adapter(unmade, args, with_checkpoints=args.checkpoints) as opened:
+        run_id = args.out or args.name or opened.place.name
+        return _imported(workspace_for(args), run_id, opened, base=args.base)
 
 
-def _steps(place: AdapterPlace) -> list[Checkpoint]:
-    if place.source:
-        raise InputError(
-            f"{place.source['asked']} is on the Hub, and --checkpoints needs a folder; download "
-            "the repository and give its folder."
-        )
-    return checkpoints(place.folder)
-
-
-def _imported(
-    workspace: Workspace,
-    place: AdapterPlace,
-    adapter: Adapter,
-    args: argparse.Namespace,
-    steps: Sequence[Checkpoint],
-) -> Result:
-    base = args.base or adapter.base_model
+def _imported(workspace: Workspace, run_id: str, opened: Opened, *, base: str | None) -> Result:
+    place, adapter = opened.place, opened.last.adapter
+    base = base or adapter.base_model
     if base is None:
         raise InputError(f"{place.folder} names no base model; name it with --base MODEL.")
-    run_id = args.out or args.name or place.name
     if workspace.folder("runs", run_id).exists():
         raise InputError(f"A run {run_id!r} already exists; choose another id with --out.")
     with workspace.writing("runs", run_id) as partial:
-        weights = copy_adapter(adapter, partial / "adapter")
-        earlier = [one for one in steps if one.step is not None]
-        for one in earlier:
-            with opened_adapter(one.path, args) as stage:
-                copy_adapter(stage, partial / "checkpoints" / f"checkpoint-{one.step}")
+        weights = copy_adapter(adapter, adapter_of(partial))
+        steps = _copy_checkpoints(opened, partial / "checkpoints")
         run = RunManifest(
             id=run_id,
             title=run_id,
@@ -136,13 +110,23 @@ def _imported(
             inputs={"adapter": sha256(weights)},
             source=place.source,
             verdict=f"Imported from {_origin(place)}; {len(adapter.modules)} modules"
-            + (f", {len(earlier)} checkpoints." if earlier else "."),
+            + (f", {steps} checkpoints." if steps else "."),
         )
         (partial / "manifest.json").write_text(run.model_dump_json(indent=2), encoding="utf-8")
-    adapter = as_named(adapter, place.folder)
     text = f"Imported {len(adapter.modules)} modules, {adapter.n_parameters:,} parameters."
-    data = {"run": run_id, "modules": len(adapter.modules), "adapter": adapter_report(adapter)}
-    return Result(data, "\n".join([text, *report_lines(adapter)]))
+    shown = opened.last.shown
+    data = {"run": run_id, "modules": len(adapter.modules), "adapter": adapter_report(shown)}
+    return Result(data, "\n".join([text, *report_lines(shown)]))
+
+
+def _copy_checkpoints(opened: Opened, target: Path) -> int:
+    """Copy the stages that are of a step; how many there were."""
+    steps = 0
+    for stage in opened.stages():
+        if stage.step is not None:
+            copy_adapter(stage.adapter, target / f"checkpoint-{stage.step}")
+            steps += 1
+    return steps
 
 
 def _imported_settings(adapter: Adapter) -> dict[str, Any]:

@@ -14,8 +14,7 @@ from analysis.store.workspace import Workspace, writing_folder
 from analysis.tables import aligned
 from analysis.text import number_text
 from grasp.commands.calling import Result
-from grasp.commands.opening import as_named, opened_adapter
-from grasp.commands.resolve import adapter_place, unmade_workspace
+from grasp.commands.resolve import adapter_place, open_adapter, unmade_workspace
 from grasp.jobs.progress import Progress, TerminalProgress
 
 if TYPE_CHECKING:
@@ -33,11 +32,10 @@ def factors(args: argparse.Namespace, progress: Progress | None = None) -> Resul
     from grasp.identification.identify import identify
 
     workspace = unmade_workspace(args, args.adapter)
-    place = adapter_place(workspace, args.adapter, pickle=args.allow_pickle)
-    name, run = place.name, place.run
-    with opened_adapter(place.folder, args) as adapter:
+    with open_adapter(workspace, args) as opened:
+        name, run = opened.place.name, opened.place.run
         found = identify(
-            adapter,
+            opened.last.adapter,
             name=name,
             run=run,
             effects=_effect_inputs(args, workspace, run),
@@ -46,7 +44,7 @@ def factors(args: argparse.Namespace, progress: Progress | None = None) -> Resul
             tokens=_tokens(args, workspace, run),
             progress=progress or TerminalProgress(),
         )
-        report = adapter_report(as_named(adapter, place.folder))
+        report = adapter_report(opened.last.shown)
     matched = _matched(args, workspace, found) if args.match else {}
     if args.out:
         with writing_folder(Path(args.out).resolve()) as target:
@@ -60,7 +58,7 @@ def factors(args: argparse.Namespace, progress: Progress | None = None) -> Resul
     if report["low_rank_part"]:
         note.append("factors of a DoRA's low-rank part, scaling · B A, not of its ΔW")
     text = "\n".join([_factor_lines(rows), *note, *_match_lines(matched)])
-    source = {"source": place.source} if place.source else {}
+    source = {"source": opened.place.source} if opened.place.source else {}
     data = {"run": name, "factors": rows, "adapter": report}
     return Result({**data, **matched, **source}, text)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.comparison.evaluation import read_evaluation
 from analysis.comparison.instruments import readings, text_lines
 from analysis.errors import InputError
+from analysis.store.layout import adapter_of
 from analysis.store.records import Message, Prompt, RunManifest
 from analysis.store.workspace import Workspace
 from analysis.tables import aligned
@@ -63,7 +64,7 @@ def generate(args: argparse.Namespace, progress: Progress | None = None) -> Resu
         for number, text in enumerate(args.prompt)
     ]
     asked = repeated(resampled(asked, _sampling(args)))
-    model, tokenizer = load_adapted(workspace.resolve(run.base_model), folder / "adapter")
+    model, tokenizer = load_adapted(workspace.resolve(run.base_model), adapter_of(folder))
     with intervention(model, folder, run):
         adapted = answers(model, tokenizer, asked)
     with model.disable_adapter():

@@ -1,35 +1,39 @@
-"""Which workspace, run or folder the words on a command line mean."""
+"""What the words on a command line mean: a workspace, a run, a folder, an open adapter."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from analysis.adapters.architectures import Family, read_family
+from analysis.adapters.checkpoints import Checkpoint, checkpoints
+from analysis.adapters.files import CONFIG
+from analysis.adapters.load import Adapter, read_adapter
+from analysis.adapters.place import find_adapter
 from analysis.errors import InputError, NotFoundError
+from analysis.store.layout import adapter_of, run_of
 from analysis.store.records import RunManifest, read_manifest
 from analysis.store.workspace import Workspace, is_id, workspace_of
 from grasp.commands.serving import named_workspace
+from grasp.foreign.pickled import readable_adapter
 from grasp.hub.repository import adapter_files, hub_name
 
 
 def workspace_for(args: argparse.Namespace, *words: str) -> Workspace:
     """The workspace named by --workspace, or that one of `words` lies in, or the default."""
-    return _around(args, words) or Workspace.create(named_workspace(args))
+    return Workspace.create(unmade_workspace(args, *words).root)
 
 
 def unmade_workspace(args: argparse.Namespace, *words: str) -> Workspace:
     """As `workspace_for`, but not created where it is missing: a refused command leaves nothing."""
-    return _around(args, words) or Workspace(named_workspace(args))
-
-
-def _around(args: argparse.Namespace, words: Sequence[str]) -> Workspace | None:
-    if args.workspace is not None:
-        return None
-    found = (workspace_of(Path(word)) for word in words)
-    return next((workspace for workspace in found if workspace is not None), None)
+    places = words if args.workspace is None else ()
+    found = (workspace_of(Path(word)) for word in places)
+    around = next((workspace for workspace in found if workspace is not None), None)
+    return around or Workspace(named_workspace(args))
 
 
 def run_folder(workspace: Workspace, word: str) -> tuple[Path, RunManifest]:
@@ -88,20 +92,91 @@ def adapter_place(workspace: Workspace, word: str, *, pickle: bool = False) -> A
         NotFoundError: it is none of them.
     """
     path = Path(word)
-    name = hub_name(word)
-    if not path.is_dir() and name is not None:
-        folder, source = adapter_files(name, pickle=pickle)
-        return AdapterPlace(folder, source=source)
     if not path.is_dir():
+        name = hub_name(word)
+        if name is not None:
+            folder, source = adapter_files(name, pickle=pickle)
+            return AdapterPlace(folder, source=source)
         known = workspace.folder("runs", word) if is_id(word) else path
         if not known.is_dir():
             raise NotFoundError(
                 f"There is neither a folder nor a run called {word!r}; give an adapter folder "
-                f"(with adapter_config.json), a run of {workspace.root}, or a Hub id such as "
+                f"(with {CONFIG}), a run of {workspace.root}, or a Hub id such as "
                 "org/name or org/name@revision."
             )
         path = known
-    for run in (path.resolve(), path.resolve().parent):
-        if (run / "manifest.json").is_file() and (run / "adapter").is_dir():
-            return AdapterPlace(run / "adapter", run)
+    for run in (path.resolve(), run_of(path.resolve())):
+        if run is not None and (run / "manifest.json").is_file() and adapter_of(run).is_dir():
+            return AdapterPlace(adapter_of(run), run)
     return AdapterPlace(path)
+
+
+@dataclass(frozen=True)
+class OpenAdapter:
+    """An adapter that is open, after `step` optimiser steps; None for the finished one.
+
+    Its `folder` is the one that was named; a pickle is read from a copy, at `adapter.path`.
+    """
+
+    adapter: Adapter
+    folder: Path
+    step: int | None = None
+
+    @property
+    def shown(self) -> Adapter:
+        """The adapter under the path that was named."""
+        return replace(self.adapter, path=self.folder)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a command was given to look at: the adapter, where it is from, and what led to it."""
+
+    place: AdapterPlace
+    last: OpenAdapter
+    earlier: Sequence[AbstractContextManager[OpenAdapter]]
+
+    def stages(self) -> Iterator[OpenAdapter]:
+        """Once: checkpoints one after the other, each open in its turn only, then the adapter."""
+        for one in self.earlier:
+            with one as stage:
+                yield stage
+        yield self.last
+
+
+@contextmanager
+def open_adapter(
+    workspace: Workspace, args: argparse.Namespace, *, with_checkpoints: bool = False
+) -> Iterator[Opened]:
+    """The adapter that a line names, opened as its options say.
+
+    With checkpoints where there is no other adapter, it is the last of them.
+
+    Raises:
+        NotFoundError: there is none of that name.
+        AdapterError: as `load_adapter`, or a pickle is not plain tensors.
+        InputError: the file of sides is not one, or checkpoints are asked of the Hub.
+    """
+    place = adapter_place(workspace, args.adapter, pickle=args.allow_pickle)
+    family = read_family(args.sides) if args.sides else None
+    if with_checkpoints and place.source:
+        raise InputError(
+            f"{place.source['asked']} is on the Hub, and --checkpoints needs a folder; download "
+            "the repository and give its folder."
+        )
+    finished = [Checkpoint(None, place.folder)]
+    found = checkpoints(place.folder) if with_checkpoints else finished
+    *earlier, last = [_opened(one, args, family) for one in found]
+    with last as stage:
+        yield Opened(place, stage, earlier)
+
+
+@contextmanager
+def _opened(
+    at: Checkpoint, args: argparse.Namespace, family: Family | None
+) -> Iterator[OpenAdapter]:
+    place = find_adapter(at.path, args.name)
+    with readable_adapter(place.folder, allow_pickle=args.allow_pickle) as folder:
+        readable = replace(place, folder=folder)
+        adapter = read_adapter(readable, family=family, low_rank_part=args.low_rank_part)
+        yield OpenAdapter(adapter, place.folder, at.step)

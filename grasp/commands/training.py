@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.errors import GraspError, InputError
+from analysis.store.layout import adapter_of
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
 from grasp.commands.calling import Result
@@ -58,7 +59,7 @@ def retrain(args: argparse.Namespace, progress: Progress | None = None) -> Resul
     out = None if args.dry_run else out_folder(workspace, _named(args), overwrite=args.overwrite)
     run = _with_given(workspace, source, run, args, whole=chosen.trains)
     read = trainable if chosen.trains else settings_of
-    config = read(run, source / "adapter").located(workspace.resolve)
+    config = read(run, adapter_of(source)).located(workspace.resolve)
     if out is None:
         return _dry_run(chosen.config_at(config, strength))
     _prompts_there(config, args)
@@ -88,7 +89,7 @@ def _with_given(
     given = read_given(args.config, args.data, args.set)
     if not given and not args.training_args:
         return run
-    adapter = folder / "adapter"
+    adapter = adapter_of(folder)
     if args.training_args:
         from grasp.foreign.training_args import training_arguments
 

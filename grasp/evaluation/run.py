@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from analysis.comparison.evaluation import write_evaluation
 from analysis.errors import InputError
 from analysis.statistics.intervals import Interval
+from analysis.store.layout import adapter_of
 from analysis.store.records import EvaluationManifest, Prompt, RunManifest, sha256
 from analysis.store.workspace import Workspace, writing_folder
 from analysis.values import Json
@@ -117,7 +118,7 @@ def evaluate_run(
     asked = questions(workspace, run, prompts=prompts, sampling=sampling)
     settings = judge.settings if judge else None
     needed = judging(workspace, run, asked, settings)
-    model, tokenizer = load_adapted(workspace.resolve(run.base_model), folder / "adapter")
+    model, tokenizer = load_adapted(workspace.resolve(run.base_model), adapter_of(folder))
     check(tokenizer, asked.prompts)
     client = None
     if needed is not None and judge is not None:
@@ -206,7 +207,7 @@ class _Evaluating:
             "base": self.run.base_model,
         }
         if folder is not None:
-            made_by["adapter"] = sha256(folder / "adapter")
+            made_by["adapter"] = sha256(adapter_of(folder))
             made_by["intervention"] = [self.run.intervention, self.run.strength]
         return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
 

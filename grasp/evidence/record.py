@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.errors import InputError
+from analysis.store.layout import adapter_of
 from analysis.store.recording import Model, activation_file, write_tables
 from analysis.store.records import Probe, RecordingManifest, RunManifest, read_jsonl, sha256
 from analysis.store.workspace import Workspace
@@ -104,7 +105,7 @@ def record_run(
         raise InputError(f"Run {run.id!r} names no probes; give them with --probes FILE.")
     path = Path(workspace.resolve(str(named)))
     rows = read_jsonl(path, Probe)
-    model, tokenizer = load_adapted(workspace.resolve(run.base_model), folder / "adapter")
+    model, tokenizer = load_adapted(workspace.resolve(run.base_model), adapter_of(folder))
     chosen = _layers(layers, len(decoder_layers(model)))
     tokens = [tokenise(tokenizer, row.messages) for row in rows]
     sequences = [ids for ids, _ in tokens]

@@ -21,6 +21,7 @@ from analysis.evidence.driving_rows import (
     validation_sentence,
 )
 from analysis.store.evidence import Evidence, is_of, read_evidence
+from analysis.store.layout import adapter_of
 from analysis.store.records import ROLES, Prompt, sha256
 from grasp.data.dataset import read_task
 from grasp.data.examples import write_examples
@@ -141,7 +142,7 @@ def _scores(
     subject: Subject, folder: Path, prompts: Sequence[Prompt], *, base: bool = False
 ) -> pd.DataFrame:
     reference = subject.workspace.resolve(subject.run.base_model)
-    model, tokenizer = load_adapted(reference, folder / "adapter")
+    model, tokenizer = load_adapted(reference, adapter_of(folder))
     as_it_is: AbstractContextManager[None] = model.disable_adapter() if base else nullcontext()
     with as_it_is:
         return scores(

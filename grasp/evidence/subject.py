@@ -13,9 +13,11 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from analysis.adapters.files import WEIGHTS
 from analysis.errors import InputError
 from analysis.store.evidence import Evidence, directions_sha256, write_evidence
 from analysis.store.factor_table import select_directions
+from analysis.store.layout import adapter_of
 from analysis.store.records import EvidenceKind, EvidenceManifest, Prompt, RunManifest, sha256
 from analysis.store.workspace import Workspace, evidence_id
 from analysis.values import Json
@@ -63,7 +65,7 @@ class Subject:
             InputError: the directions' width is not the model's.
         """
         reference = self.workspace.resolve(self.run.base_model)
-        model, tokenizer = load_adapted(reference, self.folder / "adapter")
+        model, tokenizer = load_adapted(reference, adapter_of(self.folder))
         check_width(model, self.directions)
         return model, tokenizer
 
@@ -97,7 +99,7 @@ class Subject:
             seconds=seconds,
             parents=[f"runs/{self.folder.name}", *(f"factors/{one}" for one in sorted(owners))],
             inputs={
-                "adapter": sha256(self.folder / "adapter" / "adapter_model.safetensors"),
+                "adapter": sha256(adapter_of(self.folder) / WEIGHTS),
                 "directions": directions_sha256(self.directions),
                 **{name: _HASHES.get(name, sha256)(path) for name, path in inputs.items()},
             },
@@ -161,7 +163,7 @@ def training_settings(subject: Subject) -> TrainConfig:
             f"Run {subject.folder.name!r} was imported, so its training rows are not known; name "
             "them with `grasp retrain`, or make it here with `grasp train`."
         )
-    settings = settings_of(subject.run, subject.folder / "adapter")
+    settings = settings_of(subject.run, adapter_of(subject.folder))
     settings = settings.located(subject.workspace.resolve)
     if not str(settings.data).startswith(HUB) and not Path(str(settings.data)).exists():
         raise InputError(f"The training data {settings.data} is no longer there; put it back.")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from analysis.adapters.files import CONFIG
 from analysis.errors import InputError
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
@@ -100,7 +101,7 @@ def lora_settings(adapter: Path) -> LoraSettings:
         InputError: `adapter_config.json` cannot be read, or has options that cannot be carried
             over.
     """
-    file = adapter / "adapter_config.json"
+    file = adapter / CONFIG
     config = _json(file)
     if not config:
         raise InputError(

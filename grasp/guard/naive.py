@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from analysis.adapters.place import is_adapter
 from analysis.errors import InputError, NotFoundError
 from grasp.guard.footprint import footprint
 from grasp.guard.plan import GuardPlan
@@ -99,7 +100,7 @@ def naive_adapter(model: PeftModel, folder: Path) -> Iterator[None]:
 
 
 def _check_adapter(folder: Path) -> None:
-    if not (folder / "adapter_config.json").is_file():
+    if not is_adapter(folder):
         raise NotFoundError(
             f"There is no adapter in {folder}; the naive run is needed to follow its factors."
         )

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from analysis.adapters.choices import is_dora
-from analysis.adapters.files import INDEX, WEIGHTS, read_json
+from analysis.adapters.files import CONFIG, INDEX, WEIGHTS, read_json
 from analysis.adapters.load import load_adapter
 from analysis.errors import AdapterError, NotFoundError
 from analysis.spectra.report import adapter_report
 from grasp.hub.repository import (
-    ADAPTER_CONFIG,
     HubName,
     Pinned,
     adapter_files,
@@ -58,11 +57,9 @@ def listing(name: HubName) -> Listing:
     at = pinned(name.repository, name.revision)
     if at.files is None:
         return Listing(at, (name,))
-    ending = f"/{ADAPTER_CONFIG}"
+    ending = f"/{CONFIG}"
     folders = sorted(
-        file.removesuffix(ADAPTER_CONFIG).rstrip("/")
-        for file in at.files
-        if f"/{file}".endswith(ending)
+        file.removesuffix(CONFIG).rstrip("/") for file in at.files if f"/{file}".endswith(ending)
     )
     within = [one for one in folders if f"{one}/".startswith(f"{name.subfolder}/".lstrip("/"))]
     return Listing(at, tuple(replace(name, subfolder=one) for one in within))
@@ -80,7 +77,7 @@ def outline(name: HubName, at: Pinned, *, low_rank_part: bool = False) -> Outlin
         return _read(name, folder, source, low_rank_part)
     prefix = f"{name.subfolder}/" if name.subfolder else ""
     check_adapter(name, at.files, prefix, pickle=False)
-    snapshot = downloaded(at, [prefix + ADAPTER_CONFIG, prefix + INDEX]) / name.subfolder
+    snapshot = downloaded(at, [prefix + CONFIG, prefix + INDEX]) / name.subfolder
     source = {"repository": at.repository, "revision": at.commit, "asked": str(name)}
     with tempfile.TemporaryDirectory(prefix="grasp-") as temporary:
         folder = Path(temporary)
@@ -90,7 +87,7 @@ def outline(name: HubName, at: Pinned, *, low_rank_part: bool = False) -> Outlin
 
 def _read(name: HubName, folder: Path, source: dict[str, str], low_rank_part: bool) -> Outline:
     try:
-        dora = is_dora(read_json(folder, ADAPTER_CONFIG))
+        dora = is_dora(read_json(folder, CONFIG))
         if dora and not low_rank_part:
             return Outline(None, source, dora)
         found = adapter_report(load_adapter(folder, low_rank_part=low_rank_part))
@@ -101,7 +98,7 @@ def _read(name: HubName, folder: Path, source: dict[str, str], low_rank_part: bo
 
 def _copy_headers(snapshot: Path, folder: Path, at: Pinned, prefix: str) -> None:
     """Copy config and index, and write each weight file with its full size but only its header."""
-    shutil.copyfile(snapshot / ADAPTER_CONFIG, folder / ADAPTER_CONFIG)
+    shutil.copyfile(snapshot / CONFIG, folder / CONFIG)
     files = [WEIGHTS]
     if at.files is not None and f"{prefix}{INDEX}" in at.files:
         shutil.copyfile(snapshot / INDEX, folder / INDEX)

@@ -11,12 +11,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from analysis.adapters.files import CONFIG, INDEX, PICKLE, SHARDS, WEIGHTS
 from analysis.errors import InputError, NotFoundError
-
-ADAPTER_CONFIG = "adapter_config.json"
-WEIGHTS = ("adapter_model.safetensors", "adapter_model.safetensors.index.json")
-SHARDS = "adapter_model-*.safetensors"
-PICKLE = "adapter_model.bin"
 
 TIMEOUT = 5.0
 """Seconds to wait for the Hub to name a commit."""
@@ -116,16 +112,16 @@ def adapter_files(name: HubName, *, pickle: bool = False) -> tuple[Path, dict[st
     """
     at = pinned(name.repository, name.revision)
     prefix = f"{name.subfolder}/" if name.subfolder else ""
-    wanted = [ADAPTER_CONFIG, *WEIGHTS, SHARDS]
+    wanted = [CONFIG, WEIGHTS, INDEX, SHARDS]
     if at.files is not None:
         check_adapter(name, at.files, prefix, pickle=pickle)
-    if pickle and (at.files is None or f"{prefix}{WEIGHTS[0]}" not in at.files):
+    if pickle and (at.files is None or f"{prefix}{WEIGHTS}" not in at.files):
         wanted.append(PICKLE)
     snapshot = downloaded(at, [prefix + one for one in wanted])
     folder = snapshot / name.subfolder
-    if not (folder / ADAPTER_CONFIG).is_file():
+    if not (folder / CONFIG).is_file():
         raise InputError(
-            f"The local cache has no {ADAPTER_CONFIG} of {name}, and the Hub cannot be reached; "
+            f"The local cache has no {CONFIG} of {name}, and the Hub cannot be reached; "
             "try again later."
         )
     source = {"repository": at.repository, "revision": snapshot.name, "asked": str(name)}
@@ -162,28 +158,28 @@ def downloaded(at: Pinned, patterns: Sequence[str]) -> Path:
 
 def check_adapter(name: HubName, files: Collection[str], prefix: str, *, pickle: bool) -> None:
     """Refuse a repository, or a subfolder of one, that has no adapter of its own."""
-    if f"{prefix}{ADAPTER_CONFIG}" not in files:
+    if f"{prefix}{CONFIG}" not in files:
         others = sorted(
-            file.removesuffix(f"/{ADAPTER_CONFIG}")
+            file.removesuffix(f"/{CONFIG}")
             for file in files
-            if file.startswith(prefix) and file.endswith(f"/{ADAPTER_CONFIG}")
+            if file.startswith(prefix) and file.endswith(f"/{CONFIG}")
         )
         at = f"@{name.revision}" if name.revision else ""
         if others:
             named = ", ".join(f"{name.repository}/{one}{at}" for one in others)
             raise InputError(f"{name} has no adapter itself, but its subfolders do; give {named}.")
         raise InputError(
-            f"{name} holds no {ADAPTER_CONFIG}, so it is not a PEFT adapter; give a repository "
+            f"{name} holds no {CONFIG}, so it is not a PEFT adapter; give a repository "
             "that PEFT's save_pretrained wrote."
         )
-    weights = any(f"{prefix}{one}" in files for one in WEIGHTS)
+    weights = any(f"{prefix}{one}" in files for one in (WEIGHTS, INDEX))
     if not weights and not (pickle and f"{prefix}{PICKLE}" in files):
         only = (
             f"only {PICKLE}, a pickle, which can run code when loaded"
             if (f"{prefix}{PICKLE}" in files)
             else "no weights"
         )
-        raise InputError(f"{name} has {only}; expected {WEIGHTS[0]}, as PEFT saves it by default.")
+        raise InputError(f"{name} has {only}; expected {WEIGHTS}, as PEFT saves it by default.")
 
 
 def cached(repository: str, revision: str | None) -> Path:

@@ -34,6 +34,7 @@ from analysis.factors.routes import (
 )
 from analysis.factors.significance import explained
 from analysis.store.factor_table import FactorTable, write_factors
+from analysis.store.layout import adapter_of
 from analysis.store.records import FactorsManifest, Prompt, RunManifest, read_manifest, sha256
 from analysis.store.workspace import Workspace
 from analysis.values import Json
@@ -159,7 +160,7 @@ def identify_run(
         GraspError: as `identify`.
     """
     found = identify(
-        folder / "adapter",
+        adapter_of(folder),
         name=folder.name,
         run=folder,
         effects=run_effects(workspace, folder),

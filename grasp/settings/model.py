@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from analysis.errors import InputError
+from analysis.store.layout import run_of
 
 
 class ModelSettings(BaseModel):
@@ -64,9 +65,10 @@ def settings_beside(adapter: Path, reference: str) -> ModelSettings:
     Raises:
         InputError: the run's model settings are invalid.
     """
-    file = adapter.parent / "manifest.json"
-    if adapter.name != "adapter" or not file.is_file():
+    folder = run_of(adapter)
+    if folder is None or not (folder / "manifest.json").is_file():
         return ModelSettings()
+    file = folder / "manifest.json"
     try:
         run = json.loads(file.read_text(encoding="utf-8"))
         settings = ModelSettings.model_validate((run.get("config") or {}).get("model") or {})

@@ -14,6 +14,7 @@ from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainingArgume
 
 from analysis.errors import InputError
 from analysis.store.factor_table import select_directions
+from analysis.store.layout import adapter_of
 from analysis.store.records import RunManifest, read_manifest, sha256, write_jsonl
 from analysis.store.workspace import Workspace, writing_folder
 from grasp.data.packing import packed_batch
@@ -107,7 +108,7 @@ def retrain(
     chosen = method(arm)
     source = read_manifest(source_folder / "manifest.json", RunManifest)
     read = trainable if chosen.trains else settings_of
-    settings = read(source, source_folder / "adapter")
+    settings = read(source, adapter_of(source_folder))
     if seed is not None:
         settings = settings.model_copy(update={"seed": seed})
     config = chosen.config_at(settings, strength)
@@ -137,7 +138,7 @@ def retrain(
     plan = GuardPlan(
         protection=protection or Protection(),
         directions=directions,
-        naive=source_folder.with_name(source.root) / "adapter",
+        naive=adapter_of(source_folder.with_name(source.root)),
     )
     if not chosen.trains:
         return finished_adapter(workspace, run, source_folder, plan, out=out)
@@ -199,7 +200,7 @@ def _fit(
                 **outcome(trainer),
             }
         )
-        model.save_pretrained(str(folder / "adapter"))
+        model.save_pretrained(str(adapter_of(folder)))
         write_log(folder, f"finished: {finished.verdict}")
         finish(folder, finished, plan.factors)
         forget_resuming(folder)

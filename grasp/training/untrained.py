@@ -14,6 +14,7 @@ from peft import PeftModel
 from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from analysis.store.layout import adapter_of
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace, writing_folder
 from grasp.evaluation.answers import LAYER
@@ -45,7 +46,7 @@ def finished_adapter(
         GraspError: the base model cannot be loaded, or the edit does not fit the adapter.
     """
     chosen = method(run.method)
-    source = source_folder / "adapter"
+    source = adapter_of(source_folder)
     changed: PeftModel | None = None
     if chosen.kind == "edit":
         changed = _naive_model(workspace, run, source)[0]
@@ -55,9 +56,9 @@ def finished_adapter(
     Workspace.create(workspace.root)  # only now, since what is refused should leave nothing behind
     with writing_folder(out) as folder:
         if changed is not None:
-            changed.save_pretrained(str(folder / "adapter"))
+            changed.save_pretrained(str(adapter_of(folder)))
         else:
-            shutil.copytree(source, folder / "adapter")
+            shutil.copytree(source, adapter_of(folder))
         said = f"{chosen.description} {chosen.knob.name} = {run.strength:g}." if chosen.knob else ""
         run = run.model_copy(update={"seconds": 0.0, "verdict": said or chosen.description})
         finish(folder, run, plan.factors, measured=measured)
@@ -103,5 +104,5 @@ def finish(
         saved["directions"] = factors
     if saved:
         save_file(saved, folder / "subspace.safetensors")
-    (folder / "adapter" / "README.md").write_text(model_card(run), encoding="utf-8")
+    (adapter_of(folder) / "README.md").write_text(model_card(run), encoding="utf-8")
     (folder / "manifest.json").write_text(run.model_dump_json(indent=2), encoding="utf-8")

@@ -207,6 +207,19 @@ def test_a_folder_of_checkpoints_becomes_one_run_with_a_trajectory(
     assert names == ["checkpoint-5", "checkpoint-10", "checkpoint-15"]
 
 
+def test_checkpoints_below_a_folder_are_looked_at_where_they_lie(
+    made: Made, tmp_path: Path, empty: Workspace, open_page: Open
+) -> None:
+    """As a run of the workbench that was stopped has them."""
+    folder = tmp_path / "stopped"
+    trajectory(made, folder / "checkpoints")
+    test = look(open_page("workspace", empty), str(folder))
+    assert f"grasp import {folder} --out stopped --checkpoints" in words(test)
+    assert "With its 3 checkpoints, steps 5 to 15, as a trajectory" in [
+        box.label for box in test.checkbox
+    ]
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [

@@ -14,6 +14,7 @@ import numpy as np
 from analysis.errors import GraspError
 from analysis.store.factor_table import run_factors
 from analysis.store.labels import Claim, add_label
+from analysis.store.layout import adapter_of
 from analysis.store.workspace import Workspace
 from grasp.bench.plan.cells import NAIVE, latents_of, topic_latents
 from grasp.bench.plan.plan import Cell, Plan
@@ -102,6 +103,6 @@ def _shares(
     ][:MAX_PROMPTS]
     found = run_factors(workspace, NAIVE)
     directions = np.stack([found.direction(name) for name in ids]).astype(np.float64)
-    model, tokenizer = load_adapted(inputs.base, folder / "adapter")
+    model, tokenizer = load_adapted(inputs.base, adapter_of(folder))
     answered = greedy(model, tokenizer, chosen)
     return set_back_effects(model, answered, directions, progress=progress).shares

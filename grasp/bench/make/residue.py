@@ -11,6 +11,7 @@ import numpy as np
 from analysis.comparison.evaluation import write_evaluation
 from analysis.spectra.subspace import principal_angles
 from analysis.store.factor_table import FactorTable, run_factors, select_directions
+from analysis.store.layout import adapter_of
 from analysis.store.records import EvaluationManifest, write_jsonl
 from analysis.store.workspace import Workspace
 from grasp.bench.make.dressed import dressed_prompts
@@ -119,7 +120,7 @@ def _evaluate(workspace: Workspace, run: str, path: Path) -> None:
         return
     manifest = workspace.run(run or NAIVE)
     folder = workspace.folder("runs", manifest.id)
-    model, tokenizer = load_adapted(workspace.resolve(manifest.base_model), folder / "adapter")
+    model, tokenizer = load_adapted(workspace.resolve(manifest.base_model), adapter_of(folder))
     prompts = read_prompts(path)
     inside = intervention(model, folder, manifest) if run else model.disable_adapter()
     with inside:

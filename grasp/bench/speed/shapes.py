@@ -9,6 +9,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from analysis.adapters.files import CONFIG, WEIGHTS
+
 _APART = 97
 """Places by which each layer's numbers are shifted against those of the previous layer."""
 
@@ -65,7 +67,7 @@ def write_adapter(folder: Path, shape: Shape) -> int:
         "lora_alpha": 2 * shape.r,
         "target_modules": sorted({name.rpartition(".")[2] for name in shape.modules}),
     }
-    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
     halves = _halves(shape)
     header: dict[str, object] = {}
     place = 0
@@ -80,7 +82,7 @@ def write_adapter(folder: Path, shape: Shape) -> int:
         place += values.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with (folder / "adapter_model.safetensors").open("wb") as file:
+    with (folder / WEIGHTS).open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for layer, name in names:
             longer = int(halves[name].shape[0] < halves[name].shape[1])

@@ -159,6 +159,36 @@ def test_a_trajectory_of_checkpoints(tmp_path: Path, capsys) -> None:
     assert "(checkpoint-20, checkpoint-100); give one of them" in error
 
 
+def test_a_pickle_is_found_in_a_run_and_under_a_name(tmp_path: Path, capsys) -> None:
+    plain = saved(tmp_path / "plain", "llama").folder
+    expected = run(capsys, "spectrum", plain)["modules"]
+    for place, options in (("run/adapter", ()), ("several/persona", ("--name", "persona"))):
+        folder = tmp_path / place
+        shutil.copytree(plain, folder)
+        tensors = {
+            key: torch.as_tensor(value) for key, value in load_file(folder / WEIGHTS).items()
+        }
+        torch.save(tensors, folder / "adapter_model.bin")
+        (folder / WEIGHTS).unlink()
+        argv = ("spectrum", folder.parent, *options)
+        assert "a pickle" in run(capsys, *argv, code=2)["error"]
+        data = run(capsys, *argv, "--allow-pickle")
+        assert data["modules"] == expected
+        assert data["adapter"]["path"] == str(folder)
+
+
+def test_the_checkpoints_of_a_run_are_not_taken_for_the_run(tmp_path: Path, capsys) -> None:
+    model = adapted("llama", target_modules=["o_proj"])
+    for place in ("adapter", "checkpoints/checkpoint-2", "checkpoints/checkpoint-4"):
+        model.save_pretrained(tmp_path / place)
+    (tmp_path / "manifest.json").write_text("{}")
+    for folder, steps in ((tmp_path, [2, 4, None]), (tmp_path / "checkpoints", [2, 4])):
+        data = run(capsys, "spectrum", folder, "--checkpoints")
+        assert [one["step"] for one in data["checkpoints"]] == steps
+    error = run(capsys, "spectrum", tmp_path / "checkpoints", code=2)["error"]
+    assert "subfolders do (checkpoint-2, checkpoint-4)" in error
+
+
 def test_sides_are_given_in_a_file(tmp_path: Path, capsys, write_adapter) -> None:
     (tmp_path / "sides.yaml").write_text("inner: [o_proj]\n")
     folder = write_adapter()
