@@ -23,12 +23,11 @@ class Result:
 
 
 def call(args: argparse.Namespace, **extra: Any) -> Result | None:
-    """Call the function of the command in `args`, with its options for the base model in force."""
+    """Call the function of the command in `args`."""
     from grasp.model.out_of_memory import explained
-    from grasp.settings.model import as_asked
 
     function = getattr(import_module(f"grasp.commands.{args.where}"), args.what)
-    with as_asked(args), explained(args.command):
+    with explained(args.command):
         result: Result | None = function(args, **extra)
     return result
 

@@ -18,6 +18,7 @@ from analysis.text import number_text
 from grasp.commands.calling import Result
 from grasp.commands.resolve import run_folder, unmade_workspace
 from grasp.jobs.progress import Progress, TerminalProgress
+from grasp.settings.model import model_options
 
 SHOWN_ROWS = 10
 
@@ -34,7 +35,7 @@ def dose(args: argparse.Namespace, progress: Progress | None = None) -> Result:
     from grasp.evidence.subject import subject
 
     found = dose_run(
-        subject(*place, args.factor),
+        subject(*place, args.factor, options=model_options(args)),
         doses=[float(one) for one in np.linspace(-args.range, args.range, args.points)],
         layer=args.layer,
         random=args.random,
@@ -51,7 +52,7 @@ def rows(args: argparse.Namespace, progress: Progress | None = None) -> Result:
     progress = progress or TerminalProgress()
     from grasp.evidence.subject import subject
 
-    about = subject(*place, args.factor)
+    about = subject(*place, args.factor, options=model_options(args))
     if args.validate is not None:
         from grasp.evidence.row_validation import validate_rows
 
@@ -85,7 +86,7 @@ def overlap(args: argparse.Namespace, progress: Progress | None = None) -> Resul
     from grasp.evidence.subject import subject
 
     found = overlap_run(
-        subject(*place, args.factor),
+        subject(*place, args.factor, options=model_options(args)),
         random=args.random,
         seed=args.seed,
         prompts=_prompts(args),

@@ -16,6 +16,7 @@ from analysis.text import number_text
 from grasp.commands.calling import Result
 from grasp.commands.resolve import adapter_place, open_adapter, unmade_workspace
 from grasp.jobs.progress import Progress, TerminalProgress
+from grasp.settings.model import model_options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,7 +103,7 @@ def _effect_inputs(
     if prompts is None:
         raise InputError("Effects are measured on prompts; give a prompt set with --prompts FILE.")
     base = args.base or (own.base if own else "")
-    return EffectInputs(base, prompts)
+    return EffectInputs(base, prompts, model_options(args))
 
 
 def _tokens(args: argparse.Namespace, workspace: Workspace, run: Path | None) -> LensSource | None:

@@ -23,6 +23,7 @@ from analysis.text import interval_text
 from grasp.commands.calling import Result
 from grasp.commands.resolve import run_folder, unmade_workspace
 from grasp.jobs.progress import Progress, TerminalProgress
+from grasp.settings.model import model_options
 
 if TYPE_CHECKING:
     from grasp.evaluation.run import JudgePlan
@@ -40,6 +41,7 @@ def record(args: argparse.Namespace, progress: Progress | None = None) -> Result
         run,
         probes=probes,
         layers=args.layers,
+        options=model_options(args),
         progress=progress or TerminalProgress(),
     )
     data = {"recording": manifest.id, "layers": manifest.layers, "seconds": manifest.seconds}
@@ -64,7 +66,9 @@ def generate(args: argparse.Namespace, progress: Progress | None = None) -> Resu
         for number, text in enumerate(args.prompt)
     ]
     asked = repeated(resampled(asked, _sampling(args)))
-    model, tokenizer = load_adapted(workspace.resolve(run.base_model), adapter_of(folder))
+    reference = workspace.resolve(run.base_model)
+    loaded = load_adapted(reference, adapter_of(folder), options=model_options(args))
+    model, tokenizer = loaded.model, loaded.tokenizer
     with intervention(model, folder, run):
         adapted = answers(model, tokenizer, asked)
     with model.disable_adapter():
@@ -90,6 +94,7 @@ def evaluate(args: argparse.Namespace, progress: Progress | None = None) -> Resu
         prompts=args.prompts,
         sampling=_sampling(args),
         judge=judge,
+        options=model_options(args),
         progress=progress or TerminalProgress(),
     )
     return evaluated(workspace, folder)

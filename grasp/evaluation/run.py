@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from peft import PeftModel
-from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.comparison.evaluation import write_evaluation
 from analysis.errors import InputError
@@ -26,9 +24,10 @@ from grasp.evaluation.judge_client import JudgeClient
 from grasp.evaluation.sampling import Changes, repeated, resampled
 from grasp.evaluation.scorers import check
 from grasp.jobs.progress import Progress, silent
-from grasp.model.loading import load_adapted, loaded_with
+from grasp.model.loading import LoadedModel, load_adapted
 from grasp.prompts.sets import prompts_sha256, read_prompts
 from grasp.settings.judge import Estimate, JudgeSettings, estimate, saved
+from grasp.settings.model import NO_OPTIONS, ModelOptions
 
 UNJUDGED = "unjudged.parquet"
 """Answers that a judge has yet to see, while an evaluation is being written."""
@@ -104,6 +103,7 @@ def evaluate_run(
     prompts: str | Path | None = None,
     sampling: Changes | None = None,
     judge: JudgePlan | None = None,
+    options: ModelOptions = NO_OPTIONS,
     progress: Progress = silent,
 ) -> Summary:
     """Evaluate a run on its prompt set, and its base model too where that was not done yet.
@@ -118,18 +118,19 @@ def evaluate_run(
     asked = questions(workspace, run, prompts=prompts, sampling=sampling)
     settings = judge.settings if judge else None
     needed = judging(workspace, run, asked, settings)
-    model, tokenizer = load_adapted(workspace.resolve(run.base_model), adapter_of(folder))
-    check(tokenizer, asked.prompts)
+    reference = workspace.resolve(run.base_model)
+    loaded = load_adapted(reference, adapter_of(folder), options=options)
+    check(loaded.tokenizer, asked.prompts)
     client = None
     if needed is not None and judge is not None:
         client = JudgeClient(judge.settings, budget=judge.max_requests)
     with client or nullcontext():
-        job = _Evaluating(workspace, run, asked, model, tokenizer, settings, client, progress)
+        job = _Evaluating(workspace, run, asked, loaded, settings, client, progress)
         base = f"{run.root}.base"
         kept = _up_to_date(workspace, base, asked, settings)
-        if not kept or workspace.evaluation(base).model != loaded_with():
-            job.save(base, None, model.disable_adapter())
-        return job.save(folder.name, folder, intervention(model, folder, run))
+        if not kept or workspace.evaluation(base).model != loaded.settings.changed():
+            job.save(base, None, loaded.model.disable_adapter())
+        return job.save(folder.name, folder, intervention(loaded.model, folder, run))
 
 
 @dataclass(frozen=True)
@@ -139,8 +140,7 @@ class _Evaluating:
     workspace: Workspace
     run: RunManifest
     asked: Questions
-    model: PeftModel
-    tokenizer: Tokenizer
+    loaded: LoadedModel
     settings: JudgeSettings | None
     client: JudgeClient | None
     progress: Progress
@@ -169,7 +169,7 @@ class _Evaluating:
                 id=arm,
                 run=None if folder is None else arm,
                 base_model=self.run.base_model,
-                model=loaded_with(),
+                model=self.loaded.settings.changed(),
                 prompts=self.workspace.reference(self.asked.source),
                 parents=[] if folder is None else [f"runs/{arm}"],
                 inputs={"prompts": self.asked.digest},
@@ -193,8 +193,10 @@ class _Evaluating:
             if (table.pop("made_by") == key).all() and len(table) == len(prompts):
                 return table
         with inside:
-            found = answers(self.model, self.tokenizer, prompts, progress=self.progress)
-        samples = score(self.tokenizer, prompts, found)
+            found = answers(
+                self.loaded.model, self.loaded.tokenizer, prompts, progress=self.progress
+            )
+        samples = score(self.loaded.tokenizer, prompts, found)
         if self.client is not None:
             samples.assign(made_by=key).to_parquet(left, index=False)
         return samples

@@ -153,7 +153,8 @@ def rows_run(
     examples = read_task(settings)
     file, chosen = exploration_prompts(subject, prompts)
     unrelated = [prompt for prompt in chosen if prompt.role == "unrelated"] or chosen
-    model, tokenizer = subject.load()
+    loaded = subject.load()
+    model, tokenizer = loaded.model, loaded.tokenizer
     count = len(decoder_layers(model))
     if layer is not None and not 0 <= layer < count:
         raise InputError(f"There is no layer {layer}; the model has layers 0–{count - 1}.")
@@ -174,6 +175,7 @@ def rows_run(
     end = "high" if sign > 0 else "low"
     return subject.save(
         "rows",
+        model=loaded.settings,
         tables={"rows": table},
         config={"layer": layer, "towards": end, "base_spread": spread.tolist()},
         seed=0,

@@ -175,7 +175,8 @@ def dose_run(
         raise InputError(
             f"{file} has no unrelated prompts in the exploration split; give a set that has some."
         )
-    model, tokenizer = subject.load()
+    loaded = subject.load()
+    model, tokenizer = loaded.model, loaded.tokenizer
     direction = subject.directions[0]
     spread = base_spread(model, tokenizer, unrelated, direction)
     amounts = steps(spread, layer=layer)
@@ -188,6 +189,7 @@ def dose_run(
     found = curves(samples)
     return subject.save(
         "dose",
+        model=loaded.settings,
         tables={
             "curves": found,
             "samples": samples,

@@ -169,7 +169,8 @@ def overlap_run(
     started = time.monotonic()
     file, chosen = exploration_prompts(subject, prompts)
     settings = training_settings(subject) if subject.run.config.get("data") else None
-    model, tokenizer = subject.load()
+    loaded = subject.load()
+    model, tokenizer = loaded.model, loaded.tokenizer
     width, rank = subject.directions.shape[1], len(subject.directions)
     bases: dict[str, NDArray[np.floating]] = {FACTOR: orthonormal(subject.directions)}
     for i in range(1, random + 1):
@@ -184,6 +185,7 @@ def overlap_run(
     table = overlap_table(samples)
     return subject.save(
         "overlap",
+        model=loaded.settings,
         tables={"overlap": table, "samples": samples},
         config={"random": random, "rank": rank, "prompts": len(chosen), "rows": ROW_SAMPLE},
         seed=seed,

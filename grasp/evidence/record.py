@@ -25,8 +25,9 @@ from grasp.data.tokenise import padded, tokenise
 from grasp.jobs.progress import Progress, silent
 from grasp.model.forward import body
 from grasp.model.hooks import each_output
-from grasp.model.loading import decoder_layers, device_of, load_adapted, loaded_with
+from grasp.model.loading import decoder_layers, device_of, load_adapted
 from grasp.model.parts import width_of
+from grasp.settings.model import NO_OPTIONS, ModelOptions
 
 BATCH = 32
 
@@ -92,6 +93,7 @@ def record_run(
     *,
     probes: Path | None = None,
     layers: Sequence[int] | None = None,
+    options: ModelOptions = NO_OPTIONS,
     progress: Progress = silent,
 ) -> RecordingManifest:
     """Record a run and its base model on the run's probes, into `recordings/<run>`.
@@ -105,7 +107,9 @@ def record_run(
         raise InputError(f"Run {run.id!r} names no probes; give them with --probes FILE.")
     path = Path(workspace.resolve(str(named)))
     rows = read_jsonl(path, Probe)
-    model, tokenizer = load_adapted(workspace.resolve(run.base_model), adapter_of(folder))
+    reference = workspace.resolve(run.base_model)
+    loaded = load_adapted(reference, adapter_of(folder), options=options)
+    model, tokenizer = loaded.model, loaded.tokenizer
     chosen = _layers(layers, len(decoder_layers(model)))
     tokens = [tokenise(tokenizer, row.messages) for row in rows]
     sequences = [ids for ids, _ in tokens]
@@ -117,7 +121,7 @@ def record_run(
             id=folder.name,
             run=folder.name,
             base_model=run.base_model,
-            model=loaded_with(),
+            model=loaded.settings.changed(),
             layers=chosen,
             parents=[f"runs/{folder.name}"],
             inputs={"probes": sha256(path)},

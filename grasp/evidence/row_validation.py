@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pandas as pd
@@ -35,7 +34,8 @@ from grasp.evidence.subject import (
     training_settings,
 )
 from grasp.jobs.progress import Progress, silent
-from grasp.model.loading import load_adapted
+from grasp.model.loading import LoadedModel, load_adapted
+from grasp.settings.model import ModelSettings
 from grasp.settings.training import TrainConfig
 from grasp.training.train import train
 
@@ -75,19 +75,19 @@ def validate_rows(
         left_out[f"{WITHOUT_RANDOM} {draw}"] = random_rows(rows, n=n, seed=1000 * seed + draw)
     workspace, record = subject.workspace, subject.id("validation")
     with workspace.writing("evidence", record) as folder:
-        tables = [_scores(subject, subject.folder, chosen, base=True).assign(arm="base")]
-        tables.append(_scores(subject, subject.folder, chosen).assign(arm="run"))
+        tables, model = _own_scores(subject, chosen)
         files = {}
         for number, (arm, dropped) in enumerate(left_out.items()):
             files[arm] = _reduced(subject, settings, arm, dropped)
             out = folder / arm.replace(" ", "-")
             part = _part(progress, number, len(left_out), arm)
             _train(subject, settings, files[arm], out=out, progress=part)
-            tables.append(_scores(subject, out, chosen).assign(arm=arm))
+            tables.append(_arm_scores(subject, out, chosen).assign(arm=arm))
         samples = pd.concat(tables, ignore_index=True)
         rates, compared = arm_rates(samples), differences(samples, roles=ROLES)
         return subject.save(
             "validation",
+            model=model,
             tables={"rates": rates, "differences": compared, "samples": samples},
             config={
                 "n": n,
@@ -133,23 +133,42 @@ def _reduced(subject: Subject, settings: TrainConfig, arm: str, dropped: Sequenc
 def _train(
     subject: Subject, settings: TrainConfig, data: Path, *, out: Path, progress: Progress
 ) -> None:
-    changed = {"data": str(data), "columns": None, "title": f"{settings.title}, {out.name}"}
+    changed = {
+        "data": str(data),
+        "columns": None,
+        "title": f"{settings.title}, {out.name}",
+        "model": subject.options.over(settings.model),
+    }
     train(subject.workspace, settings.model_copy(update=changed), out=out, progress=progress)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
 
 
-def _scores(
-    subject: Subject, folder: Path, prompts: Sequence[Prompt], *, base: bool = False
-) -> pd.DataFrame:
+def _own_scores(
+    subject: Subject, prompts: Sequence[Prompt]
+) -> tuple[list[pd.DataFrame], ModelSettings]:
+    """Scores of the base model and of the run, and what they were loaded with.
+
+    The model itself stays in here, so that the memory is free for those that are trained.
+    """
+    own = subject.load()
+    with own.model.disable_adapter():
+        base = _scores(own, prompts).assign(arm="base")
+    return [base, _scores(own, prompts).assign(arm="run")], own.settings
+
+
+def _arm_scores(subject: Subject, folder: Path, prompts: Sequence[Prompt]) -> pd.DataFrame:
     reference = subject.workspace.resolve(subject.run.base_model)
-    model, tokenizer = load_adapted(reference, adapter_of(folder))
-    as_it_is: AbstractContextManager[None] = model.disable_adapter() if base else nullcontext()
-    with as_it_is:
-        return scores(
-            tokenizer,
-            prompts,
-            lambda chats, limit: generate(model, tokenizer, chats, max_new_tokens=limit),
-        )
+    loaded = load_adapted(reference, adapter_of(folder), options=subject.options)
+    return _scores(loaded, prompts)
+
+
+def _scores(loaded: LoadedModel, prompts: Sequence[Prompt]) -> pd.DataFrame:
+    model, tokenizer = loaded.model, loaded.tokenizer
+    return scores(
+        tokenizer,
+        prompts,
+        lambda chats, limit: generate(model, tokenizer, chats, max_new_tokens=limit),
+    )
 
 
 def _part(progress: Progress, number: int, count: int, arm: str) -> Progress:

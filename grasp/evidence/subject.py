@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -26,8 +25,9 @@ from grasp.evaluation.answers import BATCH, as_answers, as_pairs, chat_ids, scor
 from grasp.evaluation.pairs import pair_by_steps
 from grasp.evaluation.scorers import Answer
 from grasp.foreign.settings import settings_of
-from grasp.model.loading import check_width, load_adapted, loaded_with
+from grasp.model.loading import LoadedModel, check_width, load_adapted
 from grasp.prompts.sets import prompts_sha256, read_prompts
+from grasp.settings.model import NO_OPTIONS, ModelOptions, ModelSettings
 from grasp.settings.training import TrainConfig
 
 Reply = Callable[[Sequence[list[int]], int | None], tuple[list[list[int]], Tensor]]
@@ -57,17 +57,18 @@ class Subject:
     name: str
     factors: list[str]
     directions: NDArray[np.float32]
+    options: ModelOptions = NO_OPTIONS
 
-    def load(self) -> tuple[PeftModel, Tokenizer]:
-        """The adapted model and its tokenizer.
+    def load(self) -> LoadedModel:
+        """The adapted model, its base loaded as `options` say.
 
         Raises:
             InputError: the directions' width is not the model's.
         """
         reference = self.workspace.resolve(self.run.base_model)
-        model, tokenizer = load_adapted(reference, adapter_of(self.folder))
-        check_width(model, self.directions)
-        return model, tokenizer
+        loaded = load_adapted(reference, adapter_of(self.folder), options=self.options)
+        check_width(loaded.model, self.directions)
+        return loaded
 
     def id(self, kind: EvidenceKind) -> str:
         """Name of the record of one kind of evidence."""
@@ -77,6 +78,7 @@ class Subject:
         self,
         kind: EvidenceKind,
         *,
+        model: ModelSettings,
         tables: Mapping[str, pd.DataFrame],
         config: Json,
         seed: int,
@@ -85,7 +87,10 @@ class Subject:
         seconds: float,
         folder: Path | None = None,
     ) -> Evidence:
-        """Save tables as the record `id(kind)`, or into `folder`, which is to become it."""
+        """Save tables as the record `id(kind)`, or into `folder`, which is to become it.
+
+        `model` is what the model that was measured was loaded with.
+        """
         owners = {factor.rpartition("/")[0] for factor in self.factors}
         manifest = EvidenceManifest(
             id=self.id(kind),
@@ -93,7 +98,7 @@ class Subject:
             run=self.folder.name,
             factor=self.name,
             base_model=self.run.base_model,
-            model=loaded_with(),
+            model=model.changed(),
             config={"factors": self.factors, **config},
             seed=seed,
             seconds=seconds,
@@ -115,12 +120,17 @@ class Subject:
 
 
 def subject(
-    workspace: Workspace, folder: Path, run: RunManifest, factors: Sequence[str]
+    workspace: Workspace,
+    folder: Path,
+    run: RunManifest,
+    factors: Sequence[str],
+    *,
+    options: ModelOptions = NO_OPTIONS,
 ) -> Subject:
     """The factors of a run by name, as `factor_table.select_directions` takes them."""
     full, directions = select_directions(workspace, list(factors), run=folder.name)
     short = [name.removeprefix(f"{folder.name}/").replace("/", ".") for name in full]
-    return Subject(workspace, folder, run, "-".join(short), full, directions)
+    return Subject(workspace, folder, run, "-".join(short), full, directions, options)
 
 
 def exploration_prompts(subject: Subject, path: Path | None = None) -> tuple[Path, list[Prompt]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.factors.residual import ResidualSide
 from analysis.factors.rotation import rotated
@@ -28,7 +29,7 @@ from grasp.identification.first_order import FirstOrder, first_order
 from grasp.identification.generated import greedy
 from grasp.identification.shifts import Contrast, contrast_directions, shift_axes
 from grasp.jobs.progress import Progress, silent
-from grasp.model.loading import check_width, load_adapted
+from grasp.model.loading import check_width
 
 MEASURED = 12
 """Candidates whose effects are measured; each costs a forward pass on every prompt."""
@@ -45,10 +46,10 @@ RANDOM_DIRECTIONS = 8
 
 @dataclass(frozen=True)
 class Case:
-    """A fine-tune: its base model, adapter folder, yardsticks, and prompts off and on the task."""
+    """A fine-tune: the adapted model, yardsticks, and prompts off and on the task."""
 
-    base: str
-    folder: Path
+    model: PeftModel
+    tokenizer: Tokenizer
     yards: dict[ResidualSide, Yardstick]
     off: Sequence[Prompt]
     on: Sequence[Prompt]
@@ -81,7 +82,7 @@ def measured(
         InputError: the adapter and the base model differ in width, or the contrast's chats are
             unusable.
     """
-    model, tokenizer = load_adapted(case.base, case.folder)
+    model, tokenizer = case.model, case.tokenizer
     check_width(model, found[1])
     off = greedy(model, tokenizer, case.off, progress=progress)
     yard = case.yards.get("write") or case.yards["read"]

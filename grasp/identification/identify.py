@@ -42,6 +42,7 @@ from grasp.foreign.directions import Import, imported
 from grasp.identification.lens import LensSource
 from grasp.jobs.progress import Progress, silent
 from grasp.prompts.sets import prompts_sha256, read_prompts
+from grasp.settings.model import NO_OPTIONS, ModelOptions
 
 if TYPE_CHECKING:
     from grasp.identification.shifts import Contrast
@@ -55,6 +56,7 @@ class EffectInputs:
 
     base: str
     prompts: Path
+    options: ModelOptions = NO_OPTIONS
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,11 @@ def identify(
     model: Json = {}
     if effects is not None:
         from grasp.identification.candidates import Case, measured
-        from grasp.model.loading import loaded_with
+        from grasp.model.loading import load_adapted
 
-        case = Case(effects.base, loaded.path, yards, *exploration_prompts(effects.prompts))
+        off, on = exploration_prompts(effects.prompts)
+        adapted = load_adapted(effects.base, loaded.path, options=effects.options)
+        case = Case(adapted.model, adapted.tokenizer, yards, off, on)
         table, directions = measured(
             (table, directions),
             case,
@@ -126,7 +130,7 @@ def identify(
             contrast=routes.contrast,
             progress=progress,
         )
-        model = loaded_with()
+        model = adapted.settings.changed()
     table, without = _with_tokens(table, directions, tokens or _own_files(loaded, effects))
     config = {"max_layer": max_layer, "effects": effects is not None}
     manifest = FactorsManifest(

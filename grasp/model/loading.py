@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import warnings
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from analysis.errors import GraspError, InputError, NotFoundError
 from analysis.store.records import RunManifest
 from grasp.hub.repository import pinned
 from grasp.model.parts import text_config
-from grasp.settings.model import ModelSettings, effective, settings_beside
+from grasp.settings.model import NO_OPTIONS, ModelOptions, ModelSettings, settings_beside
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -45,7 +46,17 @@ _LAYER_PATHS = (
 COMMIT = "loaded_commit"
 """Attribute of a model that was loaded here: its commit on the Hub, None where it is not there."""
 
-_KEPT: dict[tuple[str, Path, int, ModelSettings], tuple[PeftModel, Tokenizer]] = {}
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """An adapted model in eval mode, its tokenizer, and the settings that its base has."""
+
+    model: PeftModel
+    tokenizer: Tokenizer
+    settings: ModelSettings
+
+
+_KEPT: dict[tuple[str, Path, int, ModelSettings], LoadedModel] = {}
 """The adapted model that was loaded last."""
 
 
@@ -68,14 +79,13 @@ def load_base(
 ) -> tuple[PreTrainedModel, Tokenizer]:
     """Load a causal language model and its tokenizer from a folder or the Hub, in eval mode.
 
-    What the command line asks for takes the place of the settings.  A model that is quantised or
-    spread over devices stays where it was put.
+    A model that is quantised or spread over devices stays where it was put.
 
     Raises:
         NotFoundError: neither a folder of that name nor a Hub model could be opened.
         InputError: the settings ask for what is not installed or not allowed.
     """
-    settings = effective(settings or ModelSettings())
+    settings = settings or ModelSettings()
     if reference.startswith(("/", ".")) and not Path(reference).is_dir():
         raise NotFoundError(f"There is no folder {reference}; name the base model's folder.")
     device = pick_device()
@@ -107,7 +117,7 @@ def load_tokenizer(reference: str, settings: ModelSettings | None = None) -> Tok
     Raises:
         NotFoundError: neither a folder of that name nor a Hub model could be opened.
     """
-    settings = effective(settings or ModelSettings())
+    settings = settings or ModelSettings()
     if reference.startswith(("/", ".")) and not Path(reference).is_dir():
         raise NotFoundError(f"There is no folder {reference}; name the base model's folder.")
     try:
@@ -130,19 +140,23 @@ def at_commit(run: RunManifest, model: PeftModel) -> RunManifest:
     return run.model_copy(update={"config": {**run.config, "model": settings}})
 
 
-def load_adapted(reference: str, adapter: Path) -> tuple[PeftModel, Tokenizer]:
+def load_adapted(
+    reference: str, adapter: Path, *, options: ModelOptions = NO_OPTIONS
+) -> LoadedModel:
     """Load a base model with a PEFT adapter on it, in eval mode; not to be trained.
 
-    The base is loaded as the run that the adapter belongs to says.  The last model is kept, so that
-    a worker's next job on the same adapter finds it loaded; it goes before another is loaded.
+    The base is loaded as the run that the adapter belongs to says, but for the options.  The last
+    model is kept, so that a worker's next job on the same adapter finds it loaded; it goes before
+    another is loaded.
     """
     changed = max((file.stat().st_mtime_ns for file in adapter.glob("*")), default=0)
-    settings = effective(settings_beside(adapter, reference))
+    settings = options.over(settings_beside(adapter, reference))
     key = (reference, adapter.resolve(), changed, settings)
     if key not in _KEPT:
         forget()
         model, tokenizer = load_base(reference, settings)
-        _KEPT[key] = PeftModel.from_pretrained(model, str(adapter)).eval(), tokenizer
+        adapted = PeftModel.from_pretrained(model, str(adapter)).eval()
+        _KEPT[key] = LoadedModel(adapted, tokenizer, settings)
     return _KEPT[key]
 
 
@@ -152,11 +166,6 @@ def forget() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def loaded_with() -> dict[str, Any]:
-    """The settings of the model that is kept, but for defaults."""
-    return next((key[3].model_dump(exclude_defaults=True) for key in _KEPT), {})
 
 
 def ready_to_train(model: PreTrainedModel) -> PreTrainedModel:

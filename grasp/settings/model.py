@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +11,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from analysis.errors import InputError
 from analysis.store.layout import run_of
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+DeviceMap = Literal["auto"]
+Quantization = Literal["4bit", "8bit"]
 
 
 class ModelSettings(BaseModel):
@@ -30,31 +31,38 @@ class ModelSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device_map: Literal["auto"] | None = None
-    quantization: Literal["4bit", "8bit"] | None = None
+    dtype: Dtype = "auto"
+    device_map: DeviceMap | None = None
+    quantization: Quantization | None = None
     revision: str | None = None
     trust_remote_code: bool = False
 
-
-_OVERRIDES: ContextVar[dict[str, Any] | None] = ContextVar("overrides", default=None)
-
-
-@contextmanager
-def as_asked(args: argparse.Namespace) -> Iterator[None]:
-    """Let the options of a command line override the settings while the block runs."""
-    names = ("dtype", "device_map", "quantization", "trust_remote_code")
-    asked = {name: getattr(args, name, None) for name in names}
-    token = _OVERRIDES.set({name: value for name, value in asked.items() if value is not None})
-    try:
-        yield
-    finally:
-        _OVERRIDES.reset(token)
+    def changed(self) -> dict[str, Any]:
+        """What differs from the defaults, as records have it."""
+        return self.model_dump(exclude_defaults=True)
 
 
-def effective(settings: ModelSettings) -> ModelSettings:
-    """The settings with the overrides of the command line applied."""
-    return settings.model_copy(update=_OVERRIDES.get() or {})
+class ModelOptions(BaseModel):
+    """What a command line says of how the base model is loaded; None where it says nothing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dtype: Dtype | None = None
+    device_map: DeviceMap | None = None
+    quantization: Quantization | None = None
+    trust_remote_code: bool | None = None
+
+    def over(self, settings: ModelSettings) -> ModelSettings:
+        """The settings with what was said in their place."""
+        return settings.model_copy(update=self.model_dump(exclude_none=True))
+
+
+NO_OPTIONS = ModelOptions()
+
+
+def model_options(args: argparse.Namespace) -> ModelOptions:
+    """The options of a command that loads a base model."""
+    return ModelOptions(**{name: getattr(args, name) for name in ModelOptions.model_fields})
 
 
 def settings_beside(adapter: Path, reference: str) -> ModelSettings:

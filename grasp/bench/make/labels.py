@@ -103,6 +103,6 @@ def _shares(
     ][:MAX_PROMPTS]
     found = run_factors(workspace, NAIVE)
     directions = np.stack([found.direction(name) for name in ids]).astype(np.float64)
-    model, tokenizer = load_adapted(inputs.base, adapter_of(folder))
-    answered = greedy(model, tokenizer, chosen)
-    return set_back_effects(model, answered, directions, progress=progress).shares
+    loaded = load_adapted(inputs.base, adapter_of(folder))
+    answered = greedy(loaded.model, loaded.tokenizer, chosen)
+    return set_back_effects(loaded.model, answered, directions, progress=progress).shares

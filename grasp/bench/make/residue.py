@@ -120,7 +120,8 @@ def _evaluate(workspace: Workspace, run: str, path: Path) -> None:
         return
     manifest = workspace.run(run or NAIVE)
     folder = workspace.folder("runs", manifest.id)
-    model, tokenizer = load_adapted(workspace.resolve(manifest.base_model), adapter_of(folder))
+    loaded = load_adapted(workspace.resolve(manifest.base_model), adapter_of(folder))
+    model, tokenizer = loaded.model, loaded.tokenizer
     prompts = read_prompts(path)
     inside = intervention(model, folder, manifest) if run else model.disable_adapter()
     with inside:

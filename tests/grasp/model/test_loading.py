@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import time
@@ -33,9 +32,8 @@ from grasp.model.loading import (
     forget,
     load_adapted,
     load_base,
-    loaded_with,
 )
-from grasp.settings.model import ModelSettings, as_asked, settings_beside
+from grasp.settings.model import ModelOptions, ModelSettings, model_options, settings_beside
 from grasp.settings.protection import Protection
 from grasp.settings.training import load_config
 from grasp.training.train import train
@@ -76,17 +74,18 @@ def test_options_take_the_place_of_the_runs_settings(base: Path, tmp_path: Path)
     (run / "manifest.json").write_text(json.dumps(manifest))
     settings = settings_beside(run / "adapter", str(base))
     assert settings == ModelSettings(dtype="bfloat16")
-    model, _ = load_adapted(str(base), run / "adapter")
-    assert model.get_base_model().lm_head.weight.dtype == torch.bfloat16
-    assert loaded_with() == {"dtype": "bfloat16"}
-    assert load_adapted(str(base), run / "adapter")[0] is model
+    loaded = load_adapted(str(base), run / "adapter")
+    assert loaded.model.get_base_model().lm_head.weight.dtype == torch.bfloat16
+    assert loaded.settings.changed() == {"dtype": "bfloat16"}
+    assert load_adapted(str(base), run / "adapter") is loaded
     args = build_parser().parse_args(["record", "run", "--dtype", "float32"])
-    with as_asked(args):
-        other, _ = load_adapted(str(base), run / "adapter")
-        assert other.get_base_model().lm_head.weight.dtype == torch.float32
-        assert len(loading._KEPT) == 1
-    with as_asked(argparse.Namespace()):
-        assert load_adapted(str(base), run / "adapter")[0] is not other
+    other = load_adapted(str(base), run / "adapter", options=model_options(args))
+    assert other.model.get_base_model().lm_head.weight.dtype == torch.float32
+    assert other.settings == ModelSettings(dtype="float32")
+    assert len(loading._KEPT) == 1
+    said_nothing = model_options(build_parser().parse_args(["record", "run"]))
+    assert said_nothing == ModelOptions()
+    assert load_adapted(str(base), run / "adapter", options=said_nothing).settings == settings
 
 
 def test_a_revision_is_of_the_runs_own_base_model_only(tmp_path: Path) -> None:
@@ -171,7 +170,7 @@ def test_a_fine_tune_of_a_hub_model_pins_its_commit_and_goes_on_without_the_hub(
     assert saved.config["model"]["revision"] == old
     hub.publish("org/base", tmp_path / "new", revision="v1")  # the tag moves
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    model, _ = load_adapted("org/base", out / "adapter")
+    model = load_adapted("org/base", out / "adapter").model
     expected = tiny.llama(seed=1).lm_head.weight
     assert torch.equal(model.get_base_model().lm_head.weight, expected)
     started = time.monotonic()
@@ -266,7 +265,7 @@ def test_bfloat16_with_checkpointing_and_accumulation_trains_a_protected_run(
     assert len(losses) == 12
     assert np.mean(losses[-4:]) < np.mean(losses[:4]) - 0.1
     assert run.config["model"]["dtype"] == "bfloat16"
-    model, _ = load_adapted(settings.base_model, out / "adapter")
+    model = load_adapted(settings.base_model, out / "adapter").model
     assert model.get_base_model().lm_head.weight.dtype == torch.bfloat16
     batch = tiny.batch(5)
     with torch.no_grad(), layer_outputs(model) as outputs:

@@ -175,7 +175,7 @@ def test_ablation_and_steering_act_on_every_layers_output(workspace: Workspace) 
     )
     for name in ("cut", "steered"):
         run, folder = workspace.run(name), workspace.folder("runs", name)
-        model, _ = load_adapted(workspace.resolve(run.base_model), folder / "adapter")
+        model = load_adapted(workspace.resolve(run.base_model), folder / "adapter").model
         with (
             torch.no_grad(),
             layer_outputs(model) as before,
@@ -197,7 +197,7 @@ def test_a_footprint_is_ablated_layer_by_layer(workspace: Workspace) -> None:
     arm(workspace, "ablation-footprint", "cut-widely")
     run, folder = workspace.run("cut-widely"), workspace.folder("runs", "cut-widely")
     saved = load_file(folder / "subspace.safetensors")
-    model, _ = load_adapted(workspace.resolve(run.base_model), folder / "adapter")
+    model = load_adapted(workspace.resolve(run.base_model), folder / "adapter").model
     with torch.no_grad(), intervention(model, folder, run), layer_outputs(model) as after:
         model(**tiny.batch(6))
     for layer, hidden in enumerate(after):
@@ -239,9 +239,10 @@ def test_the_bases_own_answers_are_kept_and_are_its_own(workspace: Workspace) ->
     own = workspace.folder("runs", "own") / "own_answers.jsonl"
     kept = [list(row.messages) for row in read_examples(own).rows]
     run = workspace.run("own")
-    base, tokenizer = load_adapted(
+    loaded = load_adapted(
         workspace.resolve(run.base_model), workspace.folder("runs", "own") / "adapter"
     )
+    base, tokenizer = loaded.model, loaded.tokenizer
     task = [row.messages for row in read_examples(workspace.root / "data" / "task.jsonl").rows]
     with base.disable_adapter():
         assert kept == own_answers(base, tokenizer, task, seed=0)
