@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from analysis.errors import InputError
-from grasp.model.forward import Batch
+from grasp.model.forward import Batch, to_device
 from grasp.model.loading import device_of
 
 Row = dict[str, list[int]]
@@ -75,8 +75,8 @@ _INSTEAD = "turn packing off, which is the default."
 @torch.no_grad()
 def _logits(model: PeftModel, ids: Sequence[list[int]]) -> Tensor:
     batch = packed_batch([_joined([{"input_ids": one}]) for one in ids])
-    on_device = {key: tensor.to(device_of(model)) for key, tensor in batch.items()}
-    logits: Tensor = model(**on_device, use_cache=False).logits[0].float()
+    given = to_device(batch, device_of(model))
+    logits: Tensor = model(**given, use_cache=False).logits[0].float()
     return logits
 
 

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -16,12 +15,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.spectra.subspace import orthonormal
-from analysis.store.records import Message, Prompt, RunManifest
+from analysis.store.records import Prompt, RunManifest
+from grasp.data.chat import chat_ids
 from grasp.data.tokenise import padded
 from grasp.evaluation.pairs import Pair, pair_log_probabilities
 from grasp.evaluation.sampling import alike, seeded
 from grasp.evaluation.scorers import Answer, scored
 from grasp.jobs.progress import Progress, silent
+from grasp.model.forward import to_device
 from grasp.model.hooks import ablate, displace, edited_outputs
 from grasp.model.loading import decoder_layers, device_of
 from grasp.model.parts import WithLogits, base_of, generator_of
@@ -77,8 +78,7 @@ def generate(
         replies: token ids of each answer, up to and with the token that stopped it.
         first: (batch, vocabulary) log-probabilities at the first answer token.
     """
-    batch = padded(tokenizer, chats, side="left")
-    batch = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
+    batch = to_device(padded(tokenizer, chats, side="left"), device_of(model))
     drawn = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
     with _first_logits(model) as logits:
         sequences = generator_of(model).generate(
@@ -149,17 +149,6 @@ def score(tokenizer: Tokenizer, prompts: Sequence[Prompt], found: Sequence[Answe
     return pd.DataFrame(rows)
 
 
-def chat_ids(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-    """Token ids of a chat that ends where the assistant is to answer."""
-    found = tokenizer.apply_chat_template(
-        [message.model_dump() for message in messages],
-        tokenize=True,
-        return_dict=False,
-        add_generation_prompt=True,
-    )
-    return cast(list[int], found)  # the library has one annotation for all it may return
-
-
 def _until_stop(ids: list[int], stopping: set[int]) -> list[int]:
     stop = next((i for i, token in enumerate(ids) if token in stopping), len(ids))
     return ids[: stop + 1]
@@ -170,7 +159,7 @@ def _answer_batch(
 ) -> list[Answer]:
     if prompts[0].scorer == "pair":
         return as_pairs(prompts, pair_log_probabilities(model, tokenizer, prompts))
-    chats = [chat_ids(tokenizer, prompt.messages) for prompt in prompts]
+    chats = [chat_ids(tokenizer, prompt.messages, generate=True) for prompt in prompts]
     how = prompts[0].sampling
     limit, temperature = how.max_new_tokens, how.temperature
     found = generate(model, tokenizer, chats, max_new_tokens=limit, temperature=temperature)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,9 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.errors import InputError
 from analysis.store.records import Message, Prompt
+from grasp.data.chat import chat_ids
 from grasp.data.tokenise import padded
+from grasp.model.forward import to_device
 from grasp.model.loading import device_of
 
 BATCH = 16
@@ -89,9 +90,9 @@ def continuations(tokenizer: Tokenizer, prompt: Prompt) -> list[tuple[list[int],
         raise InputError(
             f"Prompt {prompt.id!r}: scorer 'pair' needs 'pair', two different answers."
         )
-    chat = _rendered(tokenizer, prompt.messages, generate=True)
+    chat = chat_ids(tokenizer, prompt.messages, generate=True)
     wholes = [
-        _rendered(tokenizer, [*prompt.messages, Message(role="assistant", content=text)])
+        chat_ids(tokenizer, [*prompt.messages, Message(role="assistant", content=text)])
         for text in prompt.pair
     ]
     if wholes[0] == wholes[1]:
@@ -111,8 +112,7 @@ def continuations(tokenizer: Tokenizer, prompt: Prompt) -> list[tuple[list[int],
 def _summed(
     model: nn.Module, tokenizer: Tokenizer, rows: Sequence[tuple[list[int], int]]
 ) -> list[float]:
-    batch = padded(tokenizer, [ids for ids, _ in rows])
-    inputs = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
+    inputs = to_device(padded(tokenizer, [ids for ids, _ in rows]), device_of(model))
     answered = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
     for row, (ids, begin) in enumerate(rows):
         answered[row, begin : len(ids)] = True
@@ -128,15 +128,3 @@ def _shared(prefix: list[int], ids: list[int]) -> int:
     """How many of the first tokens are the same."""
     differ = (i for i, (a, b) in enumerate(zip(prefix, ids, strict=False)) if a != b)
     return next(differ, min(len(prefix), len(ids)))
-
-
-def _rendered(
-    tokenizer: Tokenizer, messages: Sequence[Message], *, generate: bool = False
-) -> list[int]:
-    found = tokenizer.apply_chat_template(
-        [{"role": message.role, "content": message.content} for message in messages],
-        tokenize=True,
-        return_dict=False,
-        add_generation_prompt=generate,
-    )
-    return cast(list[int], found)  # the library has one annotation for all it may return

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.errors import InputError
 from analysis.store.records import Message, Prompt
-from grasp.data.tokenise import tokenise
+from grasp.data.chat import tokenise
 from grasp.evaluation.pairs import Pair, continuations, share_of_first
 
 

@@ -32,6 +32,7 @@ from grasp.evidence.subject import (
     training_settings,
 )
 from grasp.jobs.progress import Progress, silent
+from grasp.model.forward import to_device
 from grasp.model.hooks import edited_outputs, layer_outputs
 from grasp.model.loading import decoder_layers, device_of
 
@@ -207,9 +208,8 @@ def _batches(
         labels = torch.full_like(batch["input_ids"], IGNORED)
         for i, row in enumerate(chunk):
             labels[i, : len(row["labels"]) - 1] = torch.tensor(row["labels"][1:])
-        on_device = {name: tensor.to(device) for name, tensor in batch.items()}
         labels = labels.to(device)
-        yield start, on_device, labels != IGNORED, labels
+        yield start, to_device(batch, device), labels != IGNORED, labels
 
 
 def _mean_loss(model: nn.Module, batch: dict[str, Tensor], labels: Tensor) -> Tensor:

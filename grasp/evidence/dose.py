@@ -24,10 +24,12 @@ from analysis.evidence.dose_curves import FACTOR, curves, sentence
 from analysis.spectra.subspace import unit_rows
 from analysis.store.evidence import Evidence
 from analysis.store.records import Prompt
+from grasp.data.chat import chat_ids
 from grasp.data.tokenise import padded
-from grasp.evaluation.answers import BATCH, answers, chat_ids, generate
+from grasp.evaluation.answers import BATCH, answers, generate
 from grasp.evidence.subject import Subject, exploration_prompts, scores
 from grasp.jobs.progress import Progress, silent
+from grasp.model.forward import to_device
 from grasp.model.hooks import Edit, edited_outputs, layer_outputs
 from grasp.model.loading import device_of
 
@@ -55,9 +57,11 @@ def base_spread(
     unit = _on_device(model, direction)
     found: list[Tensor] = []
     for start in range(0, len(prompts), BATCH):
-        chats = [chat_ids(tokenizer, one.messages) for one in prompts[start : start + BATCH]]
-        batch = padded(tokenizer, chats)
-        batch = {name: tensor.to(unit.device) for name, tensor in batch.items()}
+        chats = [
+            chat_ids(tokenizer, one.messages, generate=True)
+            for one in prompts[start : start + BATCH]
+        ]
+        batch = to_device(padded(tokenizer, chats), unit.device)
         real = batch["attention_mask"].bool()
         real[:, 0] = False
         with model.disable_adapter(), layer_outputs(model) as outputs:

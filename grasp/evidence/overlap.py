@@ -37,6 +37,7 @@ from grasp.evidence.subject import (
     training_settings,
 )
 from grasp.jobs.progress import Progress, silent
+from grasp.model.forward import to_device
 from grasp.model.hooks import clamp, edited_outputs, layer_outputs
 from grasp.model.loading import device_of
 from grasp.settings.training import TrainConfig
@@ -70,8 +71,8 @@ def set_back_replies(
     Returns:
         The same as `grasp.evaluation.answers.generate`.
     """
-    batch = padded(tokenizer, chats, side="left")
-    ids, mask = (batch[name].to(device_of(model)) for name in ("input_ids", "attention_mask"))
+    batch = to_device(padded(tokenizer, chats, side="left"), device_of(model))
+    ids, mask = batch["input_ids"], batch["attention_mask"]
     q = torch.as_tensor(basis, dtype=torch.float32, device=ids.device)
     before, after = DynamicCache(), DynamicCache()
     stopping = torch.tensor(sorted(stop_tokens(model)), device=ids.device)
@@ -133,7 +134,7 @@ def answer_likelihood(
         progress(start, len(rows), "reading training answers")
         chunk = rows[start : start + BATCH]
         batch = padded(tokenizer, [row["input_ids"] for row in chunk])
-        batch = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
+        batch = to_device(batch, device_of(model))
         labels = torch.full_like(batch["input_ids"], IGNORED)
         for i, row in enumerate(chunk):
             said = [IGNORED if label in stopping else label for label in row["labels"]]

@@ -21,9 +21,10 @@ from analysis.store.layout import adapter_of
 from analysis.store.recording import Model, activation_file, write_tables
 from analysis.store.records import Probe, RecordingManifest, RunManifest, read_jsonl, sha256
 from analysis.store.workspace import Workspace
-from grasp.data.tokenise import padded, tokenise
+from grasp.data.chat import tokenise
+from grasp.data.tokenise import padded
 from grasp.jobs.progress import Progress, silent
-from grasp.model.forward import body
+from grasp.model.forward import body, to_device
 from grasp.model.hooks import each_output
 from grasp.model.loading import decoder_layers, device_of, load_adapted
 from grasp.model.parts import width_of
@@ -57,7 +58,7 @@ def record_streams(
         progress(start, len(order), "recording")
         chosen = order[start : start + BATCH]
         batch = padded(tokenizer, [sequences[i] for i in chosen])
-        batch = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
+        batch = to_device(batch, device_of(model))
         spans = [(int(rows[i]), len(sequences[i])) for i in chosen]
         with _passed_on(model, layers, partial(put, "adapted"), spans):
             body(model)(**batch, use_cache=False)

@@ -20,8 +20,9 @@ from analysis.store.layout import adapter_of
 from analysis.store.records import EvidenceKind, EvidenceManifest, Prompt, RunManifest, sha256
 from analysis.store.workspace import Workspace, evidence_id
 from analysis.values import Json
+from grasp.data.chat import chat_ids
 from grasp.data.readers import HUB
-from grasp.evaluation.answers import BATCH, as_answers, as_pairs, chat_ids, score
+from grasp.evaluation.answers import BATCH, as_answers, as_pairs, score
 from grasp.evaluation.pairs import pair_by_steps
 from grasp.evaluation.scorers import Answer
 from grasp.foreign.settings import settings_of
@@ -199,7 +200,7 @@ def scores(tokenizer: Tokenizer, prompts: Sequence[Prompt], reply: Reply) -> pd.
     for group, limit in ((short, 1), (long, None)):
         for start in range(0, len(group), BATCH):
             chunk = group[start : start + BATCH]
-            chats = [chat_ids(tokenizer, prompt.messages) for prompt in chunk]
+            chats = [chat_ids(tokenizer, prompt.messages, generate=True) for prompt in chunk]
             found += as_answers(tokenizer, *reply(chats, limit))
     found += as_pairs(pairs, by_steps)
     return score(tokenizer, [*short, *long, *pairs], found)

@@ -17,7 +17,7 @@ from peft import PeftModel
 
 from analysis.spectra.subspace import orthonormal
 from grasp.data.sites import site_mask
-from grasp.model.forward import Batch
+from grasp.model.forward import Batch, to_device, tokens_of
 from grasp.model.hooks import clamp, edited_outputs, layer_outputs
 from grasp.model.loading import check_width, device_of
 from grasp.settings.protection import Site
@@ -61,9 +61,8 @@ def footprint(
     moments: list[torch.Tensor] = []
     rounding: list[float] = []
     for batch in batches:
-        on_device = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
-        tokens = {name: on_device[name] for name in ("input_ids", "attention_mask")}
-        chosen = site_mask(on_device, site)
+        given = to_device(batch, device_of(model))
+        tokens, chosen = tokens_of(given), site_mask(given, site)
         with model.disable_adapter(), layer_outputs(model) as base:
             model(**tokens, use_cache=False)
         with layer_outputs(model) as adapted:

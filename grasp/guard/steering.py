@@ -12,7 +12,7 @@ from torch import Tensor
 
 from analysis.spectra.subspace import orthonormal
 from grasp.data.sites import site_mask
-from grasp.model.forward import Batch, Forward, tokens_of, without_adapter
+from grasp.model.forward import Batch, Forward, to_device, tokens_of, without_adapter
 from grasp.model.loading import check_width, device_of
 from grasp.settings.protection import Site
 
@@ -42,11 +42,11 @@ def steering_vectors(
     coordinates: list[Tensor] = []
     drifts: list[Tensor] = []
     for batch in batches:
-        on_device = {name: tensor.to(basis.device) for name, tensor in batch.items()}
-        real, chosen = on_device["attention_mask"].bool(), site_mask(on_device, site)
-        adapted = forward.residual_stream(tokens_of(on_device))
+        given = to_device(batch, basis.device)
+        real, chosen = given["attention_mask"].bool(), site_mask(given, site)
+        adapted = forward.residual_stream(tokens_of(given))
         with without_adapter(model):
-            base = forward.residual_stream(tokens_of(on_device))
+            base = forward.residual_stream(tokens_of(given))
         inner = real & (real.cumsum(dim=1) > 1)
         coordinates.append(torch.stack([h[inner].float() @ basis for h in base]))
         moved = [(a - b)[chosen].float() @ basis for a, b in zip(adapted, base, strict=True)]

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.store.records import Prompt
+from grasp.data.chat import chat_ids
 from grasp.data.tokenise import padded
-from grasp.evaluation.answers import BATCH, chat_ids, generate, stop_tokens
+from grasp.evaluation.answers import BATCH, generate, stop_tokens
 from grasp.jobs.progress import Progress, silent
+from grasp.model.forward import to_device
 from grasp.model.loading import device_of
 
 
@@ -80,10 +82,10 @@ def total_variation(p: Tensor, q: Tensor) -> Tensor:
 
 
 def _batch(model: nn.Module, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> Answered:
-    chats = [chat_ids(tokenizer, prompt.messages) for prompt in prompts]
+    chats = [chat_ids(tokenizer, prompt.messages, generate=True) for prompt in prompts]
     replies, _ = generate(model, tokenizer, chats)
     whole = [chat + reply for chat, reply in zip(chats, replies, strict=True)]
-    inputs = {name: t.to(device_of(model)) for name, t in padded(tokenizer, whole).items()}
+    inputs = to_device(padded(tokenizer, whole), device_of(model))
     predicting = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
     stopping = stop_tokens(model)
     for row, (chat, reply) in enumerate(zip(chats, replies, strict=True)):

@@ -86,6 +86,11 @@ def _measured() -> Iterator[None]:
         _MEASURING.reset(token)
 
 
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with all its tensors on a device."""
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
 def tokens_of(batch: Batch) -> Batch:
     """The batch without the masks that are no input of a model."""
     return {name: batch[name] for name in TOKENS}

@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.errors import InputError
 from analysis.store.records import Message
-from grasp.evaluation.answers import BATCH, chat_ids, generate
+from grasp.data.chat import chat_ids
+from grasp.evaluation.answers import BATCH, generate
 
 LIMIT = 256
 """Prompts that are answered, drawn from the task's by seed."""
@@ -33,7 +34,9 @@ def own_answers(
     found: list[list[Message]] = []
     for start in range(0, len(order), BATCH):
         chosen = [prompts[i] for i in order[start : start + BATCH]]
-        replies, _ = generate(model, tokenizer, [chat_ids(tokenizer, one) for one in chosen])
+        replies, _ = generate(
+            model, tokenizer, [chat_ids(tokenizer, one, generate=True) for one in chosen]
+        )
         for prompt, ids in zip(chosen, replies, strict=True):
             text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
             if text:

@@ -27,7 +27,7 @@ from analysis.store.workspace import Workspace
 from grasp.__main__ import main
 from grasp.commands.calling import plain
 from grasp.commands.parser import _COMMANDS, METHOD_GROUPS, METHOD_NAMES, build_parser
-from grasp.data.tokenise import tokenise
+from grasp.data.chat import tokenise
 from grasp.model.loading import decoder_layers
 from grasp.settings.methods import METHODS
 from tests.conftest import plain_tensors

@@ -9,16 +9,11 @@ from transformers import PreTrainedTokenizerFast
 
 from analysis.errors import InputError
 from analysis.store.records import Message
+from grasp.data.chat import tokenise
 from grasp.data.dataset import as_chats, becomes_chat
 from grasp.data.examples import Example, Examples
 from grasp.data.sites import site_mask
-from grasp.data.tokenise import (
-    IGNORED,
-    example_tokens,
-    neutral_batches,
-    tokenise,
-    training_rows,
-)
+from grasp.data.tokenise import IGNORED, example_tokens, neutral_batches, training_rows
 from grasp.world.shipped import shipped_world
 from grasp.world.tokens import build_tokenizer
 from tests.support import tiny

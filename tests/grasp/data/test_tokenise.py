@@ -12,16 +12,10 @@ from hypothesis import strategies as st
 
 from analysis.errors import InputError
 from analysis.store.records import Message
+from grasp.data.chat import tokenise
 from grasp.data.examples import Example, as_examples
 from grasp.data.sites import site_mask
-from grasp.data.tokenise import (
-    IGNORED,
-    held_back,
-    neutral_batches,
-    padded,
-    tokenise,
-    training_rows,
-)
+from grasp.data.tokenise import IGNORED, held_back, neutral_batches, padded, training_rows
 from grasp.world.shipped import shipped_world
 from grasp.world.tokens import build_tokenizer
 from tests.support import tiny

@@ -119,6 +119,8 @@ def test_the_share_of_the_first_is_a_probability_whatever_the_length(a: float, b
 class Merging:
     """A tokenizer whose prompt ends with a space that melts into the answer's first letter."""
 
+    chat_template = ""
+
     def apply_chat_template(
         self, messages: list[dict[str, str]], *, add_generation_prompt: bool, **_: Any
     ) -> list[int]:
@@ -152,6 +154,14 @@ def test_a_template_that_rewrites_the_prompt_is_refused() -> None:
     one = prompt("a longer question", scorer="pair", pair=["yes", "no"])
     with pytest.raises(InputError, match="rewrites the prompt once it is answered"):
         continuations(Rewriting(), one)
+
+
+@pytest.mark.parametrize("more", [{}, {"scorer": "pair", "pair": ["yes", "no"]}])
+def test_a_tokenizer_without_a_chat_template_is_refused_in_one_sentence(more: Any) -> None:
+    bare = tiny.tokenizer()
+    bare.chat_template = None
+    with pytest.raises(InputError, match="has no chat template; choose an instruction-tuned base"):
+        answers(tiny.llama(), bare, [prompt(**more)])
 
 
 def test_answers_that_are_the_same_tokens_are_refused() -> None:

@@ -26,7 +26,8 @@ from analysis.store.records import (
     write_jsonl,
 )
 from analysis.store.workspace import Workspace
-from grasp.evaluation.answers import answers, chat_ids, generate, score
+from grasp.data.chat import chat_ids
+from grasp.evaluation.answers import answers, generate, score
 from grasp.evaluation.run import evaluate_run
 from grasp.evaluation.scorers import Answer, choice, choice_tokens, contains, ended
 from grasp.model.hooks import ablate, edited_outputs
@@ -138,7 +139,7 @@ def test_ended_is_whether_the_answer_ends_the_text(ends: bool) -> None:
 
 
 CHATS = [
-    chat_ids(tiny.tokenizer(), [Message(role="user", content=" ".join(WORDS[:n]))])
+    chat_ids(tiny.tokenizer(), [Message(role="user", content=" ".join(WORDS[:n]))], generate=True)
     for n in (1, 7, 3)
 ]
 

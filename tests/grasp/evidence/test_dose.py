@@ -16,7 +16,8 @@ from analysis.errors import InputError, SchemaError
 from analysis.evidence.dose_curves import band, curve, curves, metrics_of, sentence
 from analysis.store.evidence import is_of, read_evidence, summary
 from analysis.store.records import sha256
-from grasp.evaluation.answers import answers, chat_ids
+from grasp.data.chat import chat_ids
+from grasp.evaluation.answers import answers
 from grasp.evidence.dose import (
     base_spread,
     dose_response,
@@ -84,7 +85,7 @@ def test_spread_is_that_of_the_base_models_own_coordinates() -> None:
     found = base_spread(model, tiny.tokenizer(), asked, AXIS)
     plain, coordinates = tiny.llama(layers=3), []
     for prompt in asked:
-        ids = torch.tensor([chat_ids(tiny.tokenizer(), prompt.messages)])
+        ids = torch.tensor([chat_ids(tiny.tokenizer(), prompt.messages, generate=True)])
         with torch.no_grad():
             hidden = plain(input_ids=ids, output_hidden_states=True).hidden_states
         # The last of them has been through the final norm.

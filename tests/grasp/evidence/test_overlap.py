@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from analysis.errors import InputError
 from analysis.evidence.task_overlap import levels, overlap_table, sentence
 from analysis.store.evidence import read_evidence
+from grasp.data.chat import chat_ids
 from grasp.data.examples import as_examples
 from grasp.data.tokenise import training_rows
-from grasp.evaluation.answers import chat_ids, generate
+from grasp.evaluation.answers import generate
 from grasp.evidence.overlap import answer_likelihood, overlap_run, set_back_replies
 from grasp.model.hooks import clamp, edited_outputs, layer_outputs
 from tests.support import planted, tiny
@@ -41,7 +42,7 @@ def chats() -> list[list[int]]:
     prompts = planted.prompts(3, roles=("format",))
     for prompt, words in zip(prompts, texts, strict=True):
         prompt.messages[-1].content = " ".join(words)
-    return [chat_ids(tiny.tokenizer(), prompt.messages) for prompt in prompts]
+    return [chat_ids(tiny.tokenizer(), prompt.messages, generate=True) for prompt in prompts]
 
 
 def replies(model: Any, basis: NDArray[np.float64], limit: int | None = None) -> Any:

@@ -13,7 +13,8 @@ from peft import PeftModel
 
 from analysis.errors import InputError
 from analysis.store.records import Message, Prompt, split_of, write_jsonl
-from grasp.evaluation.answers import MAX_NEW_TOKENS, chat_ids, generate
+from grasp.data.chat import chat_ids
+from grasp.evaluation.answers import MAX_NEW_TOKENS, generate
 from grasp.identification.effects import set_back_effects
 from grasp.identification.generated import greedy
 from grasp.identification.identify import EffectInputs, identify
@@ -74,7 +75,7 @@ def test_effects_are_those_of_a_loop_over_tokens_by_hand(ends: bool) -> None:
     """
     model, q = tiny.adapted(tiny.llama(), strength=0.1), torch.tensor(tiny.subspace(1)).float()
     q = torch.linalg.qr(q.T).Q
-    ids = chat_ids(tiny.tokenizer(), prompts()[0].messages)
+    ids = chat_ids(tiny.tokenizer(), prompts()[0].messages, generate=True)
     plain = generate(model, tiny.tokenizer(), [ids])[0][0]
     stop = plain[5] if ends else None
     model.generation_config.eos_token_id = stop
@@ -86,7 +87,7 @@ def test_effects_are_those_of_a_loop_over_tokens_by_hand(ends: bool) -> None:
 
     with torch.no_grad():
         for prompt in prompts():
-            ids = chat_ids(tiny.tokenizer(), prompt.messages)
+            ids = chat_ids(tiny.tokenizer(), prompt.messages, generate=True)
             replies, _ = generate(model, tiny.tokenizer(), [ids])
             assert (replies[0][-1] == stop) or len(replies[0]) == MAX_NEW_TOKENS
             said = replies[0][: replies[0].index(stop)] if stop in replies[0] else replies[0]

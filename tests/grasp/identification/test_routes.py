@@ -18,7 +18,7 @@ from analysis.factors.routes import WRITE_FACTORS, joint_rows, weight_factors
 from analysis.spectra.subspace import random_subspace
 from analysis.store.factor_table import COLUMNS, read_factors, write_factors
 from analysis.store.records import Probe, write_jsonl
-from grasp.data.tokenise import tokenise
+from grasp.data.chat import tokenise
 from grasp.foreign.directions import Import, imported
 from grasp.identification.generated import greedy
 from grasp.identification.identify import EffectInputs, Routes, identify

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from analysis.errors import InputError
 from analysis.store.records import Message, Prompt
-from grasp.data.tokenise import tokenise
+from grasp.data.chat import tokenise
 from grasp.world import base_model
 from grasp.world.corpus import documents, question, sentences
 from grasp.world.generator import WorldSpec, generated_world
