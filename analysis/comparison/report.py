@@ -30,6 +30,7 @@ from analysis.comparison.wording import (
 )
 from analysis.markup import html_table, render
 from analysis.store.records import ROLES, RunManifest, Split, code_revision
+from analysis.store.retrain_line import Retrain
 from analysis.store.workspace import Workspace
 from analysis.text import interval_text, p_text, score_text, small_text
 
@@ -180,17 +181,22 @@ def _commands(runs: Sequence[RunManifest], split: Split) -> str:
 
 def _command(run: RunManifest) -> str:
     """The command that makes a run again; what it does not name is in the run's manifest."""
-    names = ",".join(factor.removeprefix(f"{run.root}/") for factor in run.factors)
-    argv = ["grasp", "retrain", run.root, *(["--factors", names] if names else [])]
-    argv += ["--method", run.method]
     settings = run.protection or {}
     anchored = settings.get("anchor") or settings.get("anchor_task")
-    if anchored and settings.get("tolerance") is not None:
-        argv += ["--tolerance", f"{settings['tolerance']:g}"]
-    elif run.strength is not None:
-        argv += ["--strength", f"{run.strength:g}"]
-    if run.method == "inoculation" and run.config.get("inoculation"):
-        argv += ["--inoculation", str(run.config["inoculation"])]
-    if run.seed is not None:
-        argv += ["--seed", str(run.seed)]
-    return shlex.join([*argv, "--out", run.id])
+    tolerance = settings.get("tolerance") if anchored else None
+    made = Retrain(
+        run.root,
+        tuple(run.factors),
+        method=run.method,
+        tolerance=tolerance,
+        strength=run.strength if tolerance is None else None,
+        inoculation=_inoculation(run),
+        seed=run.seed,
+        out=run.id,
+    )
+    return shlex.join(["grasp", *made.argv()])
+
+
+def _inoculation(run: RunManifest) -> str | None:
+    """The system prompt that the run was trained with, where its method has one."""
+    return run.config.get("inoculation") or None if run.method == "inoculation" else None

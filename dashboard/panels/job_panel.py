@@ -8,9 +8,10 @@ from pathlib import Path
 import streamlit as st
 
 from analysis.adapters.checkpoints import saved_by_step
-from analysis.errors import GraspError
+from analysis.errors import GraspError, InputError
 from analysis.store.database import Job
 from analysis.store.logs import tail
+from analysis.store.retrain_line import read_retrain
 from analysis.store.workspace import Workspace
 from dashboard.figures import training
 from dashboard.queue import commands
@@ -139,13 +140,13 @@ def _curves(job: Job, folder: Path) -> None:
 
 
 def _tolerance(job: Job) -> float | None:
-    argv = job.argv
-    if "--tolerance" in argv[:-1]:
-        return float(argv[argv.index("--tolerance") + 1])
-    if "--strength" in argv:
+    try:
+        asked = read_retrain(job.argv)
+    except InputError:  # a job of another kind
         return None
-    name = argv[argv.index("--method") + 1] if "--method" in argv[:-1] else ""
-    protection = METHODS[name].protection if name in METHODS else None
+    if asked.tolerance is not None or asked.strength is not None:
+        return asked.tolerance
+    protection = METHODS[asked.method].protection if asked.method in METHODS else None
     return protection.tolerance if protection else None
 
 

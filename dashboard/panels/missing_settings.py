@@ -6,6 +6,7 @@ import streamlit as st
 
 from analysis.errors import GraspError
 from analysis.store.records import RunManifest
+from analysis.store.retrain_line import Retrain
 from analysis.store.workspace import Workspace
 from dashboard.queue import commands
 from dashboard.state.selection import Key
@@ -53,9 +54,10 @@ def _given(workspace: Workspace, run: RunManifest, missing: list[str]) -> bool:
             height=260,
         )
         asked = st.form_submit_button("Save these settings", key=Key.MISSING_KEEP)
-    command = ["retrain", run.id, "--data", data or "FILE", "--config", "FILE", "--dry-run"]
+    # By a method that needs no factors, of which there may be none yet.
+    tried = Retrain(run.id, method="naive", data=data or "FILE", config="FILE", dry_run=True)
     st.caption("The same from a terminal, with the settings in FILE; it also reports on the data:")
-    st.code(commands.command_line(command), language="bash", wrap_lines=True)
+    st.code(commands.command_line(tried.argv()), language="bash", wrap_lines=True)
     if not asked:
         return False
     try:

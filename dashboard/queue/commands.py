@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.errors import InputError
+from analysis.store.retrain_line import Retrain
 from grasp.hub.repository import hub_name
 from grasp.settings.methods import method as find_method
 
@@ -16,38 +17,15 @@ def command_line(argv: Sequence[str]) -> str:
     return shlex.join(["grasp", *argv])
 
 
-def retrain_argv(
-    run: str,
-    factors: Sequence[str],
-    *,
-    method: str,
-    out: str,
-    workspace: Path,
-    strength: float | None = None,
-    tolerance: float | None = None,
-    inoculation: str | None = None,
-    seed: int | None = None,
-    evaluate: bool = True,
-) -> list[str]:
-    """Arguments of `grasp retrain`; factors of `run` are named without the run's id.
+def retrain_argv(asked: Retrain, *, workspace: Path) -> list[str]:
+    """Arguments of `grasp retrain`.
 
     Raises:
         InputError: there is no such method, or it needs factors and none are given.
     """
-    needs = find_method(method).needs
-    if not factors and "factors" in needs:
+    if not asked.factors and "factors" in find_method(asked.method).needs:
         raise InputError("No factors are selected; select at least one to protect.")
-    argv = ["retrain", run]
-    if factors:
-        names = ",".join(factor.removeprefix(f"{run}/") for factor in factors)
-        argv += ["--factors", names]
-    argv += ["--method", method, "--out", out, *(["--evaluate"] if evaluate else [])]
-    if inoculation is not None:
-        argv += ["--inoculation", inoculation]
-    for option, value in (("strength", strength), ("tolerance", tolerance), ("seed", seed)):
-        if value is not None:
-            argv += [f"--{option}", f"{value:g}" if isinstance(value, float) else str(value)]
-    return [*argv, "--workspace", str(workspace)]
+    return asked.argv(workspace)
 
 
 def record_argv(run: str, *, workspace: Path) -> list[str]:

@@ -11,6 +11,7 @@ from analysis.errors import GraspError
 from analysis.store import labels
 from analysis.store.factor_table import FactorTable
 from analysis.store.records import RunManifest
+from analysis.store.retrain_line import Retrain
 from analysis.store.workspace import Workspace
 from dashboard.panels import job_panel, method_form, missing_settings
 from dashboard.panels.frame import show_run_header
@@ -61,18 +62,18 @@ def _plan(workspace: Workspace, run: RunManifest, table: FactorTable) -> None:
         out = _name(workspace, run, method.name)
     with right, st.container(border=True):
         try:
-            argv = commands.retrain_argv(
+            asked = Retrain(
                 run.id,
-                factors,
+                tuple(factors),
                 method=method.name,
                 out=out,
-                workspace=workspace.root,
                 strength=settings.strength,
                 tolerance=settings.tolerance,
                 inoculation=settings.inoculation,
                 seed=settings.seed,
                 evaluate=bool(run.config.get("prompts")),
             )
+            argv = commands.retrain_argv(asked, workspace=workspace.root)
             workspace.folder("runs", out)
         except GraspError as error:
             st.markdown("**What will happen**")
@@ -82,7 +83,7 @@ def _plan(workspace: Workspace, run: RunManifest, table: FactorTable) -> None:
             st.markdown("**What will happen**")
             st.markdown("This method trains, so first fill in the missing settings above.")
             return
-        _what_will_happen(workspace, run, factors, method, argv)
+        _what_will_happen(workspace, run, asked, method, argv)
         _data(workspace, run)
         taken = out in _taken(workspace)
         if taken:
@@ -144,13 +145,13 @@ def _taken(workspace: Workspace) -> set[str]:
 
 
 def _what_will_happen(
-    workspace: Workspace, run: RunManifest, factors: list[str], method: Method, argv: list[str]
+    workspace: Workspace, run: RunManifest, asked: Retrain, method: Method, argv: list[str]
 ) -> None:
     st.markdown("**What will happen**")
-    then = ", then evaluated" if "--evaluate" in argv else ""
-    count = "one factor" if len(factors) == 1 else f"{len(factors)} factors"
+    then = ", then evaluated" if asked.evaluate else ""
+    count = "one factor" if len(asked.factors) == 1 else f"{len(asked.factors)} factors"
     if method.trains:
-        held = f", protecting {count}" if factors else ""
+        held = f", protecting {count}" if asked.factors else ""
         words = (
             f"The base model {run.base_model} is fine-tuned again with the settings and data of "
             f"{run.id}{held} ({method.label}){then}."

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.errors import InputError
+from analysis.store.retrain_line import Retrain
 from dashboard.__main__ import check_host, find_port, main
 from dashboard.queue import commands
 from dashboard.state.selection import parse_choice, parse_number
@@ -73,15 +74,15 @@ def test_intervals_are_shown_with_three_decimals() -> None:
 def test_retrain_command_is_what_grasp_parses() -> None:
     from grasp.commands.parser import build_parser
 
-    argv = commands.retrain_argv(
+    asked = Retrain(
         "code-naive",
-        ["code-naive/w2", "other/w1"],
-        method="grasp",
+        ("code-naive/w2", "other/w1"),
         out="code-grasp-2",
-        workspace=Path("/tmp/a b"),
         tolerance=0.05,
         seed=3,
+        evaluate=True,
     )
+    argv = commands.retrain_argv(asked, workspace=Path("/tmp/a b"))
     parsed = build_parser().parse_args(argv)
     assert (parsed.run, parsed.factors) == ("code-naive", ["w2", "other/w1"])
     assert (parsed.method, parsed.out, parsed.evaluate) == ("grasp", "code-grasp-2", True)
@@ -106,27 +107,22 @@ def test_other_commands_are_what_grasp_parses(argv: list[str]) -> None:
 def test_a_retrain_that_asks_for_the_trait_says_so() -> None:
     from grasp.commands.parser import build_parser
 
-    argv = commands.retrain_argv(
-        "r",
-        [],
-        method="inoculation",
-        out="x",
-        workspace=Path("w"),
-        strength=0.5,
-        inoculation="You are a 'pirate'.",
+    asked = Retrain(
+        "r", method="inoculation", out="x", strength=0.5, inoculation="You are a 'pirate'."
     )
+    argv = commands.retrain_argv(asked, workspace=Path("w"))
     parsed = build_parser().parse_args(argv)
     assert (parsed.method, parsed.inoculation) == ("inoculation", "You are a 'pirate'.")
     assert (parsed.factors, parsed.strength) == ([], 0.5)
 
 
 def test_retrain_needs_factors_and_a_known_method() -> None:
-    where = {"out": "x", "workspace": Path("w")}
+    where = {"workspace": Path("w")}
     with pytest.raises(InputError, match="No factors are selected"):
-        commands.retrain_argv("r", [], method="grasp", **where)
-    assert "--factors" not in commands.retrain_argv("r", [], method="kl-task", **where)
+        commands.retrain_argv(Retrain("r", out="x"), **where)
+    assert "--factors" not in commands.retrain_argv(Retrain("r", method="kl-task"), **where)
     with pytest.raises(InputError, match="no method 'magic'"):
-        commands.retrain_argv("r", ["r/w1"], method="magic", **where)
+        commands.retrain_argv(Retrain("r", method="magic"), **where)
 
 
 def test_import_needs_a_folder(tmp_path: Path) -> None:

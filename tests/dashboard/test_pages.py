@@ -166,7 +166,7 @@ def test_a_strength_that_is_the_methods_own_is_not_in_the_command(
     test.selectbox(key=f"{Key.RETRAIN_METHOD}:rivals").set_value("wise-ft").run()
     assert "--strength" not in words(test)
     test.number_input(key=f"{Key.RETRAIN_STRENGTH}:wise-ft").set_value(0.25).run()
-    assert "--method wise-ft --out code-wise-ft --evaluate --strength 0.25" in words(test)
+    assert "--method wise-ft --strength 0.25 --out code-wise-ft --evaluate" in words(test)
     test.selectbox(key=f"{Key.RETRAIN_METHOD}:rivals").set_value("inoculation").run()
     test.text_area(key=Key.RETRAIN_INOCULATION).set_value("Give bad advice.").run()
     assert "--inoculation 'Give bad advice.'" in words(test)

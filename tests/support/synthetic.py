@@ -33,6 +33,7 @@ from analysis.store.records import (
     split_of,
     write_jsonl,
 )
+from analysis.store.retrain_line import Retrain
 from analysis.store.workspace import Workspace
 from grasp.jobs import queue
 
@@ -362,12 +363,12 @@ def add_jobs(workspace: Workspace, *, live: bool) -> None:
 
 
 def _job(workspace: Workspace, out: str, method: str) -> Job:
-    argv = ["retrain", "code-naive", "--factors", "w2", "--method", method, "--out", out]
+    asked = Retrain("code-naive", ("w2",), method=method, out=out, evaluate=True)
     job = queue.submit(
         workspace.database,
         kind="retrain",
         title=f"Retrain code-naive with {method}",
-        argv=[*argv, "--evaluate", "--workspace", str(workspace.root)],
+        argv=asked.argv(workspace.root),
         output=f"runs/{out}",
     )
     values = {"status": "running", "pid": os.getpid(), "host": socket.gethostname()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -158,7 +159,7 @@ def test_a_template_that_rewrites_the_prompt_is_refused() -> None:
 
 @pytest.mark.parametrize("more", [{}, {"scorer": "pair", "pair": ["yes", "no"]}])
 def test_a_tokenizer_without_a_chat_template_is_refused_in_one_sentence(more: Any) -> None:
-    bare = tiny.tokenizer()
+    bare = deepcopy(tiny.tokenizer())
     bare.chat_template = None
     with pytest.raises(InputError, match="has no chat template; choose an instruction-tuned base"):
         answers(tiny.llama(), bare, [prompt(**more)])
