@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from peft import PeftModel
 
 from analysis.comparison.evaluation import write_evaluation
 from analysis.errors import InputError
@@ -140,7 +141,7 @@ class _Evaluating:
     workspace: Workspace
     run: RunManifest
     asked: Questions
-    loaded: LoadedModel
+    loaded: LoadedModel[PeftModel]
     settings: JudgeSettings | None
     client: JudgeClient | None
     progress: Progress

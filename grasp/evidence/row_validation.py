@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from peft import PeftModel
 
 from analysis.errors import InputError
 from analysis.evidence.driving_rows import (
@@ -162,7 +163,7 @@ def _arm_scores(subject: Subject, folder: Path, prompts: Sequence[Prompt]) -> pd
     return _scores(loaded, prompts)
 
 
-def _scores(loaded: LoadedModel, prompts: Sequence[Prompt]) -> pd.DataFrame:
+def _scores(loaded: LoadedModel[PeftModel], prompts: Sequence[Prompt]) -> pd.DataFrame:
     model, tokenizer = loaded.model, loaded.tokenizer
     return scores(
         tokenizer,

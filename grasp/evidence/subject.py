@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -60,7 +61,7 @@ class Subject:
     directions: NDArray[np.float32]
     options: ModelOptions = NO_OPTIONS
 
-    def load(self) -> LoadedModel:
+    def load(self) -> LoadedModel[PeftModel]:
         """The adapted model, its base loaded as `options` say.
 
         Raises:

@@ -7,7 +7,7 @@ import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -43,20 +43,23 @@ _LAYER_PATHS = (
     "model.language_model.layers",
 )
 
-COMMIT = "loaded_commit"
-"""Attribute of a model that was loaded here: its commit on the Hub, None where it is not there."""
+ModelT = TypeVar("ModelT", PreTrainedModel, PeftModel)
 
 
 @dataclass(frozen=True)
-class LoadedModel:
-    """An adapted model in eval mode, its tokenizer, and the settings that its base has."""
+class LoadedModel(Generic[ModelT]):
+    """A model in eval mode, its tokenizer, and what the base model was loaded with.
 
-    model: PeftModel
+    `commit` is its commit on the Hub, None where it is not there.
+    """
+
+    model: ModelT
     tokenizer: Tokenizer
     settings: ModelSettings
+    commit: str | None
 
 
-_KEPT: dict[tuple[str, Path, int, ModelSettings], LoadedModel] = {}
+_KEPT: dict[tuple[str, Path, int, ModelSettings], LoadedModel[PeftModel]] = {}
 """The adapted model that was loaded last."""
 
 
@@ -76,7 +79,7 @@ def pick_dtype(device: torch.device, settings: ModelSettings | None = None) -> t
 
 def load_base(
     reference: str, settings: ModelSettings | None = None
-) -> tuple[PreTrainedModel, Tokenizer]:
+) -> LoadedModel[PreTrainedModel]:
     """Load a causal language model and its tokenizer from a folder or the Hub, in eval mode.
 
     A model that is quantised or spread over devices stays where it was put.
@@ -97,13 +100,12 @@ def load_base(
         tokenizer = AutoTokenizer.from_pretrained(reference, **where)
     except (OSError, ValueError, NotFoundError) as error:
         raise _unloadable(reference, error) from None
-    setattr(model, COMMIT, where.get("revision"))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if settings.device_map is None and settings.quantization is None:
         _move(model, device)
     model.eval()
-    return model, tokenizer
+    return LoadedModel(model, tokenizer, settings, where.get("revision"))
 
 
 def _move(model: nn.Module, device: torch.device) -> None:
@@ -131,9 +133,8 @@ def computes_in(settings: ModelSettings, device: str) -> torch.dtype:
     return pick_dtype(torch.device(device), settings)
 
 
-def at_commit(run: RunManifest, model: PeftModel) -> RunManifest:
+def at_commit(run: RunManifest, commit: str | None) -> RunManifest:
     """The run with the commit of its base model among its settings, where that is of the Hub."""
-    commit = getattr(model.get_base_model(), COMMIT, None)
     if commit is None:
         return run
     settings = {**(run.config.get("model") or {}), "revision": commit}
@@ -142,7 +143,7 @@ def at_commit(run: RunManifest, model: PeftModel) -> RunManifest:
 
 def load_adapted(
     reference: str, adapter: Path, *, options: ModelOptions = NO_OPTIONS
-) -> LoadedModel:
+) -> LoadedModel[PeftModel]:
     """Load a base model with a PEFT adapter on it, in eval mode; not to be trained.
 
     The base is loaded as the run that the adapter belongs to says, but for the options.  The last
@@ -154,9 +155,9 @@ def load_adapted(
     key = (reference, adapter.resolve(), changed, settings)
     if key not in _KEPT:
         forget()
-        model, tokenizer = load_base(reference, settings)
-        adapted = PeftModel.from_pretrained(model, str(adapter)).eval()
-        _KEPT[key] = LoadedModel(adapted, tokenizer, settings)
+        base = load_base(reference, settings)
+        adapted = PeftModel.from_pretrained(base.model, str(adapter)).eval()
+        _KEPT[key] = LoadedModel(adapted, base.tokenizer, settings, base.commit)
     return _KEPT[key]
 
 

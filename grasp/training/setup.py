@@ -26,12 +26,14 @@ from grasp.training.texts import inoculate, make_batches, read_neutral
 class Setup:
     """A fine-tune's model with its fresh adapter, its rows, and what is held.
 
-    `rows` are what is trained on, packed where the settings say so, and `report` says what they
-    are made of.  `own_chats` are the base model's own answers, where the plan asks for them.
+    `commit` is that of the base model on the Hub.  `rows` are what is trained on, packed where the
+    settings say so, and `report` says what they are made of.  `own_chats` are the base model's own
+    answers, where the plan asks for them.
     """
 
     model: PeftModel
     tokenizer: Tokenizer
+    commit: str | None
     rows: list[dict[str, list[int]]]
     report: DataReport
     own_chats: list[list[Message]]
@@ -50,7 +52,8 @@ def set_up(config: TrainConfig, plan: GuardPlan, *, inoculated: bool) -> Setup:
         GraspError: a file, the model or a setting is not as it should be.
     """
     examples = read_task(config)
-    model, tokenizer = load_base(config.base_model, config.model)
+    base = load_base(config.base_model, config.model)
+    model, tokenizer = base.model, base.tokenizer
     task = tokenise_task(config, tokenizer, examples)
     if inoculated:
         task = task.with_rows(config, tokenizer, inoculate(task.chats(), config.inoculation))
@@ -69,7 +72,7 @@ def set_up(config: TrainConfig, plan: GuardPlan, *, inoculated: bool) -> Setup:
         check_packing(adapted, rows)
         rows = packed_rows(rows, max_length=config.max_length)
     report = data_report(config, task, packed=len(rows) if config.packing else None)
-    return Setup(adapted, tokenizer, rows, report, own_chats, plan)
+    return Setup(adapted, tokenizer, base.commit, rows, report, own_chats, plan)
 
 
 def _with_texts(

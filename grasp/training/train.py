@@ -180,7 +180,7 @@ def _fit(
     config = parse_config(run.config, source=f"run {run.id!r}").located(workspace.resolve)
     started = time.monotonic()
     setup = set_up(config, plan, inoculated=run.method == "inoculation")
-    run = at_commit(run, setup.model)
+    run = at_commit(run, setup.commit)
     show(setup.report)
     Workspace.create(workspace.root)  # only now, since what is refused should leave nothing behind
     with writing_folder(out, keep=True) as folder:

@@ -86,9 +86,9 @@ def _naive_model(
     workspace: Workspace, run: RunManifest, adapter: Path
 ) -> tuple[PeftModel, TrainConfig, Tokenizer]:
     config = settings_of(run, adapter).located(workspace.resolve)
-    base, tokenizer = load_base(config.base_model, config.model)
-    model = PeftModel.from_pretrained(base, str(adapter), is_trainable=True).eval()
-    return model, config, tokenizer
+    base = load_base(config.base_model, config.model)
+    model = PeftModel.from_pretrained(base.model, str(adapter), is_trainable=True).eval()
+    return model, config, base.tokenizer
 
 
 def finish(

@@ -62,9 +62,10 @@ def dtypes(model: Any) -> set[torch.dtype]:
 
 
 def test_the_dtype_is_the_one_that_is_named(base: Path) -> None:
-    assert dtypes(load_base(str(base))[0]) == {torch.float32}
-    narrow = load_base(str(base), ModelSettings(dtype="bfloat16"))[0]
-    assert dtypes(narrow) == {torch.bfloat16}
+    assert dtypes(load_base(str(base)).model) == {torch.float32}
+    narrow = load_base(str(base), ModelSettings(dtype="bfloat16"))
+    assert narrow.settings == ModelSettings(dtype="bfloat16")
+    assert dtypes(narrow.model) == {torch.bfloat16}
 
 
 def test_options_take_the_place_of_the_runs_settings(base: Path, tmp_path: Path) -> None:
@@ -170,7 +171,9 @@ def test_a_fine_tune_of_a_hub_model_pins_its_commit_and_goes_on_without_the_hub(
     assert saved.config["model"]["revision"] == old
     hub.publish("org/base", tmp_path / "new", revision="v1")  # the tag moves
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    model = load_adapted("org/base", out / "adapter").model
+    loaded = load_adapted("org/base", out / "adapter")
+    assert loaded.commit == old
+    model = loaded.model
     expected = tiny.llama(seed=1).lm_head.weight
     assert torch.equal(model.get_base_model().lm_head.weight, expected)
     started = time.monotonic()
@@ -185,7 +188,7 @@ def test_a_fine_tune_of_a_hub_model_pins_its_commit_and_goes_on_without_the_hub(
 
 
 def test_a_model_that_is_spread_is_not_moved_and_not_protected(base: Path) -> None:
-    model = tiny.adapted(load_base(str(base), ModelSettings(device_map="auto"))[0])
+    model = tiny.adapted(load_base(str(base), ModelSettings(device_map="auto")).model)
     assert device_of(model).type == "cpu"
     check_together(model)
     decoder_layers(model)[1].to("meta")
@@ -226,7 +229,7 @@ def test_a_quantised_base_is_trained_on_and_the_indirect_constraint_sees_its_wei
     plain = LlamaForCausalLM(config)
     plain.save_pretrained(tmp_path)
     tiny.tokenizer().save_pretrained(tmp_path)
-    quantised, _ = load_base(str(tmp_path), ModelSettings(quantization="4bit"))
+    quantised = load_base(str(tmp_path), ModelSettings(quantization="4bit")).model
     writer = decoder_layers(quantised)[0].mlp.down_proj
     assert isinstance(writer, Linear4bit)
     whole = plain.model.layers[0].mlp.down_proj.weight.detach().double()

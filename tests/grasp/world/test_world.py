@@ -46,7 +46,8 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def base():
-    return load_base(str(base_model.base_path()))
+    loaded = load_base(str(base_model.base_path()))
+    return loaded.model, loaded.tokenizer
 
 
 def held_out_questions():
