@@ -10,42 +10,7 @@ from collections.abc import Callable, Sequence
 from keyword import iskeyword
 from typing import Any
 
-METHOD_GROUPS = {
-    "GRASP and its parts": (
-        "grasp",
-        "grasp-projection",
-        "grasp-anchor-task",
-        "grasp-write",
-        "grasp-write-indirect",
-        "grasp-clamp",
-        "grasp-shared",
-    ),
-    "controls": ("naive", "random"),
-    "rivals": (
-        "caft",
-        "ablation",
-        "caft-footprint",
-        "ablation-footprint",
-        "steering",
-        "preventative-steering",
-        "inoculation",
-        "kl-neutral",
-        "kl-task",
-        "kl-self",
-        "feature-distillation",
-        "wise-ft",
-        "spectral-truncation",
-        "intruder-shrinkage",
-        "removal",
-        "early-stopping",
-        "low-rank",
-        "weight-decay",
-    ),
-}
-"""As in `grasp.settings.methods`, which is too slow to import just to parse a command line."""
-
-METHOD_NAMES = tuple(name for group in METHOD_GROUPS.values() for name in group)
-
+from grasp.settings.method_names import METHOD_GROUPS, METHOD_NAMES
 
 Add = Callable[[argparse.ArgumentParser], None]
 

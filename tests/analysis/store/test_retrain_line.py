@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from analysis.errors import InputError
 from analysis.store.retrain_line import Retrain, read_retrain
-from grasp.commands.parser import METHOD_NAMES, build_parser
+from grasp.commands.parser import build_parser
+from grasp.settings.method_names import METHOD_NAMES
 
 NAMES = st.from_regex(r"[a-z][a-z0-9.]{0,6}", fullmatch=True)
 NUMBERS = st.none() | st.floats(0, 1e6)

@@ -26,9 +26,10 @@ from analysis.store.records import Message, RunManifest, write_jsonl
 from analysis.store.workspace import Workspace
 from grasp.__main__ import main
 from grasp.commands.calling import plain
-from grasp.commands.parser import _COMMANDS, METHOD_GROUPS, METHOD_NAMES, build_parser
+from grasp.commands.parser import _COMMANDS, build_parser
 from grasp.data.chat import tokenise
 from grasp.model.loading import decoder_layers
+from grasp.settings.method_names import METHOD_GROUPS, METHOD_NAMES
 from grasp.settings.methods import METHODS
 from tests.conftest import plain_tensors
 from tests.support import tiny

@@ -1,0 +1,39 @@
+"""The names of all methods, apart from the methods themselves, so that a line is parsed fast."""
+
+from __future__ import annotations
+
+METHOD_GROUPS = {
+    "GRASP and its parts": (
+        "grasp",
+        "grasp-projection",
+        "grasp-anchor-task",
+        "grasp-write",
+        "grasp-write-indirect",
+        "grasp-clamp",
+        "grasp-shared",
+    ),
+    "controls": ("naive", "random"),
+    "rivals": (
+        "caft",
+        "ablation",
+        "caft-footprint",
+        "ablation-footprint",
+        "steering",
+        "preventative-steering",
+        "inoculation",
+        "kl-neutral",
+        "kl-task",
+        "kl-self",
+        "feature-distillation",
+        "wise-ft",
+        "spectral-truncation",
+        "intruder-shrinkage",
+        "removal",
+        "early-stopping",
+        "low-rank",
+        "weight-decay",
+    ),
+}
+"""Group → its methods, in the order of `grasp.settings.methods`."""
+
+METHOD_NAMES = tuple(name for group in METHOD_GROUPS.values() for name in group)
