@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from analysis.errors import InputError
 from analysis.statistics.intervals import Interval
 from grasp.bench.plan.plan import Plan
+from grasp.bench.svg import svg_figure
 from grasp.bench.tables.phase import Point, points
 from grasp.bench.tables.removal import core_table
 from grasp.bench.tables.rivals import rivals_table
@@ -44,31 +43,13 @@ def draw_figures(root: Path, plan: Plan, out: Path) -> list[Path]:
     return written
 
 
-@contextmanager
-def _figure(path: Path, size: tuple[float, float]) -> Iterator[Any]:
-    """A figure that is saved at the end of the block; equal figures give equal files."""
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError(
-            "Figures need matplotlib; install it with pip install 'grasp-workbench[bench]'."
-        ) from None
-    inked = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": path.stem, "font.size": 9}
-    with mpl.rc_context(style | dict.fromkeys(inked, GREY)):
-        figure = Figure(figsize=size, layout="constrained")
-        yield figure
-        figure.savefig(path, transparent=True, metadata={"Date": None, "Creator": None})
-
-
 def _frontier(rows: Sequence[Row], path: Path) -> Path:
     """Removal against task accuracy with intervals: one panel per story, one colour per arm."""
     stories = list(dict.fromkeys(row["group"] for row in rows))
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     across = min(len(stories), PER_ROW)
     down = -(-len(stories) // across)
-    with _figure(path, (3.0 * across + 2.2, 2.8 * down + 0.3)) as figure:
+    with svg_figure(path, (3.0 * across + 2.2, 2.8 * down + 0.3), ink=GREY) as figure:
         panels = figure.subplots(down, across, sharey=True, squeeze=False)
         for panel, story in zip(panels.flat, stories, strict=False):
             for row in (row for row in rows if row["group"] == story):
@@ -116,7 +97,7 @@ def _phase(found: Sequence[Point], axes: tuple[str, str], path: Path) -> Path:
     across, up = axes[1], axes[0]
     others = _defaults(found, axes)
     stories = list(dict.fromkeys(point.story for point in found))
-    with _figure(path, (7.6, 2.7 * len(stories) + 0.4)) as figure:
+    with svg_figure(path, (7.6, 2.7 * len(stories) + 0.4), ink=GREY) as figure:
         panels = figure.subplots(len(stories), 2, squeeze=False)
         for row, story in zip(panels, stories, strict=True):
             those = [
