@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import streamlit as st
@@ -17,7 +17,7 @@ import streamlit as st
 from analysis.adapters.load import load_adapter
 from analysis.errors import InputError
 from analysis.spectra.module_table import module_table
-from analysis.spectra.report import adapter_report
+from analysis.spectra.report import AdapterReport, adapter_report
 from analysis.spectra.spectrum import ModuleSpectrum, module_spectra
 from dashboard.state.caches import Stamp, stamp
 from grasp.hub.repository import HubName, Pinned, hub_name
@@ -31,7 +31,7 @@ _BLOCK = 1 << 20
 
 def load_report(
     adapter: Path, *, name: str | None = None, low_rank_part: bool = False
-) -> dict[str, Any]:
+) -> AdapterReport:
     """The loader's report on a folder, as in `analysis.spectra.report`; reads headers only."""
     folders = (stamp(adapter), stamp(adapter / (name or "adapter")))
     return _report(str(adapter), folders, name, low_rank_part)
@@ -40,7 +40,7 @@ def load_report(
 @st.cache_data(max_entries=256, show_spinner=False)
 def _report(
     adapter: str, files: tuple[Stamp, ...], name: str | None, low_rank_part: bool
-) -> dict[str, Any]:
+) -> AdapterReport:
     return adapter_report(load_adapter(adapter, name=name, low_rank_part=low_rank_part))
 
 

@@ -24,6 +24,7 @@ from analysis.store.records import RunManifest, sha256
 from analysis.store.workspace import Workspace
 from analysis.tables import aligned
 from analysis.text import interval_text, small_text
+from analysis.values import Json
 from grasp.commands.calling import Result
 from grasp.commands.opening import as_named, opened_adapter
 from grasp.commands.resolve import (
@@ -48,7 +49,7 @@ def spectrum(args: argparse.Namespace) -> Result:
     if args.checkpoints:
         found = [_read(one.path, args) for one in checkpoints(place.folder)]
         steps = [one.step for one in checkpoints(place.folder)]
-        data: dict[str, Any] = {
+        data: Json = {
             "checkpoints": [
                 {"step": step, "path": str(adapter.path), "modules": _rows(spectra)}
                 for step, (adapter, spectra) in zip(steps, found, strict=True)
@@ -74,7 +75,7 @@ def _read(folder: Path, args: argparse.Namespace) -> tuple[Adapter, list[ModuleS
         return as_named(adapter, folder), module_spectra(adapter)
 
 
-def _rows(spectra: Sequence[ModuleSpectrum]) -> list[dict[str, Any]]:
+def _rows(spectra: Sequence[ModuleSpectrum]) -> list[Json]:
     return [
         {
             **asdict(spectrum),
@@ -145,7 +146,7 @@ def _imported(
     return Result(data, "\n".join([text, *report_lines(adapter)]))
 
 
-def _imported_settings(adapter: Adapter) -> dict[str, Any]:
+def _imported_settings(adapter: Adapter) -> Json:
     """What an adapter records of its own fine-tune, in the form of a run's settings."""
     lora = {"r": adapter.config.get("r"), "lora_alpha": adapter.config["lora_alpha"]}
     revision = adapter.base_revision
