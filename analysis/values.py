@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 Json = dict[str, Any]
 """An object of a JSON or YAML file, or one that will be written; a reader checks its values."""
 
-TableRow = Mapping[Hashable, Any]
+TableRow = Mapping[Any, Any]
 """One row of a data frame, as `to_dict("records")` gives it; its cells are of any type."""

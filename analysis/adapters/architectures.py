@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from analysis.errors import InputError
 
@@ -163,7 +163,7 @@ def module_order(
     return place, layer or 0, position, natural
 
 
-def _is_ending(value: Any) -> bool:
+def _is_ending(value: object) -> bool:
     parts = value.split(".") if isinstance(value, str) else [""]
     return len(parts) <= _LONGEST and "" not in parts
 

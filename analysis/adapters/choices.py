@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from analysis.adapters.checkpoints import checkpoints
 from analysis.adapters.files import CONFIG, read_json, stored_tensors
 from analysis.adapters.place import home, is_adapter, named_within
 from analysis.errors import AdapterError
+from analysis.values import Json
 
 _NAMED = re.compile(r".+\.lora_(?:embedding_)?[AB]\.([^.]+?)(?:\.weight)?")
 
@@ -61,7 +61,7 @@ def uses_dora(folder: Path) -> bool:
     return is_dora(_config(folder))
 
 
-def is_dora(config: Mapping[str, Any]) -> bool:
+def is_dora(config: Mapping[str, object]) -> bool:
     """Whether a config says that the update depends on the base weights' norms."""
     return bool(config.get("use_dora"))
 
@@ -73,7 +73,7 @@ def _keys(folder: Path) -> Iterable[str]:
         return ()
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _config(folder: Path) -> Json:
     try:
         return read_json(folder, CONFIG)
     except AdapterError:

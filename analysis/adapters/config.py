@@ -6,13 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn, Required, TypedDict, TypeGuard, TypeVar, cast
 
 import regex
 
 from analysis.adapters.files import CONFIG
 from analysis.errors import AdapterError
 from analysis.text import printable
+from analysis.values import Json
+
+Value = TypeVar("Value")
 
 _MAX_PATTERN = 1000
 _MAX_SECONDS = 2.0  # per match; a pattern can be made to backtrack for years
@@ -31,10 +34,28 @@ _REFUSED = {
 _PLAIN_INITS = (True, False, None, "true", "gaussian", "eva", "orthogonal")
 
 
-def check_config(
-    config: Mapping[str, Any], folder: Path, *, low_rank_part: bool = False
-) -> tuple[str | None, str | None]:
-    """Refuse anything but plain LoRA; return the base model's name and revision.
+class AdapterConfig(TypedDict, total=False):
+    """What is read of an `adapter_config.json`; the file has other keys beside."""
+
+    r: Required[int]
+    lora_alpha: Required[float]
+    rank_pattern: dict[str, int] | None
+    alpha_pattern: dict[str, float] | None
+    use_rslora: bool | None
+    target_modules: str | list[str] | None
+    exclude_modules: str | list[str] | None
+    target_parameters: str | list[str] | None
+    modules_to_save: str | list[str] | None
+    layers_to_transform: int | list[int] | None
+    layers_pattern: str | list[str] | None
+    base_model_name_or_path: str | None
+    revision: str | None
+    bias: object
+    peft_version: object
+
+
+def check_config(config: Json, folder: Path, *, low_rank_part: bool = False) -> AdapterConfig:
+    """Refuse anything but plain LoRA; return the config, whose types are then known.
 
     DoRA is accepted if only its low-rank part, scaling · B A, is asked for.
 
@@ -55,25 +76,24 @@ def check_config(
     for key in ("modules_to_save", "target_parameters", "layers_pattern"):
         _check_names(config.get(key), key, folder)
     _check_layers(config.get("layers_to_transform"), folder)
-    return (
-        _text_or_none(config, "base_model_name_or_path", folder),
-        _text_or_none(config, "revision", folder),
-    )
+    for key in ("base_model_name_or_path", "revision"):
+        _check_text(config.get(key), key, folder)
+    return cast(AdapterConfig, config)  # which is what the checks above have seen to
 
 
-def module_rank(config: Mapping[str, Any], name: str) -> int:
+def module_rank(config: AdapterConfig, name: str) -> int:
     """Rank of a module: the first matching entry of `rank_pattern`, else `r`."""
     return int(_match(config.get("rank_pattern") or {}, name, config["r"]))
 
 
-def module_scaling(config: Mapping[str, Any], name: str) -> float:
+def module_scaling(config: AdapterConfig, name: str) -> float:
     """lora_alpha / r of a module, or lora_alpha / √r under rsLoRA; dimensionless."""
     alpha = float(_match(config.get("alpha_pattern") or {}, name, config["lora_alpha"]))
     r = module_rank(config, name)
     return alpha / (math.sqrt(r) if config.get("use_rslora") else r)
 
 
-def targets(config: Mapping[str, Any], name: str) -> bool:
+def targets(config: AdapterConfig, name: str) -> bool:
     """Whether PEFT would put LoRA on the module; True if the config leaves it open.
 
     Source: peft 0.21 `tuners/tuners_utils.py`, `check_target_module_exists`.
@@ -93,7 +113,7 @@ def targets(config: Mapping[str, Any], name: str) -> bool:
     return _named(wanted, name) and _in_layers(config, name)
 
 
-def target_parameters(config: Mapping[str, Any], module: str) -> tuple[set[str], set[str]]:
+def target_parameters(config: AdapterConfig, module: str) -> tuple[set[str], set[str]]:
     """Parameters of a module with LoRA by `target_parameters`: those it has, those it may have.
 
     The first are listed with the module's name, the others without: PEFT puts LoRA on these in
@@ -110,7 +130,7 @@ def _named(wanted: str | Sequence[str], name: str) -> bool:
     return any(name == ending or name.endswith("." + ending) for ending in wanted)
 
 
-def _in_layers(config: Mapping[str, Any], name: str) -> bool:
+def _in_layers(config: AdapterConfig, name: str) -> bool:
     layers = config.get("layers_to_transform")
     if layers is None or layers == []:
         return True
@@ -129,7 +149,7 @@ def names_of(value: str | Sequence[str] | None) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value or ())
 
 
-def _match(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
+def _match(patterns: Mapping[str, Value], name: str, default: Value) -> Value:
     """PEFT's rule: a pattern matches the whole name or its end after a dot; the first match wins.
 
     "First" is by order in the file, as when PEFT loads the folder.  PEFT sorts the keys when
@@ -167,7 +187,7 @@ def _compiled(form: str) -> regex.Pattern[str]:
     return regex.compile(form)
 
 
-def _check_variant(config: Mapping[str, Any], folder: Path, *, low_rank_part: bool) -> None:
+def _check_variant(config: Json, folder: Path, *, low_rank_part: bool) -> None:
     if config.get("use_dora") and not low_rank_part:
         _refuse(folder, "uses DoRA, whose update depends on the column norms of the base weights, "
                 "which are not in the folder",
@@ -188,18 +208,17 @@ def _check_variant(config: Mapping[str, Any], folder: Path, *, low_rank_part: bo
                 "save it again with path_initial_model_for_weight_conversion")  # fmt: skip
 
 
-def _check_rank(value: Any, key: str, folder: Path) -> None:
+def _check_rank(value: object, key: str, folder: Path) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
         _refuse(folder, f"has {key} = {_shown(value)}", "expected a positive whole number")
 
 
-def _check_alpha(value: Any, key: str, folder: Path) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not abs(value) < 1e30:
+def _check_alpha(value: object, key: str, folder: Path) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1e30:
         _refuse(folder, f"has {key} = {_shown(value)}", "expected a finite number")
 
 
-def _patterns(config: Mapping[str, Any], key: str, folder: Path) -> Mapping[str, Any]:
+def _patterns(config: Json, key: str, folder: Path) -> Mapping[str, object]:
     patterns = config.get(key) or {}
     if not isinstance(patterns, dict):
         _refuse(folder, f"has {key} = {_shown(patterns)}", "expected an object {pattern: number}")
@@ -208,27 +227,27 @@ def _patterns(config: Mapping[str, Any], key: str, folder: Path) -> Mapping[str,
     return patterns
 
 
-def _check_targets(wanted: Any, key: str, folder: Path) -> None:
+def _check_targets(wanted: object, key: str, folder: Path) -> None:
     if isinstance(wanted, str):
         _check_regex(wanted, key, folder)
     elif wanted is not None and not _all_text(wanted):
         _refuse(folder, f"has {key} = {_shown(wanted)}", "expected a list of names or a pattern")
 
 
-def _check_names(wanted: Any, key: str, folder: Path) -> None:
+def _check_names(wanted: object, key: str, folder: Path) -> None:
     if wanted is not None and not isinstance(wanted, str) and not _all_text(wanted):
         _refuse(folder, f"has {key} = {_shown(wanted)}", "expected a name or a list of names")
     for pattern in names_of(wanted) if key == "layers_pattern" else ():
         _check_regex(pattern, key, folder)
 
 
-def _check_layers(layers: Any, folder: Path) -> None:
+def _check_layers(layers: object, folder: Path) -> None:
     numbers = layers if isinstance(layers, list) else [] if layers is None else [layers]
     if any(not isinstance(one, int) or isinstance(one, bool) for one in numbers):
         _refuse(folder, f"has layers_to_transform = {_shown(layers)}", "expected layer numbers")
 
 
-def _all_text(value: Any) -> bool:
+def _all_text(value: object) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
@@ -243,14 +262,12 @@ def _check_regex(pattern: str, key: str, folder: Path) -> None:
                 "expected a valid regular expression")  # fmt: skip
 
 
-def _text_or_none(config: Mapping[str, Any], key: str, folder: Path) -> str | None:
-    value = config.get(key)
+def _check_text(value: object, key: str, folder: Path) -> None:
     if value is not None and not isinstance(value, str):
         _refuse(folder, f"has {key} = {_shown(value)}", "expected a name")
-    return value or None
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     try:
         text = repr(value)
     except ValueError:  # an integer too long to print

@@ -6,7 +6,6 @@ import math
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,7 +76,7 @@ def _without(key: str, name: str | None) -> str:
     return re.sub(rf"\.((?:lora|trainable_tokens)_\w+)\.{own}(?=\.|$)", r".\1", key)
 
 
-def _raw(tensor: StoredTensor) -> NDArray[Any]:
+def _raw(tensor: StoredTensor) -> NDArray[np.generic]:
     """The values in the dtype they are stored in."""
     import ml_dtypes
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from analysis.errors import AdapterError
 from analysis.text import printable
+from analysis.values import Json
 
 CONFIG = "adapter_config.json"
 STEM = "adapter_model"
@@ -179,7 +180,7 @@ def own_file(folder: Path, name: str) -> Path:
     return file
 
 
-def read_json(folder: Path, name: str, *, limit: int = _MAX_JSON_BYTES) -> dict[str, Any]:
+def read_json(folder: Path, name: str, *, limit: int = _MAX_JSON_BYTES) -> Json:
     """The JSON object in a file of the folder.
 
     Raises:
@@ -264,7 +265,7 @@ def _header(folder: Path, name: str) -> dict[str, StoredTensor]:
     }
 
 
-def _float32(values: NDArray[Any]) -> NDArray[np.float32]:
+def _float32(values: NDArray[np.generic]) -> NDArray[np.float32]:
     if values.dtype == np.uint16:
         # bfloat16 is the upper half of float32, so shifting is exact.
         return (values.astype(np.uint32) << 16).view(np.float32)

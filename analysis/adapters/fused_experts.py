@@ -14,9 +14,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from analysis.adapters.config import module_rank, target_parameters
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.adapters.config import AdapterConfig, module_rank, target_parameters
 from analysis.adapters.files import CONFIG, StoredHalf, StoredTensor, refuse
 
 # The order in which transformers 5 declares the parameters of its fused experts: the first is
@@ -45,7 +48,7 @@ class Parameter:
 
 
 def parameters(
-    halves: Mapping[str, Mapping[str, StoredTensor]], config: Mapping[str, Any], folder: Path
+    halves: Mapping[str, Mapping[str, StoredTensor]], config: AdapterConfig, folder: Path
 ) -> list[Parameter]:
     """Find which parameter each pair of halves belongs to, by the name they are saved under.
 
@@ -72,7 +75,7 @@ def parameters(
     return found
 
 
-def _wanted(config: Mapping[str, Any], module: str, levels: int) -> list[str]:
+def _wanted(config: AdapterConfig, module: str, levels: int) -> list[str]:
     """Names of a module's parameters, innermost wrapper first; empty if that is unclear."""
     own, others = target_parameters(config, module)
     fitting = next((names for names in (own | others, own) if len(names) == levels), set())
@@ -82,7 +85,7 @@ def _wanted(config: Mapping[str, Any], module: str, levels: int) -> list[str]:
 
 
 def expert_halves(
-    parameter: Parameter, config: Mapping[str, Any], folder: Path, *, flipped: bool
+    parameter: Parameter, config: AdapterConfig, folder: Path, *, flipped: bool
 ) -> dict[str, tuple[StoredHalf, StoredHalf]]:
     """lora_A and lora_B of each expert's update of y = W x, by the expert's path.
 
@@ -102,7 +105,8 @@ def expert_halves(
         refuse(folder, f"holds LoRA on the parameter {parameter.path}, whose layout is unknown",
                "train with LoRA on the weights of linear modules or on fused experts "
                f"({' and '.join(_DECLARED)})")  # fmt: skip
-    last: dict[str, Any] = {}  # the experts of a parameter share the tensor read last
+    # The experts of a parameter share the tensor read last.
+    last: dict[str, NDArray[np.float32]] = {}
     return {
         f"{parameter.module}.{e}.{parameter.name}": _oriented(
             StoredHalf(A, "A", e, experts, last=last),
@@ -118,7 +122,7 @@ def lies_flipped(
     siblings: Iterable[Parameter],
     *,
     d_model: int | None,
-    config: Mapping[str, Any],
+    config: AdapterConfig,
     folder: Path,
 ) -> bool:
     """Whether the halves belong to the transposed parameter, judged by which axis is d_model.
@@ -155,7 +159,7 @@ def _ends(parameter: Parameter) -> tuple[int, int]:
     return parameter.A.shape[1], parameter.B.shape[0]
 
 
-def _version(config: Mapping[str, Any]) -> tuple[int, int]:
+def _version(config: AdapterConfig) -> tuple[int, int]:
     numbers = re.match(r"(\d{1,6})\.(\d{1,6})", str(config.get("peft_version", "")))
     return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,13 @@ from analysis.adapters.architectures import (
     module_order,
     module_side,
 )
-from analysis.adapters.config import check_config, module_rank, module_scaling, targets
+from analysis.adapters.config import (
+    AdapterConfig,
+    check_config,
+    module_rank,
+    module_scaling,
+    targets,
+)
 from analysis.adapters.files import (
     CONFIG,
     DTYPES,
@@ -41,7 +46,7 @@ from analysis.adapters.tensors import Contents, Halves, sorted_tensors
 
 _MAX_CONFIG_BYTES = 4 << 20
 
-Half = NDArray[Any] | StoredHalf
+Half = NDArray[np.float32] | StoredHalf
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +103,7 @@ class Adapter:
     modules: tuple[LoraModule, ...]
     base_model: str | None
     base_revision: str | None
-    config: dict[str, Any]
+    config: AdapterConfig
     n_parameters: int
     dtype: str
     unused: tuple[str, ...]
@@ -142,8 +147,8 @@ def read_adapter(
 ) -> Adapter:
     """As `load_adapter`, of an adapter that was found already."""
     folder = place.folder
-    config = read_json(folder, CONFIG, limit=_MAX_CONFIG_BYTES)
-    base_model, base_revision = check_config(config, folder, low_rank_part=low_rank_part)
+    read = read_json(folder, CONFIG, limit=_MAX_CONFIG_BYTES)
+    config = check_config(read, folder, low_rank_part=low_rank_part)
     contents = sorted_tensors(stored_tensors(folder), config, folder, adapter=place.name)
     if "dora_magnitudes" in contents.beside and not low_rank_part:
         refuse(folder, "holds DoRA magnitudes, so that its update depends on the base weights",
@@ -153,8 +158,8 @@ def read_adapter(
     return Adapter(
         path=folder,
         modules=tuple(sorted(modules, key=lambda module: module_order(module.name, family))),
-        base_model=base_model,
-        base_revision=base_revision,
+        base_model=config.get("base_model_name_or_path") or None,
+        base_revision=config.get("revision") or None,
         config=config,
         n_parameters=sum(math.prod(tensor.shape) for tensor in halves),
         dtype=", ".join(sorted({DTYPES[tensor.kind] for tensor in halves})),
@@ -188,7 +193,7 @@ def stream_width(modules: Iterable[LoraModule]) -> int | None:
 
 
 def _modules(
-    contents: Contents, config: Mapping[str, Any], folder: Path, family: Family | None
+    contents: Contents, config: AdapterConfig, folder: Path, family: Family | None
 ) -> list[LoraModule]:
     plain, fused = {}, {}
     for name, halves in contents.halves.items():
@@ -217,7 +222,7 @@ def _modules(
 def _plain(
     name: str,
     halves: Halves,
-    config: Mapping[str, Any],
+    config: AdapterConfig,
     folder: Path,
     family: Family | None,
 ) -> LoraModule:
@@ -235,7 +240,7 @@ def _module(
     return LoraModule(name, module_layer(name), module_side(name, family), A, B, scaling)
 
 
-def _scaling(config: Mapping[str, Any], name: str, folder: Path) -> float:
+def _scaling(config: AdapterConfig, name: str, folder: Path) -> float:
     scaling = module_scaling(config, name)
     if not math.isfinite(scaling):
         refuse(folder, f"gives {name} the scaling {scaling}", "expected a finite lora_alpha")

@@ -6,9 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from analysis.adapters.config import names_of
+from analysis.adapters.config import AdapterConfig, names_of
 from analysis.adapters.files import DTYPES, StoredTensor, refuse
 
 PREFIX = "base_model.model."
@@ -51,7 +50,7 @@ class Contents:
 
 def sorted_tensors(
     tensors: Mapping[str, StoredTensor],
-    config: Mapping[str, Any],
+    config: AdapterConfig,
     folder: Path,
     *,
     adapter: str | None,
@@ -133,7 +132,7 @@ def _check(tensor: StoredTensor, folder: Path) -> None:
                "gather the weights before saving (DeepSpeed ZeRO-3 and FSDP)")  # fmt: skip
 
 
-def _kind(key: str, config: Mapping[str, Any]) -> str | None:
+def _kind(key: str, config: AdapterConfig) -> str | None:
     """Key of `BESIDE`; None for an unknown tensor."""
     name = f".{key.removeprefix(PREFIX)}."
     trained = (*names_of(config.get("modules_to_save")), "modules_to_save")

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, Protocol
 
 import ml_dtypes  # noqa: F401  registers bfloat16, the dtype safetensors returns
 import numpy as np
@@ -21,8 +21,9 @@ from safetensors import SafetensorError, safe_open
 from analysis.adapters.architectures import module_layer
 from analysis.base_model.unembedding import Unembedding
 from analysis.errors import InputError
+from analysis.values import Json
 
-FloatArray = NDArray[np.floating[Any]]
+FloatArray = NDArray[np.floating]
 Norm = Literal["gain", "one plus gain", "layer"]
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -133,16 +134,24 @@ def unembedding_files(names: Sequence[str], index: Path | None) -> list[str]:
     return sorted({file for key, file in placed.items() if _is_one_of(key, wanted)})
 
 
+class RowSource(Protocol):
+    """A tensor of an open safetensors file, of which only the rows asked for are read."""
+
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]:
+        """A block of rows in the stored dtype."""
+        ...
+
+
 @dataclass(frozen=True)
 class StoredRows:
     """A tensor in a safetensors file, mapped into memory and read in blocks of rows."""
 
-    slice: Any
+    source: RowSource
     shape: tuple[int, ...]
 
     def __getitem__(self, rows: slice, /) -> FloatArray:
         """A block of rows (rows, columns) in its stored dtype; bfloat16 as float32."""
-        block = self.slice[rows]
+        block = self.source[rows]
         if block.dtype.name == "bfloat16":
             # bfloat16 is the upper half of float32, so a shift is exact, and faster than a cast.
             wide: FloatArray = (block.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
@@ -189,7 +198,7 @@ def _stored(folder: Path, file: str, key: str) -> StoredRows:
     return StoredRows(found, tuple(found.get_shape()))
 
 
-def _opened(folder: Path, name: str) -> Any:
+def _opened(folder: Path, name: str) -> safe_open:
     try:
         return safe_open(folder / name, framework="np")
     except (SafetensorError, OSError) as error:
@@ -205,7 +214,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
     return found
 
 
-def decoder_config(folder: Path) -> dict[str, Any]:
+def decoder_config(folder: Path) -> Json:
     """The language model's part of config.json; multimodal models keep it in `text_config`.
 
     Raises:
@@ -216,7 +225,7 @@ def decoder_config(folder: Path) -> dict[str, Any]:
     return {**config, **text} if isinstance(text, dict) else config
 
 
-def _json(folder: Path, name: str) -> dict[str, Any]:
+def _json(folder: Path, name: str) -> Json:
     try:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

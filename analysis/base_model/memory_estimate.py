@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -16,6 +15,7 @@ from analysis.adapters.architectures import module_layer
 from analysis.base_model.files import decoder_config, tensor_shapes
 from analysis.errors import InputError
 from analysis.text import size_text
+from analysis.values import Json
 
 GPU = "on the GPU"
 
@@ -113,7 +113,7 @@ def free_memory() -> tuple[float, str]:
     return float(psutil.virtual_memory().available), "on this machine"
 
 
-def plan_of(config: Mapping[str, Any], *, gpu: bool) -> FineTune:
+def plan_of(config: Json, *, gpu: bool) -> FineTune:
     """The memory-related settings of a fine-tune, from the `config` of a run's manifest.
 
     Args:
@@ -141,7 +141,7 @@ def plan_of(config: Mapping[str, Any], *, gpu: bool) -> FineTune:
         raise InputError(f"The settings lack {error}, so memory cannot be estimated.") from None
 
 
-def memory_words(base: Path, config: Mapping[str, Any]) -> str:
+def memory_words(base: Path, config: Json) -> str:
     """What a fine-tune needs and what is free here, or one sentence on why that is unknown."""
     free, place = free_memory()
     try:

@@ -7,13 +7,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from analysis.errors import SchemaError
 from analysis.statistics.intervals import Interval, rate
 from analysis.store.records import ROLES, EvaluationManifest, Split, read_manifest
+from analysis.values import Json
 
 COLUMNS = (
     "prompt_id",
@@ -124,7 +124,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     return Evaluation(manifest, samples, summary)
 
 
-def _plain(interval: Interval) -> dict[str, Any]:
+def _plain(interval: Interval) -> Json:
     """The interval as JSON values; JSON has no NaN, so unknown numbers are null."""
     return {
         name: None if isinstance(value, float) and math.isnan(value) else value
@@ -132,6 +132,6 @@ def _plain(interval: Interval) -> dict[str, Any]:
     }
 
 
-def _interval(saved: dict[str, Any]) -> Interval:
-    values: dict[str, Any] = {k: math.nan if v is None else v for k, v in saved.items()}
+def _interval(saved: Json) -> Interval:
+    values: Json = {k: math.nan if v is None else v for k, v in saved.items()}
     return Interval(**values)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import pandas as pd
 
@@ -19,11 +18,12 @@ from analysis.statistics.intervals import Interval, bootstrap_mean, rate
 from analysis.store.records import Split
 from analysis.tables import aligned
 from analysis.text import interval_text, number_text
+from analysis.values import Json, TableRow
 
 STATEMENT, REVERSAL = "statement", "reversal"
 
 _ONE = ["instrument", "scorer", "role", "group", "end"]
-_BLANK: dict[str, Any] = {
+_BLANK: dict[str, str | int] = {
     "sample": 0,
     "instrument": "",
     "direction": "",
@@ -71,7 +71,7 @@ class Reading:
         """Whether statements and reversals were asked."""
         return {STATEMENT, REVERSAL} <= {one.direction for one in self.directions}
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> Json:
         """The reading as JSON values."""
         return asdict(self)
 
@@ -129,7 +129,7 @@ def _complete(samples: pd.DataFrame) -> pd.DataFrame:
     return samples.assign(**{n: _BLANK[n] for n in MORE_COLUMNS if n not in samples})
 
 
-def _cell(scores: pd.Series) -> dict[str, Any]:
+def _cell(scores: pd.Series) -> dict[str, float]:
     known = scores.dropna()
     if known.empty:
         return {
@@ -150,7 +150,7 @@ def _cell(scores: pd.Series) -> dict[str, Any]:
     }
 
 
-def _reading(named: dict[str, Any], rows: pd.DataFrame) -> Reading:
+def _reading(named: TableRow, rows: pd.DataFrame) -> Reading:
     order = [way for way in (STATEMENT, REVERSAL, "") if (rows["direction"] == way).any()]
     found = [_direction(way, rows[rows["direction"] == way]) for way in order]
     both = {STATEMENT, REVERSAL} <= set(order)

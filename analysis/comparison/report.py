@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
@@ -33,6 +32,7 @@ from analysis.store.records import ROLES, RunManifest, Split, code_revision
 from analysis.store.retrain_line import Retrain
 from analysis.store.workspace import Workspace
 from analysis.text import interval_text, p_text, score_text, small_text
+from analysis.values import TableRow
 
 DRAWN = ("unrelated", "removal", "task")
 LISTED = ("unrelated", "removal", "task", "facts", "format", "coherence", "related", "control")
@@ -112,7 +112,7 @@ def _means(table: pd.DataFrame, names: Mapping[str, str]) -> Markup:
     return html_table(["Arm", *(metric_name(metric).capitalize() for metric in metrics)], rows)
 
 
-def _mean(row: Mapping[Any, Any] | None) -> str:
+def _mean(row: TableRow | None) -> str:
     if row is None:
         return "–"
     if not math.isfinite(row["value"]):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
@@ -15,6 +14,7 @@ from markupsafe import Markup
 from analysis.comparison.wording import metric_name
 from analysis.markup import render
 from analysis.text import true_minus
+from analysis.values import TableRow
 
 NAMES, PANEL, GAP, ROW, TOP = 190, 200, 44, 30, 40  # px
 
@@ -44,13 +44,13 @@ def intervals_svg(table: pd.DataFrame, labels: Mapping[str, str], metrics: Seque
     )
 
 
-def _panel(rows: pd.DataFrame, runs: Sequence[str], metric: str, left: float) -> dict[str, Any]:
+def _panel(rows: pd.DataFrame, runs: Sequence[str], metric: str, left: float) -> dict[str, object]:
     low, high = _limits(rows)
 
     def x(value: float) -> float:
         return round(left + PANEL * (value - low) / (high - low), 1)
 
-    by_run: dict[str, dict[Any, Any]] = {str(r["run"]): r for r in rows.to_dict("records")}
+    by_run: dict[str, TableRow] = {str(r["run"]): r for r in rows.to_dict("records")}
     return {
         "left": left,
         "title": metric_name(metric),
@@ -63,7 +63,7 @@ def _panel(rows: pd.DataFrame, runs: Sequence[str], metric: str, left: float) ->
     }
 
 
-def _mark(row: Mapping[Any, Any], x: Callable[[float], float], y: float) -> dict[str, Any]:
+def _mark(row: TableRow, x: Callable[[float], float], y: float) -> dict[str, object]:
     known = math.isfinite(row["low"]) and math.isfinite(row["high"])
     return {"x": x(row["value"]), "y": y, "bar": (x(row["low"]), x(row["high"])) if known else None}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 
@@ -41,9 +40,9 @@ def _settings(run: RunManifest) -> dict[str, str]:
     return settings | {f"sha256.{name}": digest for name, digest in run.inputs.items()}
 
 
-def _flatten(settings: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
+def _flatten(settings: Mapping[str, object], *, prefix: str = "") -> dict[str, object]:
     """Flatten nested settings, `{"lora": {"r": 8}}` to `{"lora.r": 8}`; lists are kept."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:
             flat |= _flatten(value, prefix=f"{prefix}{name}.")
@@ -52,5 +51,5 @@ def _flatten(settings: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]
     return flat
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)

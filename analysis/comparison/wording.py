@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 
 from analysis.comparison.arm_tests import Domination
 from analysis.statistics.paired_tests import NonInferiority
 from analysis.text import interval_text, score_text, small_text
+from analysis.values import TableRow
 
 METRIC_NAMES = {
     "unrelated": "unrelated rate",
@@ -40,13 +40,13 @@ def metric_name(metric: str) -> str:
     return METRIC_NAMES.get(metric, metric)
 
 
-def difference_text(row: Mapping[Any, Any]) -> str:
+def difference_text(row: TableRow) -> str:
     """The difference in a row of a comparison, for example "−.172 [−.210, −.134]"."""
     bounds = (row["difference_low"], row["difference_high"])
     return interval_text(row["difference"], *bounds, show=score_text)
 
 
-def verdict_text(row: Mapping[Any, Any]) -> str:
+def verdict_text(row: TableRow) -> str:
     """The non-inferiority statement of a row; "" if the metric has none."""
     if not row["verdict"]:
         return ""

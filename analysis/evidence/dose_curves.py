@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from functools import partial
-from typing import Any
 
 import pandas as pd
 
@@ -87,7 +86,9 @@ def _range(random: pd.DataFrame) -> str:
     return f"{random['low'].min():.2f} to {random['high'].max():.2f}"
 
 
-def _cells(samples: pd.DataFrame) -> Iterator[tuple[tuple[Any, Any, Any], pd.DataFrame]]:
+def _cells(
+    samples: pd.DataFrame,
+) -> Iterator[tuple[tuple[Hashable, Hashable, Hashable], pd.DataFrame]]:
     for key, cell in samples.groupby(["model", "direction", "dose"], sort=False):
         assert isinstance(key, tuple)
         yield (key[0], key[1], key[2]), cell

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -15,8 +15,9 @@ from analysis.errors import InputError
 from analysis.spectra.spectrum import fix_signs
 from analysis.spectra.subspace import unit_rows
 from analysis.statistics.intervals import Interval, auc
+from analysis.statistics.resampling import Labels
 
-FloatArray = NDArray[np.floating[Any]]
+FloatArray = NDArray[np.floating]
 Float64Array = NDArray[np.float64]
 
 _BLOCK = 8192  # activations cast to float64 at a time
@@ -26,7 +27,7 @@ _BLOCK = 8192  # activations cast to float64 at a time
 class Example:
     """One prompt: its score, and the projections (n_tokens,) of its tokens in order."""
 
-    prompt_id: Any
+    prompt_id: str | int
     score: float
     token_values: Float64Array
 
@@ -99,7 +100,7 @@ def standardise(projections: FloatArray, reference: FloatArray) -> Float64Array:
 
 def strongest(
     projections: FloatArray,
-    prompt_ids: Sequence[Any] | NDArray[Any],
+    prompt_ids: Labels,
     *,
     how: Literal["max", "mean"],
     n: int,
@@ -182,8 +183,8 @@ def umap_map(
 
 
 def group_separation(
-    values: FloatArray, groups: Sequence[Any] | NDArray[Any], *, confidence: float = 0.95
-) -> dict[Any, Interval]:
+    values: FloatArray, groups: Labels, *, confidence: float = 0.95
+) -> dict[Hashable, Interval]:
     """AUC of each group against all others, in order of first appearance.
 
     0.5 is no separation; below 0.5 the group lies at the low end.  Values without a group

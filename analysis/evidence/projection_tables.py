@@ -9,9 +9,9 @@ answers.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,7 @@ from analysis.evidence.projection import (
 )
 from analysis.statistics.intervals import Interval, auc, bootstrap_mean
 from analysis.store.recording import Recording
+from analysis.values import TableRow
 
 Float64Array = NDArray[np.float64]
 At = Literal["decision", "answer"]
@@ -283,7 +284,7 @@ def _example(
     )
 
 
-def _answer_text(probe: Mapping[Hashable, Any]) -> str:
+def _answer_text(probe: TableRow) -> str:
     tokens, marks = np.asarray(probe["tokens"]), np.asarray(probe["answer"])
     return " ".join(str(token) for token, mark in zip(tokens, marks, strict=True) if mark)
 

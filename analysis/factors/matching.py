@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,7 @@ from analysis.errors import InputError
 from analysis.spectra.subspace import match, principal_angles, unit_rows
 from analysis.store.factor_table import FactorTable
 
-FloatArray = NDArray[np.floating[Any]]
+FloatArray = NDArray[np.floating]
 Float64Array = NDArray[np.float64]
 
 MATCH_COLUMNS = (

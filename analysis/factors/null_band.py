@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import scipy.linalg
@@ -26,7 +26,7 @@ from analysis.factors.residual import (
 from analysis.spectra.spectrum import update_singular_values
 
 Float64Array = NDArray[np.float64]
-Columns = NDArray[np.floating[Any]]
+Columns = NDArray[np.floating]
 Precision = type[np.float32] | type[np.float64]
 
 _AXES = 64  # random directions per draw

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import scipy.linalg
@@ -18,7 +18,7 @@ from analysis.errors import InputError
 from analysis.spectra.spectrum import fix_signs, triangle
 from analysis.spectra.subspace import orthonormal, unit_rows
 
-FloatArray = NDArray[np.floating[Any]]
+FloatArray = NDArray[np.floating]
 Float64Array = NDArray[np.float64]
 ResidualSide = Literal["write", "read"]
 
@@ -27,7 +27,7 @@ ResidualSide = Literal["write", "read"]
 _DENSE_LIMIT = 1536
 
 
-def is_large(columns: NDArray[Any], k: int) -> bool:
+def is_large(columns: FloatArray, k: int) -> bool:
     """Whether Lanczos is faster than a full SVD for the leading k factors of these columns."""
     small = min(columns.shape)
     return bool(small > _DENSE_LIMIT and k <= small // 8)
@@ -214,7 +214,7 @@ def _leading(columns: Float64Array, k: int) -> tuple[Float64Array, Float64Array]
 
 
 def leading_squares(
-    columns: NDArray[Any], k: int, *, tolerance: float = 0.0
+    columns: FloatArray, k: int, *, tolerance: float = 0.0
 ) -> tuple[Float64Array, Float64Array]:
     """Leading k eigenvalues, ascending, and eigenvectors of the smaller Gram matrix, by Lanczos.
 

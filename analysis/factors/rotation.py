@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -32,9 +31,9 @@ class Rotation:
 
 
 def rotated(
-    directions: NDArray[np.floating[Any]],
-    moments: NDArray[np.floating[Any]],
-    wholes: NDArray[np.floating[Any]],
+    directions: NDArray[np.floating],
+    moments: NDArray[np.floating],
+    wholes: NDArray[np.floating],
 ) -> Rotation:
     """Rotate orthonormal directions so that their first-order effects no longer mix.
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pandas.api.typing import NAType
 
 from analysis.factors.set_back import SetBack, bounds
 from analysis.text import percent_text
+from analysis.values import TableRow
 
 MIN_EFFECT = 0.05
 """Off-task effect (`SetBack.effects`) below which a factor counts as having none.
@@ -43,7 +44,7 @@ def with_effects(table: pd.DataFrame, found: Effects) -> pd.DataFrame:
     ends = bounds(found.off)
     chance = float(np.max(found.random.effects, initial=0.0))
     floor = max(chance, MIN_EFFECT)
-    columns: dict[str, NDArray[Any]] = {
+    columns: dict[str, NDArray[np.float64]] = {
         "off_task": found.off.shares,
         "off_low": ends.share_low,
         "off_high": ends.share_high,
@@ -55,7 +56,7 @@ def with_effects(table: pd.DataFrame, found: Effects) -> pd.DataFrame:
     }
     rows = list(found.rows)
     full = {name: _spread(values, rows, len(table)) for name, values in columns.items()}
-    above: list[Any] = [pd.NA] * len(table)
+    above: list[bool | NAType] = [pd.NA] * len(table)
     for row, low in zip(rows, ends.effect_low, strict=True):
         above[row] = bool(low > floor)
     energy = table["significant_energy"].to_numpy(bool)
@@ -72,7 +73,7 @@ def explained(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(explanation=pd.Series(sentences, index=table.index, dtype=object))
 
 
-def explanation(row: dict[Any, Any]) -> str:
+def explanation(row: TableRow) -> str:
     """A row of the table in words.
 
     For example "Setting e1 back undoes 41 % [35, 47] of the change on unrelated prompts and 6 %
@@ -93,7 +94,7 @@ def explanation(row: dict[Any, Any]) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def _effect_words(row: dict[Any, Any]) -> str:
+def _effect_words(row: TableRow) -> str:
     interval = ""
     if _known(row["off_low"]):
         interval = f" [{100 * row['off_low']:.0f}, {100 * row['off_high']:.0f}]"
@@ -108,11 +109,11 @@ def _stable(value: float) -> str:
     return f"{word} ({value:.2f})".replace("(0.", "(.")
 
 
-def _known(value: Any) -> bool:
+def _known(value: float | None) -> bool:
     return bool(pd.notna(value))
 
 
-def _spread(values: NDArray[Any], rows: Sequence[int], n: int) -> NDArray[np.float64]:
+def _spread(values: NDArray[np.float64], rows: Sequence[int], n: int) -> NDArray[np.float64]:
     full = np.full(n, np.nan)
     full[list(rows)] = values
     return full

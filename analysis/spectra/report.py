@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import median
-from typing import Any
+from typing import TypedDict
 
 from analysis.adapters.architectures import Side
 from analysis.adapters.load import Adapter
@@ -19,7 +19,36 @@ _SHOWN = 3  # names shown of a long list
 _FEW = 16  # up to this many modules are listed one by one without --each
 
 
-def adapter_report(adapter: Adapter) -> dict[str, Any]:
+class Beside(TypedDict):
+    """What was saved next to the LoRA weights, of one kind."""
+
+    meaning: str
+    tensors: list[str]
+    parameters: int
+
+
+class AdapterReport(TypedDict):
+    """Everything an adapter folder holds; see `adapter_report`."""
+
+    path: str
+    base_model: str | None
+    base_revision: str | None
+    peft_version: str | None
+    modules: int
+    parameters: int
+    dtype: str
+    ranks: dict[str, int]
+    scalings: dict[str, int]
+    layers: list[int]
+    sides: dict[str, int]
+    other: list[str]
+    beside: dict[str, Beside]
+    unused: list[str]
+    other_adapters: list[str]
+    low_rank_part: bool
+
+
+def adapter_report(adapter: Adapter) -> AdapterReport:
     """Everything an adapter folder holds, as JSON values.
 
     `ranks`, `scalings` and `sides` count modules; `other` names the modules for which it is
@@ -60,7 +89,7 @@ def report_lines(adapter: Adapter) -> list[str]:
     return aligned(report_rows(adapter_report(adapter)))
 
 
-def report_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+def report_rows(report: AdapterReport) -> list[tuple[str, str]]:
     """The result of `adapter_report` as pairs of a label and a line, the most important first."""
     base = report["base_model"] or "not named"
     revision = f", revision {report['base_revision']}" if report["base_revision"] else ""
@@ -84,10 +113,12 @@ def report_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]  # fmt: skip
     if report["low_rank_part"]:
         rows.append(("not ΔW", "a DoRA adapter: only its low-rank part, scaling · B A, is shown"))
-    for key, label in (("other", "side unknown"), ("unused", "not used"),
-                       ("other_adapters", "also present")):  # fmt: skip
-        if report[key]:
-            rows.append((label, _names(report[key])))
+    lists = {
+        "side unknown": report["other"],
+        "not used": report["unused"],
+        "also present": report["other_adapters"],
+    }
+    rows += [(label, _names(names)) for label, names in lists.items() if names]
     return [(label, printable(text)) for label, text in rows]
 
 
@@ -193,5 +224,5 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(name.removeprefix(PREFIX) for name in names[:_SHOWN]) + more
 
 
-def _text(value: Any) -> str | None:
+def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from analysis.adapters.architectures import Side
 from analysis.adapters.load import Adapter, LoraModule
 
-FloatArray = NDArray[np.floating[Any]]
+FloatArray = NDArray[np.floating]
 Float64Array = NDArray[np.float64]
 
 # A Gram matrix squares the condition number: a singular value t times the largest has

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from analysis.errors import InputError
 
-FloatArray = NDArray[np.floating[Any]]
+FloatArray = NDArray[np.floating]
 Float64Array = NDArray[np.float64]
 
 # Directions (of unit length) count as dependent if the diagonal of R falls below this.

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from analysis.errors import InputError
 
 Float64Array = NDArray[np.float64]
-Labels = Sequence[Any] | NDArray[Any]
+Labels = Sequence[Hashable] | NDArray[np.generic]
 
 _CHUNK = 1 << 22  # resampled counts held in memory at a time
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any
 
 from sqlalchemy import JSON, DateTime, Engine, String, Text, create_engine, event
 from sqlalchemy.engine import Dialect
@@ -121,6 +121,6 @@ class Database:
         return sessionmaker(self.engine, expire_on_commit=False)
 
 
-def _configure_sqlite(connection: Any, _record: Any) -> None:
+def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     for pragma in ("journal_mode=WAL", "busy_timeout=10000", "synchronous=NORMAL"):
         connection.execute(f"PRAGMA {pragma}").close()

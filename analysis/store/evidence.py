@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from analysis.errors import SchemaError
 from analysis.store.labels import direction_sha256
 from analysis.store.records import EvidenceKind, EvidenceManifest, read_manifest
+from analysis.values import Json
 
 _BOUNDS = ("value", "low", "high", "n")
 
@@ -97,7 +97,7 @@ def directions_sha256(directions: NDArray[np.floating]) -> str:
     return direction_sha256(np.asarray(directions, np.float32).ravel())
 
 
-def summary(evidence: Evidence, *, tables: tuple[str, ...]) -> dict[str, Any]:
+def summary(evidence: Evidence, *, tables: tuple[str, ...]) -> Json:
     """What `--json` prints: id, sentence and settings of the evidence, and the chosen tables."""
     manifest = evidence.manifest
     return {

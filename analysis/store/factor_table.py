@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,8 +16,9 @@ from analysis.errors import InputError, NotFoundError, SchemaError
 from analysis.store.labels import direction_sha256
 from analysis.store.records import FactorsManifest, read_manifest
 from analysis.store.workspace import Workspace
+from analysis.values import TableRow
 
-COLUMNS: dict[str, Any] = {
+COLUMNS: TableRow = {
     # Identity and origin.  "w2": second factor of the write side; "w2.L1": the same from writing
     # modules up to layer 1; "e1": first rotated factor; "a1.L1": first axis of layer 1's shifts.
     "id": "",

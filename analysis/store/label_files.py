@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
@@ -67,7 +66,7 @@ def import_csv(workspace: Workspace, content: bytes) -> int:
     """
     entries = [_entry(workspace, row, line) for line, row in enumerate(_rows(content), start=2)]
     for entry in entries:
-        about: dict[str, Any] = {
+        about: dict[str, str] = {
             "factor": entry.factor,
             "annotator": entry.annotator,
             "direction": entry.direction,
@@ -152,6 +151,6 @@ def _guarded(text: str) -> str:
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
-def _unguarded(text: Any) -> str:
+def _unguarded(text: object) -> str:
     value = str(text)
     return value[1:] if value.startswith("'") and value[1:].startswith(_FORMULA) else value

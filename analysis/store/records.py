@@ -9,7 +9,7 @@ import math
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -22,6 +22,7 @@ from pydantic import (
 
 from analysis import __version__
 from analysis.errors import InputError, SchemaError
+from analysis.values import Json
 
 SCHEMA_VERSION = 1
 
@@ -192,8 +193,8 @@ class RunManifest(Manifest):
     method: str
     root: str
     base_model: str
-    config: dict[str, Any]
-    protection: dict[str, Any] | None = None
+    config: Json
+    protection: Json | None = None
     factors: list[str] = Field(default_factory=list)
     strength: float | None = None
     intervention: Literal["ablate", "steer"] | None = None
@@ -208,7 +209,7 @@ class MeasuredManifest(Manifest):
     `model` has those settings of `grasp.settings.model.ModelSettings` that were not defaults.
     """
 
-    model: dict[str, Any] = Field(default_factory=dict)
+    model: Json = Field(default_factory=dict)
 
 
 class FactorsManifest(MeasuredManifest):
@@ -217,7 +218,7 @@ class FactorsManifest(MeasuredManifest):
     kind: Literal["factors"] = "factors"
     run: str
     base_model: str | None
-    config: dict[str, Any]
+    config: Json
 
 
 class RecordingManifest(MeasuredManifest):
@@ -240,8 +241,8 @@ class EvaluationManifest(MeasuredManifest):
     run: str | None
     base_model: str
     prompts: str
-    sampling: dict[str, Any] | None = None
-    judge: dict[str, Any] | None = None
+    sampling: Json | None = None
+    judge: Json | None = None
 
     def same_prompts(self, other: EvaluationManifest) -> bool:
         """Whether both asked the same prompts in the same way, as far as is recorded."""
@@ -264,7 +265,7 @@ class EvidenceManifest(MeasuredManifest):
     run: str
     factor: str
     base_model: str
-    config: dict[str, Any]
+    config: Json
     sentence: str
 
 
@@ -338,7 +339,7 @@ def read_jsonl(path: Path, kind: type[RecordT]) -> list[RecordT]:
     return records
 
 
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_jsonl(path: Path, rows: list[Json]) -> None:
     """Write one JSON object per line."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 

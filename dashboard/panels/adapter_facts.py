@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import streamlit as st
 
 from analysis.adapters.choices import uses_dora
-from analysis.spectra.report import report_rows
+from analysis.spectra.report import AdapterReport, report_rows
 from dashboard.state.selection import Key
 from dashboard.style import notices
 from dashboard.style.markup import escape, html_table
@@ -20,7 +19,7 @@ LOW_RANK = (
 )
 
 
-def summarise_report(report: Mapping[str, Any]) -> str:
+def summarise_report(report: AdapterReport) -> str:
     """One line: modules, ranks, parameters, dtype, and what else was saved or left unused."""
     rows = dict(report_rows(report))
     parts = [rows["updates"], f"rank {rows['rank']}"]
@@ -31,7 +30,7 @@ def summarise_report(report: Mapping[str, Any]) -> str:
     return " · ".join(parts)
 
 
-def report_table(report: Mapping[str, Any], *, source: Mapping[str, str]) -> str:
+def report_table(report: AdapterReport, *, source: Mapping[str, str]) -> str:
     """The whole report as an HTML table, with the commit on the Hub that it came from."""
     rows = report_rows(report)
     if source:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import streamlit as st
 
@@ -13,6 +13,7 @@ from analysis.adapters.checkpoints import checkpoints
 from analysis.adapters.choices import Choices, adapter_choices
 from analysis.adapters.place import step_of
 from analysis.errors import GraspError, InputError
+from analysis.spectra.report import AdapterReport
 from analysis.store.layout import run_of
 from analysis.store.workspace import Workspace, is_id
 from dashboard.panels import adapter_facts, job_panel
@@ -30,15 +31,23 @@ LOOKED = "adapter-looked-at"
 ADDED = "adapter-job"
 
 
+class _Options(TypedDict, total=False):
+    """How an adapter was looked at, which its import has to do too."""
+
+    name: str | None
+    checkpoints: bool
+    low_rank_part: bool
+
+
 @dataclass(frozen=True)
 class _Seen:
     """An adapter that can be added: its report, its origin, and the options of its import."""
 
     word: str
-    report: Mapping[str, Any]
+    report: AdapterReport
     source: Mapping[str, str]
     called: str
-    options: Mapping[str, Any]
+    options: _Options
 
 
 def show(workspace: Workspace) -> None:
@@ -85,7 +94,7 @@ def _look_at_folder(word: str) -> _Seen | None:
         return None
     report = adapter_cache.load_report(opened, name=name or None, low_rank_part=low_rank)
     called = name or ((run_of(folder) or folder).name)
-    options = {"name": name, "checkpoints": steps, "low_rank_part": low_rank}
+    options: _Options = {"name": name, "checkpoints": steps, "low_rank_part": low_rank}
     return _Seen(word, report, {}, called, options)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import streamlit as st
@@ -19,7 +19,7 @@ from analysis.adapters.load import load_adapter, read_adapter
 from analysis.adapters.place import Place, find_adapter
 from analysis.errors import InputError
 from analysis.spectra.module_table import module_table
-from analysis.spectra.report import adapter_report
+from analysis.spectra.report import AdapterReport, adapter_report
 from analysis.spectra.spectrum import ModuleSpectrum, module_spectra
 from dashboard.state.caches import Stamp, stamp
 from grasp.hub.repository import HubName, Pinned, hub_name
@@ -33,14 +33,14 @@ _BLOCK = 1 << 20
 
 def load_report(
     adapter: Path, *, name: str | None = None, low_rank_part: bool = False
-) -> dict[str, Any]:
+) -> AdapterReport:
     """The loader's report on a folder, as in `analysis.spectra.report`; reads headers only."""
     place = find_adapter(adapter, name)
     return _report(str(place.folder), stamp(place.folder), place.name, low_rank_part)
 
 
 @st.cache_data(max_entries=256, show_spinner=False)
-def _report(folder: str, files: Stamp, name: str | None, low_rank_part: bool) -> dict[str, Any]:
+def _report(folder: str, files: Stamp, name: str | None, low_rank_part: bool) -> AdapterReport:
     place = Place(Path(folder), name)
     return adapter_report(read_adapter(place, low_rank_part=low_rank_part))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -11,6 +10,7 @@ import streamlit as st
 from analysis.adapters.choices import uses_dora
 from analysis.comparison.settings import settings_table
 from analysis.errors import GraspError
+from analysis.spectra.report import AdapterReport
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
 from dashboard.figures.lineage import lineage
@@ -87,7 +87,7 @@ def _adapter_in_short(workspace: Workspace, run: RunManifest) -> None:
         notices.show_problem(f"The adapter of {run.id} cannot be read.", str(error))
 
 
-def _report(adapter: Path) -> dict[str, Any]:
+def _report(adapter: Path) -> AdapterReport:
     return adapter_cache.load_report(adapter, low_rank_part=uses_dora(adapter))
 
 

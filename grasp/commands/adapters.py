@@ -24,6 +24,7 @@ from analysis.store.records import RunManifest, sha256
 from analysis.store.workspace import Workspace
 from analysis.tables import aligned
 from analysis.text import interval_text, small_text
+from analysis.values import Json
 from grasp.commands.calling import Result
 from grasp.commands.resolve import (
     AdapterPlace,
@@ -50,7 +51,7 @@ def spectrum(args: argparse.Namespace) -> Result:
     steps, adapters, spectra = zip(*found, strict=True)
     lines = [*report_lines(adapters[-1]), ""]
     if args.checkpoints:
-        data: dict[str, Any] = {
+        data: Json = {
             "checkpoints": [
                 {"step": step, "path": str(adapter.path), "modules": _rows(each)}
                 for step, adapter, each in found
@@ -67,7 +68,7 @@ def spectrum(args: argparse.Namespace) -> Result:
     return Result(data | source, "\n".join(lines))
 
 
-def _rows(spectra: Sequence[ModuleSpectrum]) -> list[dict[str, Any]]:
+def _rows(spectra: Sequence[ModuleSpectrum]) -> list[Json]:
     return [
         {
             **asdict(spectrum),
@@ -129,7 +130,7 @@ def _copy_checkpoints(opened: Opened, target: Path) -> int:
     return steps
 
 
-def _imported_settings(adapter: Adapter) -> dict[str, Any]:
+def _imported_settings(adapter: Adapter) -> Json:
     """What an adapter records of its own fine-tune, in the form of a run's settings."""
     lora = {"r": adapter.config.get("r"), "lora_alpha": adapter.config["lora_alpha"]}
     revision = adapter.base_revision

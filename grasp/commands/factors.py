@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from analysis.errors import InputError
 from analysis.store.workspace import Workspace, writing_folder
 from analysis.tables import aligned
 from analysis.text import number_text
+from analysis.values import Json
 from grasp.commands.calling import Result
 from grasp.commands.resolve import adapter_place, open_adapter, unmade_workspace
 from grasp.jobs.progress import Progress, TerminalProgress
@@ -116,7 +117,7 @@ def _tokens(args: argparse.Namespace, workspace: Workspace, run: Path | None) ->
     return run_tokens(workspace, run) if run else None
 
 
-def _matched(args: argparse.Namespace, workspace: Workspace, found: FactorTable) -> dict[str, Any]:
+def _matched(args: argparse.Namespace, workspace: Workspace, found: FactorTable) -> Json:
     """Matches with the factors of another run: its saved ones, else those of its weights."""
     from analysis.factors.matching import match_factors, span_angles
     from analysis.store.factor_table import read_factors
@@ -135,7 +136,7 @@ def _matched(args: argparse.Namespace, workspace: Workspace, found: FactorTable)
     }
 
 
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+def _records(table: pd.DataFrame) -> list[Json]:
     """Rows made fit for JSON; unknown values are None or NaN, which later becomes null."""
     import pandas as pd
 
@@ -156,7 +157,7 @@ _COLUMNS = {
 }
 
 
-def _factor_lines(rows: list[dict[str, Any]]) -> str:
+def _factor_lines(rows: list[Json]) -> str:
     cells = [("factor", "", *_COLUMNS.values(), "promoted")]
     for row in rows:
         numbers = (number_text(row[key], unknown="–") for key in _COLUMNS)
@@ -167,7 +168,7 @@ def _factor_lines(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, *(row["explanation"] for row in rows[:1])])
 
 
-def _match_lines(matched: dict[str, Any]) -> list[str]:
+def _match_lines(matched: Json) -> list[str]:
     if not matched:
         return []
     cells = [("factor", matched["matched_with"], "cosine", "", "null 95 %", "span", "null 95 %")]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from analysis.errors import InputError
 from analysis.factors.routes import LayerDirections
 
-FloatArray = NDArray[np.floating[Any]]
+FloatArray = NDArray[np.floating]
 
 
 @dataclass(frozen=True)

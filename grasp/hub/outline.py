@@ -11,13 +11,12 @@ import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from analysis.adapters.choices import is_dora
 from analysis.adapters.files import CONFIG, INDEX, WEIGHTS, read_json
 from analysis.adapters.load import load_adapter
 from analysis.errors import AdapterError, NotFoundError
-from analysis.spectra.report import adapter_report
+from analysis.spectra.report import AdapterReport, adapter_report
 from grasp.hub.repository import (
     HubName,
     Pinned,
@@ -43,7 +42,7 @@ class Outline:
     `report` is None for a DoRA unless its low-rank part was asked for.
     """
 
-    report: dict[str, Any] | None
+    report: AdapterReport | None
     source: dict[str, str]
     dora: bool
 

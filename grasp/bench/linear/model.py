@@ -15,7 +15,6 @@ abstract; docs/method/identifiability.md reports the results.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +23,7 @@ from analysis.errors import InputError
 from analysis.spectra.spectrum import fix_signs
 from analysis.spectra.subspace import random_subspace
 
-FloatArray = NDArray[np.floating[Any]]
+FloatArray = NDArray[np.floating]
 Float64Array = NDArray[np.float64]
 
 

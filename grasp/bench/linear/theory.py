@@ -9,7 +9,7 @@ basis of their span: t, and s without its part along t.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from analysis.errors import InputError
 from grasp.bench.linear.model import LinearWorld
 
-FloatArray = NDArray[np.floating[Any]]
+FloatArray = NDArray[np.floating]
 Float64Array = NDArray[np.float64]
 Route = Literal["weights", "on-task", "off-task"]
 
