@@ -393,7 +393,9 @@ def test_the_fits_and_theory_refuse_what_has_no_solution(sample: lm.Sample) -> N
         lm.least_squares(sample.inputs[:10], sample.changes[:10])
     with pytest.raises(InputError, match="Got 300 inputs for 299 changes; expected one each"):
         lm.least_squares(sample.inputs, sample.changes[1:])
-    with pytest.raises(InputError, match=r"Got rank 21 for an update \(20, 30\); expected 1 to 20"):
+    with pytest.raises(
+        InputError, match=r"Got rank 21 for an update of shape \(20, 30\); expected 1 to 20"
+    ):
         lm.low_rank(sample.inputs, sample.changes, r=21)
     with pytest.raises(InputError, match=r"Got θ² = -1\.0, c = 0\.5"):
         theory.spiked(-1.0, 0.5)
