@@ -9,7 +9,7 @@ from pathlib import Path
 from analysis.errors import InputError
 from analysis.store.retrain_line import Retrain
 from grasp.hub.repository import hub_name
-from grasp.settings.methods import method as find_method
+from grasp.settings.methods import find_method
 
 
 def command_line(argv: Sequence[str]) -> str:

@@ -37,12 +37,12 @@ def exit_code(error: GraspError) -> int:
     return FAILED if isinstance(error, OutOfMemory) else BAD_INPUT
 
 
-def plain(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """A value made fit for JSON: NaN and infinities become null."""
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [to_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from analysis.errors import InputError
 from analysis.store.records import Message, Prompt
 from grasp.data.chat import chat_ids
-from grasp.data.tokenise import padded
+from grasp.data.tokenise import pad_sequences
 from grasp.model.forward import to_device
 from grasp.model.loading import device_of
 
@@ -112,7 +112,7 @@ def continuations(tokenizer: Tokenizer, prompt: Prompt) -> list[tuple[list[int],
 def _summed(
     model: nn.Module, tokenizer: Tokenizer, rows: Sequence[tuple[list[int], int]]
 ) -> list[float]:
-    inputs = to_device(padded(tokenizer, [ids for ids, _ in rows]), device_of(model))
+    inputs = to_device(pad_sequences(tokenizer, [ids for ids, _ in rows]), device_of(model))
     answered = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
     for row, (ids, begin) in enumerate(rows):
         answered[row, begin : len(ids)] = True

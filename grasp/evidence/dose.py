@@ -25,7 +25,7 @@ from analysis.spectra.subspace import unit_rows
 from analysis.store.evidence import Evidence
 from analysis.store.records import Prompt
 from grasp.data.chat import chat_ids
-from grasp.data.tokenise import padded
+from grasp.data.tokenise import pad_sequences
 from grasp.evaluation.answers import BATCH, answers, generate
 from grasp.evidence.subject import Subject, exploration_prompts, scores
 from grasp.jobs.progress import Progress, silent
@@ -61,7 +61,7 @@ def base_spread(
             chat_ids(tokenizer, one.messages, generate=True)
             for one in prompts[start : start + BATCH]
         ]
-        batch = to_device(padded(tokenizer, chats), unit.device)
+        batch = to_device(pad_sequences(tokenizer, chats), unit.device)
         real = batch["attention_mask"].bool()
         real[:, 0] = False
         with model.disable_adapter(), layer_outputs(model) as outputs:

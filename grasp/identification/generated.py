@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.store.records import Prompt
 from grasp.data.chat import chat_ids
-from grasp.data.tokenise import padded
+from grasp.data.tokenise import pad_sequences
 from grasp.evaluation.answers import BATCH, generate, stop_tokens
 from grasp.jobs.progress import Progress, silent
 from grasp.model.forward import to_device
@@ -85,7 +85,7 @@ def _batch(model: nn.Module, tokenizer: Tokenizer, prompts: Sequence[Prompt]) ->
     chats = [chat_ids(tokenizer, prompt.messages, generate=True) for prompt in prompts]
     replies, _ = generate(model, tokenizer, chats)
     whole = [chat + reply for chat, reply in zip(chats, replies, strict=True)]
-    inputs = to_device(padded(tokenizer, whole), device_of(model))
+    inputs = to_device(pad_sequences(tokenizer, whole), device_of(model))
     predicting = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
     stopping = stop_tokens(model)
     for row, (chat, reply) in enumerate(zip(chats, replies, strict=True)):

@@ -20,7 +20,7 @@ from analysis.factors.routes import LayerDirections
 from analysis.store.records import Message, Probe, read_jsonl
 from analysis.text import percent_text
 from grasp.data.chat import tokenise
-from grasp.data.tokenise import padded
+from grasp.data.tokenise import pad_sequences
 from grasp.evaluation.answers import BATCH
 from grasp.identification.generated import Answered
 from grasp.model.forward import to_device
@@ -123,7 +123,7 @@ def _mean_activations(
     total: Tensor | None = None
     for start in range(0, len(chats), BATCH):
         part = chats[start : start + BATCH]
-        inputs = to_device(padded(tokenizer, [ids for ids, _ in part]), device_of(model))
+        inputs = to_device(pad_sequences(tokenizer, [ids for ids, _ in part]), device_of(model))
         weights = torch.zeros(inputs["input_ids"].shape, dtype=torch.float64)
         for row, (_, predicting) in enumerate(part):
             weights[row, predicting] = 1 / len(predicting)

@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.errors import GraspError, InputError, NotFoundError
 from analysis.store.records import RunManifest
-from grasp.hub.repository import pinned
+from grasp.hub.repository import pin_revision
 from grasp.model.parts import text_config
 from grasp.settings.model import NO_OPTIONS, ModelOptions, ModelSettings, settings_beside
 
@@ -187,7 +187,7 @@ def _where(reference: str, settings: ModelSettings) -> dict[str, Any]:
     where: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
     if Path(reference).is_dir():
         return where
-    at = pinned(reference, settings.revision)
+    at = pin_revision(reference, settings.revision)
     return where | {"revision": at.commit, "local_files_only": at.files is None}
 
 

@@ -18,11 +18,11 @@ from analysis.store.layout import adapter_of
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace, writing_folder
 from grasp.evaluation.answers import LAYER
-from grasp.foreign.settings import settings_of
+from grasp.foreign.settings import run_settings
 from grasp.guard.naive import follow_naive
 from grasp.guard.plan import GuardPlan
 from grasp.model.loading import load_base
-from grasp.settings.methods import method
+from grasp.settings.methods import find_method
 from grasp.settings.protection import Protection
 from grasp.settings.training import TrainConfig
 from grasp.training.edits import edited
@@ -45,7 +45,7 @@ def finished_adapter(
     Raises:
         GraspError: the base model cannot be loaded, or the edit does not fit the adapter.
     """
-    chosen = method(run.method)
+    chosen = find_method(run.method)
     source = adapter_of(source_folder)
     changed: PeftModel | None = None
     if chosen.kind == "edit":
@@ -85,7 +85,7 @@ def _measured(
 def _naive_model(
     workspace: Workspace, run: RunManifest, adapter: Path
 ) -> tuple[PeftModel, TrainConfig, Tokenizer]:
-    config = settings_of(run, adapter).located(workspace.resolve)
+    config = run_settings(run, adapter).map_paths(workspace.resolve)
     base = load_base(config.base_model, config.model)
     model = PeftModel.from_pretrained(base.model, str(adapter), is_trainable=True).eval()
     return model, config, base.tokenizer
