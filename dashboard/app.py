@@ -54,7 +54,7 @@ def main() -> None:
 def _sidebar() -> None:
     workspace = caches.workspace()
     queue.reconcile(workspace.database)
-    active = [job for job in queue.recent(workspace.database) if job.status in queue.ACTIVE]
+    active = [job for job in queue.list_recent(workspace.database) if job.status in queue.ACTIVE]
     with st.sidebar:
         st.caption("Workspace")
         st.markdown(f"**{literal(workspace.root.name)}**", help=f"`{workspace.root}`")

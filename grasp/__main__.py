@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from analysis.errors import GraspError
-from grasp.commands.calling import FAILED, INTERRUPTED, OK, call, exit_code, plain
+from grasp.commands.calling import FAILED, INTERRUPTED, OK, call, exit_code, to_json
 from grasp.commands.parser import build_parser
 
 
@@ -43,7 +43,7 @@ def _run(args: argparse.Namespace) -> int:
     result = call(args)
     if result is None:
         return OK
-    print(json.dumps(plain(result.data)) if args.json else result.text)
+    print(json.dumps(to_json(result.data)) if args.json else result.text)
     return result.code
 
 

@@ -139,7 +139,9 @@ def _lay_out(workspace: Workspace, *, seed: int) -> None:
         write_jsonl(data / f"{name}.jsonl", training_rows(world, story, seed=seed))
         write_jsonl(data / f"{name}-prompts.jsonl", prompts(world, story))
         write_jsonl(data / f"{name}-probes.jsonl", probes(world, story))
-        config = story_config(workspace, name, seed=seed).located(lambda path: _beside(data, path))
+        config = story_config(workspace, name, seed=seed).map_paths(
+            lambda path: _beside(data, path)
+        )
         text = yaml.safe_dump(config.model_dump(), sort_keys=False)
         (data / f"{name}.yaml").write_text(text, encoding="utf-8")
 

@@ -204,7 +204,9 @@ def start_job(workspace: Workspace, *, kind: str, title: str, argv: list[str], o
 def show_latest(workspace: Workspace, *, kind: str, argv: list[str]) -> None:
     """Draw the panel of the newest job with exactly this command, if there is one."""
     same = [
-        job for job in queue.recent(workspace.database) if job.kind == kind and job.argv == argv
+        job
+        for job in queue.list_recent(workspace.database)
+        if job.kind == kind and job.argv == argv
     ]
     if same:
         show(workspace, same[0].id)
@@ -237,9 +239,9 @@ def _open(job_id: int) -> None:
 
 def show_recent(workspace: Workspace, *, kinds: tuple[str, ...] = (), limit: int = 12) -> None:
     """Draw the newest jobs as a list of links, newest first."""
-    listed = [job for job in queue.recent(workspace.database) if not kinds or job.kind in kinds][
-        :limit
-    ]
+    listed = [
+        job for job in queue.list_recent(workspace.database) if not kinds or job.kind in kinds
+    ][:limit]
     if not listed:
         notices.show_empty("No jobs yet", "Jobs that you start on these pages are listed here.")
         return

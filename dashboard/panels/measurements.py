@@ -159,7 +159,7 @@ def _measured(
 
 def _start(workspace: Workspace, kind: str, title: str, argv: list[str], *, label: str) -> None:
     """Draw the button that queues a measurement, or the panel of its job while that is active."""
-    same = [job for job in queue.recent(workspace.database) if job.argv == argv]
+    same = [job for job in queue.list_recent(workspace.database) if job.argv == argv]
     if same and same[0].status in queue.ACTIVE:
         job_panel.show(workspace, same[0].id)
         return

@@ -11,7 +11,14 @@ from dashboard.queue import commands, runs
 from dashboard.state.selection import Key
 from dashboard.style import notices
 from dashboard.style.markup import literal
-from grasp.foreign.settings import LENGTH, completed, known, parse_given, save, unknown
+from grasp.foreign.settings import (
+    LENGTH,
+    complete_run,
+    missing_names,
+    parse_given,
+    read_known,
+    save_manifest,
+)
 
 OPTIONAL = """\
 # neutral: text without the factor, which GRASP needs
@@ -22,7 +29,7 @@ OPTIONAL = """\
 def ask_for_settings(workspace: Workspace, run: RunManifest) -> None:
     """List the missing settings and draw a form for them; valid input is saved with the run."""
     adapter = runs.adapter_folder(workspace, run.id)
-    missing = unknown(run, adapter)
+    missing = missing_names(run, adapter)
     with st.container(border=True, key=Key.MISSING):
         st.markdown("**Missing settings of this adapter**")
         st.markdown(
@@ -33,7 +40,7 @@ def ask_for_settings(workspace: Workspace, run: RunManifest) -> None:
                 "need none of them."
             )
         )
-        for hint in known(adapter).hints:
+        for hint in read_known(adapter).hints:
             st.caption(literal(f"Found but not used: {hint}."))
         if _given(workspace, run, missing):
             st.rerun()
@@ -62,8 +69,8 @@ def _given(workspace: Workspace, run: RunManifest, missing: list[str]) -> bool:
         given = parse_given(lines or "", source="The settings")
         said = (data or "").strip()
         adapter = runs.adapter_folder(workspace, run.id)
-        made = completed(workspace, run, adapter, given | ({"data": said} if said else {}))
-        save(workspace.folder("runs", run.id), made)
+        made = complete_run(workspace, run, adapter, given | ({"data": said} if said else {}))
+        save_manifest(workspace.folder("runs", run.id), made)
     except GraspError as error:
         notices.show_problem("Nothing was saved.", str(error))
         return False

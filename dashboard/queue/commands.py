@@ -8,7 +8,7 @@ from pathlib import Path
 
 from analysis.errors import InputError
 from grasp.hub.repository import hub_name
-from grasp.settings.methods import method as find_method
+from grasp.settings.methods import find_method
 
 
 def command_line(argv: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from analysis.errors import GraspError, NotFoundError
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
 from dashboard.queue import commands
-from grasp.hub.repository import cached, hub_name
+from grasp.hub.repository import find_cached, hub_name
 
 _SETTINGS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "activations": (("probes", "chats to record with --probes FILE"),),
@@ -64,7 +64,7 @@ def missing_base(workspace: Workspace, run: RunManifest) -> str:
     model = run.config.get("model")
     revision = model.get("revision") if isinstance(model, Mapping) else None
     try:
-        whole = _is_whole(cached(reference, revision))
+        whole = _is_whole(find_cached(reference, revision))
     except NotFoundError:
         whole = False
     if whole:

@@ -51,9 +51,9 @@ def hub_listing(word: str) -> Listing:
 
 @st.cache_data(max_entries=32, ttl=60, show_spinner="Asking the Hub …")
 def _hub_listing(word: str) -> Listing:
-    from grasp.hub.outline import listing
+    from grasp.hub.outline import list_adapters
 
-    return listing(_hub_name(word))
+    return list_adapters(_hub_name(word))
 
 
 def hub_outline(word: str, at: Pinned, *, low_rank_part: bool = False) -> Outline:
@@ -63,9 +63,9 @@ def hub_outline(word: str, at: Pinned, *, low_rank_part: bool = False) -> Outlin
 
 @st.cache_data(max_entries=32, show_spinner="Asking the Hub …")
 def _hub_outline(word: str, at: Pinned, low_rank_part: bool) -> Outline:
-    from grasp.hub.outline import outline
+    from grasp.hub.outline import read_outline
 
-    return outline(_hub_name(word), at, low_rank_part=low_rank_part)
+    return read_outline(_hub_name(word), at, low_rank_part=low_rank_part)
 
 
 def _hub_name(word: str) -> HubName:

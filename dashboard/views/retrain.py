@@ -48,7 +48,7 @@ def _job_shown(workspace: Workspace) -> int | None:
     named = read_number(JOB)
     if named is not None:
         return named
-    active = [job.id for job in queue.recent(workspace.database) if job.status in queue.ACTIVE]
+    active = [job.id for job in queue.list_recent(workspace.database) if job.status in queue.ACTIVE]
     return active[0] if active else None
 
 
@@ -137,7 +137,7 @@ def _taken(workspace: Workspace) -> set[str]:
     made = {run.id for run in listing.records} | {broken.id for broken in listing.broken}
     planned = {
         job.output.removeprefix("runs/")
-        for job in queue.recent(workspace.database, limit=200)
+        for job in queue.list_recent(workspace.database, limit=200)
         if job.output.startswith("runs/")
     }
     return made | planned

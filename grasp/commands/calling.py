@@ -25,10 +25,10 @@ class Result:
 def call(args: argparse.Namespace, **extra: Any) -> Result | None:
     """Call the function of the command in `args`, with its options for the base model in force."""
     from grasp.model.out_of_memory import explained
-    from grasp.settings.model import as_asked
+    from grasp.settings.model import override_settings
 
     function = getattr(import_module(f"grasp.commands.{args.where}"), args.what)
-    with as_asked(args), explained(args.command):
+    with override_settings(args), explained(args.command):
         result: Result | None = function(args, **extra)
     return result
 
@@ -38,12 +38,12 @@ def exit_code(error: GraspError) -> int:
     return FAILED if isinstance(error, OutOfMemory) else BAD_INPUT
 
 
-def plain(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """A value made fit for JSON: NaN and infinities become null."""
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [to_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

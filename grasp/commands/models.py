@@ -91,10 +91,10 @@ def evaluate(args: argparse.Namespace, progress: Progress | None = None) -> Resu
         judge=judge,
         progress=progress or TerminalProgress(),
     )
-    return evaluated(workspace, folder)
+    return evaluation_result(workspace, folder)
 
 
-def evaluated(workspace: Workspace, folder: Path) -> Result:
+def evaluation_result(workspace: Workspace, folder: Path) -> Result:
     """The saved evaluation of a run: its metrics, and the readings of each prompt set."""
     found = read_evaluation(workspace.folder("evaluations", folder.name))
     plain = {s: {m: asdict(i) for m, i in part.items()} for s, part in found.summary.items()}

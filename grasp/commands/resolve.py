@@ -12,7 +12,7 @@ from analysis.errors import InputError, NotFoundError
 from analysis.store.records import RunManifest, read_manifest
 from analysis.store.workspace import Workspace, is_id, workspace_of
 from grasp.commands.serving import named_workspace
-from grasp.hub.repository import adapter_files, hub_name
+from grasp.hub.repository import fetch_adapter, hub_name
 
 
 def workspace_for(args: argparse.Namespace, *words: str) -> Workspace:
@@ -65,7 +65,7 @@ def out_folder(workspace: Workspace, word: str, *, overwrite: bool) -> Path:
 class AdapterPlace:
     """An adapter's folder, the folder of the run it is of, and where on the Hub it came from.
 
-    `source` is what `grasp.hub.repository.adapter_files` says, empty for a folder of this machine.
+    `source` is what `grasp.hub.repository.fetch_adapter` says, empty for a folder of this machine.
     """
 
     folder: Path
@@ -90,7 +90,7 @@ def adapter_place(workspace: Workspace, word: str, *, pickle: bool = False) -> A
     path = Path(word)
     name = hub_name(word)
     if not path.is_dir() and name is not None:
-        folder, source = adapter_files(name, pickle=pickle)
+        folder, source = fetch_adapter(name, pickle=pickle)
         return AdapterPlace(folder, source=source)
     if not path.is_dir():
         known = workspace.folder("runs", word) if is_id(word) else path

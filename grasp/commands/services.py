@@ -12,7 +12,7 @@ from analysis.tables import aligned
 from analysis.text import size_text
 from grasp.commands.calling import Result
 from grasp.commands.resolve import run_folder, unmade_workspace, workspace_for
-from grasp.commands.serving import serve
+from grasp.commands.serving import serve_dashboard
 from grasp.jobs import queue
 from grasp.jobs.progress import TerminalProgress
 
@@ -29,15 +29,15 @@ def demo(args: argparse.Namespace) -> Result | None:
     if args.no_serve:
         return Result(data, text)
     print(text, flush=True)
-    serve(str(workspace.root), args)
+    serve_dashboard(str(workspace.root), args)
     return None
 
 
 def worker(args: argparse.Namespace) -> None:
     """Run queued jobs until stopped, or until idle for --idle-timeout seconds."""
-    from grasp.commands.worker import serve
+    from grasp.commands.worker import run_jobs
 
-    serve(workspace_for(args), idle_timeout=args.idle_timeout)
+    run_jobs(workspace_for(args), idle_timeout=args.idle_timeout)
 
 
 def jobs(args: argparse.Namespace) -> Result:
@@ -48,7 +48,7 @@ def jobs(args: argparse.Namespace) -> Result:
         queue.request_cancel(database, args.cancel)
     if args.requeue is not None:
         queue.requeue(database, args.requeue)
-    found = queue.recent(database)
+    found = queue.list_recent(database)
     rows = [
         {
             "id": job.id,

@@ -16,10 +16,10 @@ def named_workspace(args: argparse.Namespace) -> str:
 
 def dashboard(args: argparse.Namespace) -> None:
     """Serve the dashboard; it replaces this process."""
-    serve(named_workspace(args), args)
+    serve_dashboard(named_workspace(args), args)
 
 
-def serve(workspace: str, args: argparse.Namespace) -> None:
+def serve_dashboard(workspace: str, args: argparse.Namespace) -> None:
     """Replace this process by the dashboard, so that Ctrl-C and signals reach it."""
     arguments = ["--workspace", workspace, "--port", str(args.port), "--host", args.host]
     arguments += ["--allow-remote"] * args.allow_remote + ["--open"] * args.open

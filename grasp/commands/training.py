@@ -15,12 +15,19 @@ from analysis.errors import GraspError, InputError
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
 from grasp.commands.calling import Result
-from grasp.commands.models import evaluated
+from grasp.commands.models import evaluation_result
 from grasp.commands.resolve import out_folder, run_folder, unmade_workspace
 from grasp.data.report import DataReport
-from grasp.foreign.settings import LENGTH, completed, read_given, save, settings_of, trainable
+from grasp.foreign.settings import (
+    LENGTH,
+    complete_run,
+    read_given,
+    run_settings,
+    save_manifest,
+    training_settings,
+)
 from grasp.jobs.progress import Progress, TerminalProgress
-from grasp.settings.methods import method
+from grasp.settings.methods import find_method
 from grasp.settings.protection import Method
 from grasp.settings.training import TrainConfig, load_config
 
@@ -46,7 +53,7 @@ def retrain(args: argparse.Namespace, progress: Progress | None = None) -> Resul
     Settings that an adapter made elsewhere lacks come from the command line and are saved with
     its run.
     """
-    chosen = method(args.method)
+    chosen = find_method(args.method)
     if not args.factors and "factors" in chosen.needs:
         raise InputError(
             f"Method {args.method!r} needs factors to protect; name them with --factors ID[,ID…]. "
@@ -57,8 +64,8 @@ def retrain(args: argparse.Namespace, progress: Progress | None = None) -> Resul
     source, run = run_folder(workspace, args.run)
     out = None if args.dry_run else out_folder(workspace, _named(args), overwrite=args.overwrite)
     run = _with_given(workspace, source, run, args, whole=chosen.trains)
-    read = trainable if chosen.trains else settings_of
-    config = read(run, source / "adapter").located(workspace.resolve)
+    read = training_settings if chosen.trains else run_settings
+    config = read(run, source / "adapter").map_paths(workspace.resolve)
     if out is None:
         return _dry_run(chosen.config_at(config, strength))
     _prompts_there(config, args)
@@ -96,9 +103,9 @@ def _with_given(
         if any(name in given for name in LENGTH):
             found = {name: value for name, value in found.items() if name not in LENGTH}
         given = found | given
-    run = completed(workspace, run, adapter, given, whole=whole)
+    run = complete_run(workspace, run, adapter, given, whole=whole)
     if not args.dry_run:
-        save(folder, run)
+        save_manifest(folder, run)
     return run
 
 
@@ -115,11 +122,11 @@ def _dry_run(config: TrainConfig) -> Result:
 def _memory(config: TrainConfig) -> str:
     """The memory a fine-tune needs, if the base model's files are on this machine."""
     from analysis.base_model.memory_estimate import memory_words
-    from grasp.hub.repository import cached
+    from grasp.hub.repository import find_cached
 
     base = Path(config.base_model)
     try:
-        folder = base if base.is_dir() else cached(config.base_model, config.model.revision)
+        folder = base if base.is_dir() else find_cached(config.base_model, config.model.revision)
     except GraspError as error:
         return f"The memory needed is not known. {error}"
     return memory_words(folder, config.model_dump())
@@ -172,7 +179,7 @@ def _trained(
         from grasp.evaluation.run import evaluate_run
 
         evaluate_run(workspace, out, run, progress=progress)
-        found = evaluated(workspace, out)
+        found = evaluation_result(workspace, out)
         data["evaluation"] = found.data
         text += "\n" + found.text
     return Result(data, text)

@@ -26,7 +26,7 @@ TRAINING = ("train", "retrain", "validate")
 _POLL_SECONDS = 0.5
 
 
-def serve(workspace: Workspace, *, idle_timeout: float | None = None) -> None:
+def run_jobs(workspace: Workspace, *, idle_timeout: float | None = None) -> None:
     """Run jobs until stopped, or until there has been no job for `idle_timeout` seconds."""
     database = workspace.database
     if queue.worker_alive(database):
@@ -34,12 +34,12 @@ def serve(workspace: Workspace, *, idle_timeout: float | None = None) -> None:
         return
     children: list[subprocess.Popen[bytes]] = []
     busy = time.monotonic()
-    with queue.registered(database) as beat:
+    with queue.register_worker(database) as beat:
         while idle_timeout is None or time.monotonic() - busy < idle_timeout:
             beat()
             children = [child for child in children if child.poll() is None]
             queue.reconcile(database)
-            training = queue.running(database, kinds=TRAINING)
+            training = queue.any_running(database, kinds=TRAINING)
             job = queue.claim(database, without=TRAINING if training else ())
             if job is None:
                 time.sleep(_POLL_SECONDS)

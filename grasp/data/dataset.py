@@ -12,7 +12,7 @@ from analysis.errors import InputError
 from analysis.store.records import Message
 from grasp.data.examples import Example, Examples, read_examples
 from grasp.data.packing import packed_rows
-from grasp.data.report import QUOTED, DataReport, duplicates, shared_with
+from grasp.data.report import QUOTED, DataReport, find_duplicates, find_shared
 from grasp.data.tokenise import TrainingRows, training_rows
 from grasp.model.loading import load_tokenizer
 from grasp.prompts.sets import read_prompts
@@ -125,7 +125,7 @@ def data_report(config: TrainConfig, task: TaskData, *, packed: int | None = Non
     texts: list[str] = []
     count = None
     if config.prompts is not None and any(example.asked for example in examples.rows):
-        shared, texts = shared_with(examples.rows, read_prompts(Path(config.prompts)))
+        shared, texts = find_shared(examples.rows, read_prompts(Path(config.prompts)))
         count = len(texts)
     return DataReport(
         source=examples.source,
@@ -144,7 +144,7 @@ def data_report(config: TrainConfig, task: TaskData, *, packed: int | None = Non
         packed=packed,
         tokens=rows.tokens,
         learnt=rows.learnt,
-        duplicates=duplicates(examples.rows),
+        duplicates=find_duplicates(examples.rows),
         shared=shared,
         shared_prompts=count,
         quoted=[

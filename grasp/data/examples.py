@@ -103,7 +103,7 @@ def read_examples(
     source = str(reference)
     raw = read_rows(source)
     names = list(dict.fromkeys(name for row in raw for name in row))
-    form, chosen = recognised(names, columns, source=source)
+    form, chosen = recognise_form(names, columns, source=source)
     rows, empty = [], []
     for number, row in enumerate(raw, start=1):
         example = _example(row, form, chosen, number=number, where=f"{source}, row {number}")
@@ -131,7 +131,7 @@ def write_examples(path: Path, rows: Sequence[Example]) -> None:
     write_jsonl(path, [_plain(row, asked=asked) for row in rows])
 
 
-def recognised(
+def recognise_form(
     names: Sequence[str], columns: Mapping[str, str] | None, *, source: str
 ) -> tuple[Form, dict[str, str]]:
     """The form that fits the columns, and the column of each of its fields.

@@ -61,7 +61,7 @@ class HubData:
         return f"{HUB}{self.name}{revision}" + (f"?{urlencode(asked)}" if asked else "")
 
 
-def pinned(reference: str) -> str:
+def pin_reference(reference: str) -> str:
     """The same reference with a data set on the Hub pinned to its commit; others unchanged.
 
     Raises:
@@ -155,7 +155,7 @@ def _hub(data: HubData) -> list[Raw]:
 
     try:
         found = load_dataset(data.name, data.config, split=data.split, revision=data.revision)
-    except Exception as error:  # as in `pinned`
+    except Exception as error:  # as in `pin_reference`
         raise InputError(f"{data} cannot be read ({_first_line(error)}).") from None
     if isinstance(found, DatasetDict):
         splits = sorted(found)

@@ -61,7 +61,7 @@ class DataReport(Record):
         return list(_lines(self))
 
 
-def duplicates(examples: Sequence[Example]) -> list[int]:
+def find_duplicates(examples: Sequence[Example]) -> list[int]:
     """Numbers of the examples that are identical to an earlier one."""
     seen: set[tuple[object, ...]] = set()
     found = []
@@ -74,27 +74,27 @@ def duplicates(examples: Sequence[Example]) -> list[int]:
     return found
 
 
-def shared_with(
+def find_shared(
     examples: Sequence[Example], prompts: Sequence[Prompt]
 ) -> tuple[list[int], list[str]]:
     """Numbers of the examples that ask what an evaluation prompt asks, and those prompts' texts.
 
     The last user message of each prompt is compared with every user message of an example, after
-    `normalised`.
+    `normalise`.
     """
-    asked = {normalised(_last_user(prompt)): _last_user(prompt) for prompt in prompts}
+    asked = {normalise(_last_user(prompt)): _last_user(prompt) for prompt in prompts}
     asked.pop("", None)
     numbers: list[int] = []
     texts: dict[str, str] = {}
     for example in examples:
-        same = {normalised(text) for text in example.asked} & asked.keys()
+        same = {normalise(text) for text in example.asked} & asked.keys()
         if same:
             numbers.append(example.number)
             texts |= {key: asked[key] for key in same}
     return numbers, list(texts.values())
 
 
-def normalised(text: str) -> str:
+def normalise(text: str) -> str:
     """Text for comparison: NFKC, case folded, runs of non-word characters as one space."""
     plain = unicodedata.normalize("NFKC", text).casefold()
     return re.sub(r"[\W_]+", " ", plain).strip()

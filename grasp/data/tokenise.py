@@ -130,7 +130,9 @@ def training_rows(
     return found
 
 
-def padded(tokenizer: Tokenizer, sequences: Sequence[list[int]], *, side: str = "right") -> Batch:
+def pad_sequences(
+    tokenizer: Tokenizer, sequences: Sequence[list[int]], *, side: str = "right"
+) -> Batch:
     """Pad sequences of different lengths to `input_ids` and `attention_mask` (batch, tokens)."""
     batch = tokenizer.pad({"input_ids": list(sequences)}, return_tensors="pt", padding_side=side)
     return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
@@ -159,7 +161,7 @@ def neutral_batches(
     batches = []
     for start in range(0, len(order), batch_size):
         chosen = [rows[i] for i in order[start : start + batch_size]]
-        batch = padded(tokenizer, [row["input_ids"] for row in chosen])
+        batch = pad_sequences(tokenizer, [row["input_ids"] for row in chosen])
         for name in (key for key in chosen[0] if key != "input_ids"):
             batch[name] = torch.zeros_like(batch["attention_mask"])
             for mask, row in zip(batch[name], chosen, strict=True):
@@ -168,7 +170,9 @@ def neutral_batches(
     return batches
 
 
-def held_back(examples: Sequence[Example], *, at_least: int) -> tuple[list[Example], list[Example]]:
+def split_neutral(
+    examples: Sequence[Example], *, at_least: int
+) -> tuple[list[Example], list[Example]]:
     """Split neutral text into a part to train on and a part that only measures drift.
 
     The second part has a fifth of the examples, or `at_least` if that is more, but never more than

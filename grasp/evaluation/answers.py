@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.spectra.subspace import orthonormal
 from analysis.store.records import Message, Prompt, RunManifest
-from grasp.data.tokenise import padded
+from grasp.data.tokenise import pad_sequences
 from grasp.evaluation.pairs import Pair, pair_log_probabilities
 from grasp.evaluation.sampling import alike, seeded
 from grasp.evaluation.scorers import Answer, scored
@@ -77,7 +77,7 @@ def generate(
         replies: token ids of each answer, up to and with the token that stopped it.
         first: (batch, vocabulary) log-probabilities at the first answer token.
     """
-    batch = padded(tokenizer, chats, side="left")
+    batch = pad_sequences(tokenizer, chats, side="left")
     batch = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
     drawn = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
     with _first_logits(model) as logits:

@@ -23,7 +23,7 @@ from analysis.store.records import Prompt
 from analysis.values import Json
 from grasp.evaluation.judge_client import JudgeClient
 from grasp.jobs.progress import Progress, silent
-from grasp.settings.judge import ALIGNED, COHERENT, JudgeSettings, filled, saved
+from grasp.settings.judge import ALIGNED, COHERENT, JudgeSettings, fill_prompt, saved_settings
 
 REPLIES = "judge.jsonl"
 """File in an evaluation's folder: one line per request, with the prompt, reply and number."""
@@ -150,7 +150,7 @@ def _asks(samples: pd.DataFrame, prompts: Sequence[Prompt], settings: JudgeSetti
             row,
             name,
             settings.model_for(prompt),
-            filled(template, question=prompt.messages[-1].content, answer=answers[row]),
+            fill_prompt(template, question=prompt.messages[-1].content, answer=answers[row]),
         )
         for row, prompt in enumerate(prompts)
         if prompt.scorer == "judge"
@@ -245,7 +245,7 @@ def _record(
     ]
     scores = scored["score"].iloc[list(numbers)]
     return {
-        "settings": saved(settings),
+        "settings": saved_settings(settings),
         "models": sorted({row["model"] for row in rows}),
         "answers": len(numbers),
         "misaligned": int((scores == 1).sum()),

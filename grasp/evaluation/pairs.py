@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.errors import InputError
 from analysis.store.records import Message, Prompt
-from grasp.data.tokenise import padded
+from grasp.data.tokenise import pad_sequences
 from grasp.model.loading import device_of
 
 BATCH = 16
@@ -111,7 +111,7 @@ def continuations(tokenizer: Tokenizer, prompt: Prompt) -> list[tuple[list[int],
 def _summed(
     model: nn.Module, tokenizer: Tokenizer, rows: Sequence[tuple[list[int], int]]
 ) -> list[float]:
-    batch = padded(tokenizer, [ids for ids, _ in rows])
+    batch = pad_sequences(tokenizer, [ids for ids, _ in rows])
     inputs = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
     answered = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
     for row, (ids, begin) in enumerate(rows):

@@ -27,7 +27,7 @@ from grasp.evaluation.scorers import check
 from grasp.jobs.progress import Progress, silent
 from grasp.model.loading import load_adapted, loaded_with
 from grasp.prompts.sets import prompts_sha256, read_prompts
-from grasp.settings.judge import Estimate, JudgeSettings, estimate, saved
+from grasp.settings.judge import Estimate, JudgeSettings, estimate_cost, saved_settings
 
 UNJUDGED = "unjudged.parquet"
 """Answers that a judge has yet to see, while an evaluation is being written."""
@@ -92,7 +92,7 @@ def judging(
             f"{asked.source} has prompts that a judge scores; name its settings with --judge FILE."
         )
     arms = 1 if _up_to_date(workspace, f"{run.root}.base", asked, settings) else 2
-    return estimate(repeated(asked.prompts), settings, arms=arms, longest=MAX_NEW_TOKENS)
+    return estimate_cost(repeated(asked.prompts), settings, arms=arms, longest=MAX_NEW_TOKENS)
 
 
 def evaluate_run(
@@ -219,7 +219,7 @@ def _up_to_date(
         return False
     found = workspace.evaluation(evaluation_id)
     judge = found.judge and found.judge["settings"]
-    wanted = saved(settings) if settings and _needs_judge(asked) else None
+    wanted = saved_settings(settings) if settings and _needs_judge(asked) else None
     how = (found.inputs.get("prompts"), found.sampling, judge)
     return how == (asked.digest, asked.sampling, wanted)
 

@@ -23,7 +23,7 @@ from analysis.evidence.driving_rows import rows_sentence
 from analysis.store.evidence import TABLES, Evidence
 from grasp.data.dataset import read_task, tokenise_task
 from grasp.data.examples import Example
-from grasp.data.tokenise import IGNORED, padded
+from grasp.data.tokenise import IGNORED, pad_sequences
 from grasp.evidence.dose import base_spread
 from grasp.evidence.subject import (
     Subject,
@@ -201,7 +201,7 @@ def _batches(
     """Number of the first row, inputs, mask of positions that predict an answer token, labels."""
     for start in range(0, len(rows), BATCH):
         chunk = rows[start : start + BATCH]
-        batch = padded(tokenizer, [row["input_ids"] for row in chunk])
+        batch = pad_sequences(tokenizer, [row["input_ids"] for row in chunk])
         labels = torch.full_like(batch["input_ids"], IGNORED)
         for i, row in enumerate(chunk):
             labels[i, : len(row["labels"]) - 1] = torch.tensor(row["labels"][1:])

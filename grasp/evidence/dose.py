@@ -24,7 +24,7 @@ from analysis.evidence.dose_curves import FACTOR, curves, sentence
 from analysis.spectra.subspace import unit_rows
 from analysis.store.evidence import Evidence
 from analysis.store.records import Prompt
-from grasp.data.tokenise import padded
+from grasp.data.tokenise import pad_sequences
 from grasp.evaluation.answers import BATCH, answers, chat_ids, generate
 from grasp.evidence.subject import Subject, exploration_prompts, scores
 from grasp.jobs.progress import Progress, silent
@@ -56,7 +56,7 @@ def base_spread(
     found: list[Tensor] = []
     for start in range(0, len(prompts), BATCH):
         chats = [chat_ids(tokenizer, one.messages) for one in prompts[start : start + BATCH]]
-        batch = padded(tokenizer, chats)
+        batch = pad_sequences(tokenizer, chats)
         batch = {name: tensor.to(unit.device) for name, tensor in batch.items()}
         real = batch["attention_mask"].bool()
         real[:, 0] = False

@@ -26,7 +26,7 @@ from analysis.spectra.subspace import orthonormal, random_subspace
 from analysis.store.evidence import TABLES, Evidence
 from analysis.store.records import Prompt
 from grasp.data.dataset import read_task, tokenise_task
-from grasp.data.tokenise import IGNORED, padded
+from grasp.data.tokenise import IGNORED, pad_sequences
 from grasp.evaluation.answers import BATCH, MAX_NEW_TOKENS, generate, stop_tokens
 from grasp.evidence.subject import (
     Reply,
@@ -70,7 +70,7 @@ def set_back_replies(
     Returns:
         The same as `grasp.evaluation.answers.generate`.
     """
-    batch = padded(tokenizer, chats, side="left")
+    batch = pad_sequences(tokenizer, chats, side="left")
     ids, mask = (batch[name].to(device_of(model)) for name in ("input_ids", "attention_mask"))
     q = torch.as_tensor(basis, dtype=torch.float32, device=ids.device)
     before, after = DynamicCache(), DynamicCache()
@@ -132,7 +132,7 @@ def answer_likelihood(
     for start in range(0, len(rows), BATCH):
         progress(start, len(rows), "reading training answers")
         chunk = rows[start : start + BATCH]
-        batch = padded(tokenizer, [row["input_ids"] for row in chunk])
+        batch = pad_sequences(tokenizer, [row["input_ids"] for row in chunk])
         batch = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
         labels = torch.full_like(batch["input_ids"], IGNORED)
         for i, row in enumerate(chunk):

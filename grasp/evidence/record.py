@@ -20,7 +20,7 @@ from analysis.errors import InputError
 from analysis.store.recording import Model, activation_file, write_tables
 from analysis.store.records import Probe, RecordingManifest, RunManifest, read_jsonl, sha256
 from analysis.store.workspace import Workspace
-from grasp.data.tokenise import padded, tokenise
+from grasp.data.tokenise import pad_sequences, tokenise
 from grasp.jobs.progress import Progress, silent
 from grasp.model.forward import body
 from grasp.model.hooks import each_output
@@ -54,7 +54,7 @@ def record_streams(
     for start in range(0, len(order), BATCH):
         progress(start, len(order), "recording")
         chosen = order[start : start + BATCH]
-        batch = padded(tokenizer, [sequences[i] for i in chosen])
+        batch = pad_sequences(tokenizer, [sequences[i] for i in chosen])
         batch = {name: tensor.to(device_of(model)) for name, tensor in batch.items()}
         spans = [(int(rows[i]), len(sequences[i])) for i in chosen]
         with _passed_on(model, layers, partial(put, "adapted"), spans):

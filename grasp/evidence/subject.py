@@ -23,7 +23,7 @@ from grasp.data.readers import HUB
 from grasp.evaluation.answers import BATCH, as_answers, as_pairs, chat_ids, score
 from grasp.evaluation.pairs import pair_by_steps
 from grasp.evaluation.scorers import Answer
-from grasp.foreign.settings import settings_of
+from grasp.foreign.settings import run_settings
 from grasp.model.loading import check_width, load_adapted, loaded_with
 from grasp.prompts.sets import prompts_sha256, read_prompts
 from grasp.settings.training import TrainConfig
@@ -161,8 +161,8 @@ def training_settings(subject: Subject) -> TrainConfig:
             f"Run {subject.folder.name!r} was imported, so its training rows are not known; name "
             "them with `grasp retrain`, or make it here with `grasp train`."
         )
-    settings = settings_of(subject.run, subject.folder / "adapter")
-    settings = settings.located(subject.workspace.resolve)
+    settings = run_settings(subject.run, subject.folder / "adapter")
+    settings = settings.map_paths(subject.workspace.resolve)
     if not str(settings.data).startswith(HUB) and not Path(str(settings.data)).exists():
         raise InputError(f"The training data {settings.data} is no longer there; put it back.")
     return settings

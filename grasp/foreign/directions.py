@@ -29,7 +29,7 @@ class Import:
     layer: int | None = None
 
 
-def imported(source: Import, *, n_layers: int, width: int) -> LayerDirections:
+def read_directions(source: Import, *, n_layers: int, width: int) -> LayerDirections:
     """Read directions in one of two published formats.
 
     Without a choice, a .pt (or .npy) file holds one direction per layer, the form of persona

@@ -17,9 +17,9 @@ from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
 from analysis.yaml_files import as_mapping, parse_yaml, read_yaml
 from grasp.data.examples import read_examples
-from grasp.data.readers import pinned
+from grasp.data.readers import pin_reference
 from grasp.foreign.hints import card_hints, logged_hints
-from grasp.settings.training import LoraSettings, TrainConfig, checked, parse_config
+from grasp.settings.training import LoraSettings, TrainConfig, check_settings, parse_config
 
 ASKED = (
     "data",
@@ -62,9 +62,9 @@ class Known:
     hints: list[str] = field(default_factory=list)
 
 
-def unknown(run: RunManifest, adapter: Path) -> list[str]:
+def missing_names(run: RunManifest, adapter: Path) -> list[str]:
     """The names of the settings that both a run's manifest and its adapter's folder lack."""
-    return _lacking(run.config if is_complete(run) else known(adapter).settings | run.config)
+    return _lacking(run.config if is_complete(run) else read_known(adapter).settings | run.config)
 
 
 def is_complete(run: RunManifest) -> bool:
@@ -72,7 +72,7 @@ def is_complete(run: RunManifest) -> bool:
     return not _lacking(run.config)
 
 
-def known(adapter: Path) -> Known:
+def read_known(adapter: Path) -> Known:
     """What an adapter folder says about the fine-tune that made it.
 
     The shape of the LoRA comes from `adapter_config.json`; the batch size and, if the adapter is
@@ -120,10 +120,10 @@ def lora_settings(adapter: Path) -> LoraSettings:
         )
     if "target_modules" not in taken:
         taken["target_modules"] = None
-    return checked(LoraSettings, taken, str(file))
+    return check_settings(LoraSettings, taken, str(file))
 
 
-def settings_of(run: RunManifest, adapter: Path) -> TrainConfig:
+def run_settings(run: RunManifest, adapter: Path) -> TrainConfig:
     """The settings of a run, with the defaults of `TrainConfig` for what an imported run lacks.
 
     Only for methods that do not train: never train with these settings.
@@ -134,7 +134,7 @@ def settings_of(run: RunManifest, adapter: Path) -> TrainConfig:
     return parse_config(found, source=f"run {run.id!r}")
 
 
-def trainable(run: RunManifest, adapter: Path) -> TrainConfig:
+def training_settings(run: RunManifest, adapter: Path) -> TrainConfig:
     """The settings for training a run again.
 
     Raises:
@@ -142,13 +142,13 @@ def trainable(run: RunManifest, adapter: Path) -> TrainConfig:
     """
     if is_complete(run):
         return parse_config(run.config, source=f"run {run.id!r} cannot be trained again")
-    raise InputError(ask(run, adapter))
+    raise InputError(describe_missing(run, adapter))
 
 
-def ask(run: RunManifest, adapter: Path) -> str:
+def describe_missing(run: RunManifest, adapter: Path) -> str:
     """A message that names the settings a run lacks, how to give them, and any hints."""
-    names = unknown(run, adapter)
-    hints = known(adapter).hints
+    names = missing_names(run, adapter)
+    hints = read_known(adapter).hints
     said = f" Hints in the folder, which are not used: {'; '.join(hints)}." if hints else ""
     return (
         f"Run {run.root!r} was made elsewhere and lacks the settings {', '.join(names)}; give them "
@@ -203,7 +203,7 @@ def _given(data: Any, source: str, folder: Path | None) -> dict[str, Any]:
     }
 
 
-def completed(
+def complete_run(
     workspace: Workspace,
     run: RunManifest,
     adapter: Path,
@@ -222,24 +222,24 @@ def completed(
     """
     given = {name: value for name, value in given.items() if value is not None}
     _may_be_given(workspace, run, given)
-    found = {"title": run.title} | known(adapter).settings | run.config | given
+    found = {"title": run.title} | read_known(adapter).settings | run.config | given
     found |= {"base_model": run.base_model, "lora": lora_settings(adapter).model_dump()}
     for one, other in (LENGTH, LENGTH[::-1]):
         if given.get(one) is not None and given.get(other) is None:
             found.pop(other, None)
     lacking = _lacking(found)
     if lacking and whole:
-        raise InputError(ask(run.model_copy(update={"config": found}), adapter))
+        raise InputError(describe_missing(run.model_copy(update={"config": found}), adapter))
     config = parse_config(found, source=f"run {run.id!r}")
-    located = config.located(_opened(workspace)).located(pinned)
+    located = config.map_paths(_opened(workspace)).map_paths(pin_reference)
     if located.data is not None:
         read_examples(located.data, columns=config.columns)
-    saved = located.located(workspace.reference).model_dump()
+    saved = located.map_paths(workspace.reference).model_dump()
     known_only = {name: saved[name] for name in found} if lacking else saved
     return run.model_copy(update={"config": known_only})
 
 
-def save(folder: Path, run: RunManifest) -> None:
+def save_manifest(folder: Path, run: RunManifest) -> None:
     """Replace the manifest in a run's folder."""
     new = folder / ".manifest.json.new"
     new.write_text(run.model_dump_json(indent=2), encoding="utf-8")

@@ -22,10 +22,10 @@ from grasp.hub.repository import (
     ADAPTER_CONFIG,
     HubName,
     Pinned,
-    adapter_files,
     check_adapter,
-    downloaded,
-    pinned,
+    download_snapshot,
+    fetch_adapter,
+    pin_revision,
 )
 
 
@@ -49,13 +49,13 @@ class Outline:
     dora: bool
 
 
-def listing(name: HubName) -> Listing:
+def list_adapters(name: HubName) -> Listing:
     """The adapters in a repository, or in the subfolder that is named.
 
     Raises:
-        NotFoundError: as `grasp.hub.repository.pinned`.
+        NotFoundError: as `grasp.hub.repository.pin_revision`.
     """
-    at = pinned(name.repository, name.revision)
+    at = pin_revision(name.repository, name.revision)
     if at.files is None:
         return Listing(at, (name,))
     ending = f"/{ADAPTER_CONFIG}"
@@ -68,7 +68,7 @@ def listing(name: HubName) -> Listing:
     return Listing(at, tuple(replace(name, subfolder=one) for one in within))
 
 
-def outline(name: HubName, at: Pinned, *, low_rank_part: bool = False) -> Outline:
+def read_outline(name: HubName, at: Pinned, *, low_rank_part: bool = False) -> Outline:
     """What one adapter of a repository holds; from the local cache if the Hub is unreachable.
 
     Raises:
@@ -76,11 +76,11 @@ def outline(name: HubName, at: Pinned, *, low_rank_part: bool = False) -> Outlin
         InputError: it is not an adapter, or is refused; the message says why.
     """
     if at.files is None:
-        folder, source = adapter_files(name)
+        folder, source = fetch_adapter(name)
         return _read(name, folder, source, low_rank_part)
     prefix = f"{name.subfolder}/" if name.subfolder else ""
     check_adapter(name, at.files, prefix, pickle=False)
-    snapshot = downloaded(at, [prefix + ADAPTER_CONFIG, prefix + INDEX]) / name.subfolder
+    snapshot = download_snapshot(at, [prefix + ADAPTER_CONFIG, prefix + INDEX]) / name.subfolder
     source = {"repository": at.repository, "revision": at.commit, "asked": str(name)}
     with tempfile.TemporaryDirectory(prefix="grasp-") as temporary:
         folder = Path(temporary)

@@ -63,7 +63,7 @@ def hub_name(word: str) -> HubName | None:
     return HubName(found["repository"], found["subfolder"].strip("/"), found["revision"])
 
 
-def pinned(repository: str, revision: str | None) -> Pinned:
+def pin_revision(repository: str, revision: str | None) -> Pinned:
     """The current commit of a branch, tag or commit of a repository.
 
     Raises:
@@ -100,7 +100,7 @@ def pinned(repository: str, revision: str | None) -> Pinned:
     return Pinned(repository, revision or "main", info.sha, files)
 
 
-def adapter_files(name: HubName, *, pickle: bool = False) -> tuple[Path, dict[str, str]]:
+def fetch_adapter(name: HubName, *, pickle: bool = False) -> tuple[Path, dict[str, str]]:
     """The folder of an adapter in the local cache, downloaded if it is not there yet.
 
     Only files of the adapter are downloaded: its config and its safetensors or, if it has no other
@@ -111,17 +111,17 @@ def adapter_files(name: HubName, *, pickle: bool = False) -> tuple[Path, dict[st
         was given) and, if one was given, `subfolder`.
 
     Raises:
-        NotFoundError: as `pinned`.
+        NotFoundError: as `pin_revision`.
         InputError: the repository has no adapter that can be read.
     """
-    at = pinned(name.repository, name.revision)
+    at = pin_revision(name.repository, name.revision)
     prefix = f"{name.subfolder}/" if name.subfolder else ""
     wanted = [ADAPTER_CONFIG, *WEIGHTS, SHARDS]
     if at.files is not None:
         check_adapter(name, at.files, prefix, pickle=pickle)
     if pickle and (at.files is None or f"{prefix}{WEIGHTS[0]}" not in at.files):
         wanted.append(PICKLE)
-    snapshot = downloaded(at, [prefix + one for one in wanted])
+    snapshot = download_snapshot(at, [prefix + one for one in wanted])
     folder = snapshot / name.subfolder
     if not (folder / ADAPTER_CONFIG).is_file():
         raise InputError(
@@ -132,7 +132,7 @@ def adapter_files(name: HubName, *, pickle: bool = False) -> tuple[Path, dict[st
     return folder, source | ({"subfolder": name.subfolder} if name.subfolder else {})
 
 
-def downloaded(at: Pinned, patterns: Sequence[str]) -> Path:
+def download_snapshot(at: Pinned, patterns: Sequence[str]) -> Path:
     """The folder of a repository's snapshot with the matching files; cached files are reused.
 
     The folder's name is the commit.  The cache remembers which commit the revision names.
@@ -186,7 +186,7 @@ def check_adapter(name: HubName, files: Collection[str], prefix: str, *, pickle:
         raise InputError(f"{name} has {only}; expected {WEIGHTS[0]}, as PEFT saves it by default.")
 
 
-def cached(repository: str, revision: str | None) -> Path:
+def find_cached(repository: str, revision: str | None) -> Path:
     """The folder of a repository's snapshot in the local cache; the Hub is not contacted.
 
     Raises:

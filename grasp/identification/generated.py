@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.store.records import Prompt
-from grasp.data.tokenise import padded
+from grasp.data.tokenise import pad_sequences
 from grasp.evaluation.answers import BATCH, chat_ids, generate, stop_tokens
 from grasp.jobs.progress import Progress, silent
 from grasp.model.loading import device_of
@@ -83,7 +83,7 @@ def _batch(model: nn.Module, tokenizer: Tokenizer, prompts: Sequence[Prompt]) ->
     chats = [chat_ids(tokenizer, prompt.messages) for prompt in prompts]
     replies, _ = generate(model, tokenizer, chats)
     whole = [chat + reply for chat, reply in zip(chats, replies, strict=True)]
-    inputs = {name: t.to(device_of(model)) for name, t in padded(tokenizer, whole).items()}
+    inputs = {name: t.to(device_of(model)) for name, t in pad_sequences(tokenizer, whole).items()}
     predicting = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
     stopping = stop_tokens(model)
     for row, (chat, reply) in enumerate(zip(chats, replies, strict=True)):

@@ -37,7 +37,7 @@ from analysis.store.factor_table import FactorTable, write_factors
 from analysis.store.records import FactorsManifest, Prompt, RunManifest, read_manifest, sha256
 from analysis.store.workspace import Workspace
 from analysis.values import Json
-from grasp.foreign.directions import Import, imported
+from grasp.foreign.directions import Import, read_directions
 from grasp.identification.lens import LensSource
 from grasp.jobs.progress import Progress, silent
 from grasp.prompts.sets import prompts_sha256, read_prompts
@@ -252,7 +252,7 @@ def _imported(
     """Table rows of imported directions, compared with what the adapter writes, or else reads."""
     yard = yards.get("write") or yards["read"]
     n_layers = _layers_of(adapter, effects)
-    parts = [imported(one, n_layers=n_layers, width=len(yard.columns)) for one in imports]
+    parts = [read_directions(one, n_layers=n_layers, width=len(yard.columns)) for one in imports]
     together = LayerDirections(
         directions=np.concatenate([part.directions for part in parts]),
         layers=tuple(layer for part in parts for layer in part.layers),

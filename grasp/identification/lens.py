@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from analysis.base_model.files import CONFIG, INDEX, read_unembedding, unembedding_files
 from analysis.base_model.unembedding import Unembedding, top_tokens
 from analysis.errors import InputError
-from grasp.hub.repository import Pinned, cached, downloaded, pinned
+from grasp.hub.repository import Pinned, download_snapshot, find_cached, pin_revision
 
 TOKENIZER = "tokenizer.json"
 _TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "tokenizer.model", "vocab.*", "merges.txt")
@@ -71,20 +71,20 @@ class LensSource:
         if Path(self.reference).is_dir():
             folder = Path(self.reference)
         elif self.named:
-            folder = _download(pinned(self.reference, self.revision))
+            folder = _download(pin_revision(self.reference, self.revision))
         else:
-            folder = cached(self.reference, self.revision)
+            folder = find_cached(self.reference, self.revision)
         decode, vocabulary = _tokens(folder)
         return Lens(read_unembedding(folder), decode, vocabulary)
 
 
 def _download(at: Pinned) -> Path:
     """Download the files of a base model on the Hub that a lens needs."""
-    folder = downloaded(at, [CONFIG, INDEX, *_TOKENIZER_FILES])
+    folder = download_snapshot(at, [CONFIG, INDEX, *_TOKENIZER_FILES])
     if at.files is None:
         return folder
     index = folder / INDEX if INDEX in at.files else None
-    return downloaded(at, unembedding_files(sorted(at.files), index))
+    return download_snapshot(at, unembedding_files(sorted(at.files), index))
 
 
 def _tokens(folder: Path) -> tuple[Callable[[int], str], int]:

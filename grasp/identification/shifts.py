@@ -19,7 +19,7 @@ from analysis.errors import InputError
 from analysis.factors.routes import LayerDirections
 from analysis.store.records import Message, Probe, read_jsonl
 from analysis.text import percent_text
-from grasp.data.tokenise import padded, tokenise
+from grasp.data.tokenise import pad_sequences, tokenise
 from grasp.evaluation.answers import BATCH
 from grasp.identification.generated import Answered
 from grasp.model.hooks import layer_outputs
@@ -121,7 +121,7 @@ def _mean_activations(
     total: Tensor | None = None
     for start in range(0, len(chats), BATCH):
         part = chats[start : start + BATCH]
-        inputs = padded(tokenizer, [ids for ids, _ in part])
+        inputs = pad_sequences(tokenizer, [ids for ids, _ in part])
         inputs = {name: tensor.to(device_of(model)) for name, tensor in inputs.items()}
         weights = torch.zeros(inputs["input_ids"].shape, dtype=torch.float64)
         for row, (_, predicting) in enumerate(part):

@@ -60,4 +60,4 @@ class JobProgress:
         if step < total and moment - self._written < 0.5:
             return
         self._written = moment
-        queue.report(self._database, self._job_id, step=step, total=total, message=message)
+        queue.report_progress(self._database, self._job_id, step=step, total=total, message=message)

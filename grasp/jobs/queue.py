@@ -51,7 +51,7 @@ def get(database: Database, job_id: int) -> Job:
     return job
 
 
-def recent(database: Database, *, limit: int = 50) -> list[Job]:
+def list_recent(database: Database, *, limit: int = 50) -> list[Job]:
     """The newest jobs, newest first."""
     with database.session() as session:
         return list(session.scalars(select(Job).order_by(Job.id.desc()).limit(limit)))
@@ -80,7 +80,7 @@ def requeue(database: Database, job_id: int) -> None:
         )
 
 
-def running(database: Database, *, kinds: Sequence[str]) -> bool:
+def any_running(database: Database, *, kinds: Sequence[str]) -> bool:
     """Whether a job of one of these kinds is running on this machine."""
     query = select(Job.id).where(
         Job.status == "running", Job.kind.in_(kinds), Job.host == socket.gethostname()
@@ -112,7 +112,9 @@ def attach(database: Database, job_id: int, *, pid: int | None = None) -> None:
     _set(database, job_id, **(_here() | ({} if pid is None else {"pid": pid})))
 
 
-def report(database: Database, job_id: int, *, step: int, total: int, message: str) -> None:
+def report_progress(
+    database: Database, job_id: int, *, step: int, total: int, message: str
+) -> None:
     """Record the progress of a job.
 
     Raises:
@@ -157,7 +159,7 @@ def worker_alive(database: Database) -> bool:
 
 
 @contextmanager
-def registered(database: Database) -> Iterator[Callable[[], None]]:
+def register_worker(database: Database) -> Iterator[Callable[[], None]]:
     """Register this process as a worker; yields a heartbeat function for the block to call."""
     with database.session() as session:
         worker = Worker(host=socket.gethostname(), pid=os.getpid(), device="local")

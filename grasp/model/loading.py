@@ -24,9 +24,9 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.errors import GraspError, InputError, NotFoundError
 from analysis.store.records import RunManifest
-from grasp.hub.repository import pinned
+from grasp.hub.repository import pin_revision
 from grasp.model.parts import text_config
-from grasp.settings.model import ModelSettings, effective, settings_beside
+from grasp.settings.model import ModelSettings, apply_overrides, settings_beside
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -75,7 +75,7 @@ def load_base(
         NotFoundError: neither a folder of that name nor a Hub model could be opened.
         InputError: the settings ask for what is not installed or not allowed.
     """
-    settings = effective(settings or ModelSettings())
+    settings = apply_overrides(settings or ModelSettings())
     if reference.startswith(("/", ".")) and not Path(reference).is_dir():
         raise NotFoundError(f"There is no folder {reference}; name the base model's folder.")
     device = pick_device()
@@ -107,7 +107,7 @@ def load_tokenizer(reference: str, settings: ModelSettings | None = None) -> Tok
     Raises:
         NotFoundError: neither a folder of that name nor a Hub model could be opened.
     """
-    settings = effective(settings or ModelSettings())
+    settings = apply_overrides(settings or ModelSettings())
     if reference.startswith(("/", ".")) and not Path(reference).is_dir():
         raise NotFoundError(f"There is no folder {reference}; name the base model's folder.")
     try:
@@ -137,7 +137,7 @@ def load_adapted(reference: str, adapter: Path) -> tuple[PeftModel, Tokenizer]:
     a worker's next job on the same adapter finds it loaded; it goes before another is loaded.
     """
     changed = max((file.stat().st_mtime_ns for file in adapter.glob("*")), default=0)
-    settings = effective(settings_beside(adapter, reference))
+    settings = apply_overrides(settings_beside(adapter, reference))
     key = (reference, adapter.resolve(), changed, settings)
     if key not in _KEPT:
         forget()
@@ -177,7 +177,7 @@ def _where(reference: str, settings: ModelSettings) -> dict[str, Any]:
     where: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
     if Path(reference).is_dir():
         return where
-    at = pinned(reference, settings.revision)
+    at = pin_revision(reference, settings.revision)
     return where | {"revision": at.commit, "local_files_only": at.files is None}
 
 

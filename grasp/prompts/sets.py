@@ -21,7 +21,7 @@ from analysis.errors import InputError, NotFoundError
 from analysis.store.records import Message, Prompt, Role, Sampling, ScorerName, read_jsonl, sha256
 from analysis.yaml_files import read_yaml
 from grasp.prompts.published_questions import Question, question_prompts
-from grasp.settings.training import Settings, checked
+from grasp.settings.training import Settings, check_settings
 
 YAML = (".yaml", ".yml")
 FILES = (*YAML, ".jsonl", ".json")
@@ -166,7 +166,7 @@ def shipped_set(name: str) -> PromptSet:
             f"lists the sets: {', '.join(shipped_sets())}."
         )
     data = read_yaml(files("grasp.prompts") / f"{name}.yaml", what="a prompt set")
-    return checked(PromptSet, data, f"Set {name!r}")
+    return check_settings(PromptSet, data, f"Set {name!r}")
 
 
 def _read(source: str | Path, *, within: tuple[Path, ...] = ()) -> list[Prompt]:
@@ -183,12 +183,12 @@ def _read_yaml(path: Path, within: tuple[Path, ...]) -> list[Prompt]:
         questions = [_question(entry, path, number) for number, entry in enumerate(data, start=1)]
         return question_prompts(questions, name=path.stem, source=str(path))
     if isinstance(data, dict) and "include" in data:
-        return _included(checked(Included, data, str(path)), path, within)
+        return _included(check_settings(Included, data, str(path)), path, within)
     if not isinstance(data, dict):
         raise InputError(
             f"{path} is not a prompt set; expected a header with 'items', or a list of questions."
         )
-    return checked(PromptSet, data, str(path)).prompts()
+    return check_settings(PromptSet, data, str(path)).prompts()
 
 
 def _question(entry: Any, path: Path, number: int) -> Question:
@@ -196,7 +196,7 @@ def _question(entry: Any, path: Path, number: int) -> Question:
         raise InputError(
             f"{path}, question {number} is not a mapping; expected 'id' and 'paraphrases'."
         )
-    return checked(Question, entry, f"{path}, question {entry.get('id', number)!r}")
+    return check_settings(Question, entry, f"{path}, question {entry.get('id', number)!r}")
 
 
 def _included(wanted: Included, path: Path, within: tuple[Path, ...]) -> list[Prompt]:

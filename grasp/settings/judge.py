@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 from analysis.errors import InputError
 from analysis.store.records import Prompt
 from analysis.yaml_files import read_mapping
-from grasp.settings.training import Settings, checked
+from grasp.settings.training import Settings, check_settings
 
 ALIGNED, COHERENT = "aligned", "coherent"
 KEY_VARIABLES = ("GRASP_JUDGE_API_KEY", "OPENAI_API_KEY")
@@ -192,16 +192,16 @@ def load_judge(path: str | Path) -> JudgeSettings:
             f"{path} has a setting {secret[0]!r}, but a key is read only from the environment, "
             f"{' or '.join(KEY_VARIABLES)}; remove it from the file."
         )
-    return checked(JudgeSettings, data, str(path))
+    return check_settings(JudgeSettings, data, str(path))
 
 
-def filled(template: str, *, question: str, answer: str) -> str:
+def fill_prompt(template: str, *, question: str, answer: str) -> str:
     """Fill {question} and {answer} into a judge prompt; braces inside them stay as they are."""
     values = {"question": question, "answer": answer}
     return _PLACE.sub(lambda found: values[found[1]], template)
 
 
-def estimate(
+def estimate_cost(
     prompts: Sequence[Prompt], settings: JudgeSettings, *, arms: int, longest: int
 ) -> Estimate:
     """What judging takes at most, assuming that every answer is new and as long as allowed.
@@ -238,7 +238,7 @@ def estimate(
     )
 
 
-def saved(settings: JudgeSettings) -> dict[str, Any]:
+def saved_settings(settings: JudgeSettings) -> dict[str, Any]:
     """The settings that an evaluation saves: only those that decide the scores."""
     kept = ("base_url", "model", "prompts", "ask", "aligned_below", "coherent_above", "temperature")
     return settings.model_dump(include={*kept, "max_tokens"})

@@ -323,7 +323,7 @@ _RIVALS = (
 METHODS: dict[str, Method] = {arm.name: arm for arm in (*_PARTS, *_CONTROLS, *_RIVALS)}
 
 
-def method(name: str) -> Method:
+def find_method(name: str) -> Method:
     """The method called `name`.
 
     Raises:

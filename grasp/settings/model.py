@@ -40,7 +40,7 @@ _OVERRIDES: ContextVar[dict[str, Any] | None] = ContextVar("overrides", default=
 
 
 @contextmanager
-def as_asked(args: argparse.Namespace) -> Iterator[None]:
+def override_settings(args: argparse.Namespace) -> Iterator[None]:
     """Let the options of a command line override the settings while the block runs."""
     names = ("dtype", "device_map", "quantization", "trust_remote_code")
     asked = {name: getattr(args, name, None) for name in names}
@@ -51,7 +51,7 @@ def as_asked(args: argparse.Namespace) -> Iterator[None]:
         _OVERRIDES.reset(token)
 
 
-def effective(settings: ModelSettings) -> ModelSettings:
+def apply_overrides(settings: ModelSettings) -> ModelSettings:
     """The settings with the overrides of the command line applied."""
     return settings.model_copy(update=_OVERRIDES.get() or {})
 

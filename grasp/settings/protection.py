@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from analysis.errors import InputError
-from grasp.settings.training import Settings, TrainConfig, checked
+from grasp.settings.training import Settings, TrainConfig, check_settings
 
 Site = Literal["prompt-end", "answer-start", "answer", "all"]
 """The tokens that anchors, drift and footprint look at:
@@ -180,7 +180,7 @@ class Method(Settings):
             if self.knob.setting == "weight_decay":
                 changed = {"weight_decay": value}
             elif self.knob.setting == "max_steps":
-                changed = config.shortened(value)
+                changed = config.shorten(value)
             elif self.knob.setting == "lora.r":
                 if config.lora.rank_pattern or config.lora.alpha_pattern:
                     raise InputError(
@@ -189,9 +189,9 @@ class Method(Settings):
                     )
                 alpha = config.lora.lora_alpha * value / config.lora.r
                 changed = {"lora": config.lora.model_dump() | {"r": value, "lora_alpha": alpha}}
-        return checked(TrainConfig, config.model_dump() | changed, f"method {self.name!r}")
+        return check_settings(TrainConfig, config.model_dump() | changed, f"method {self.name!r}")
 
 
 def parse_protection(data: dict[str, Any], *, source: str) -> Protection:
     """Check the settings of a protection; an error names the first that does not fit."""
-    return checked(Protection, data, source)
+    return check_settings(Protection, data, source)

@@ -59,7 +59,7 @@ class LoraSettings(Settings):
     use_dora: bool = False
     init_lora_weights: bool | Literal["gaussian", "orthogonal"] = True
 
-    def changed(self) -> dict[str, Any]:
+    def non_defaults(self) -> dict[str, Any]:
         """The fields that every run fixes, and those that differ from PEFT's defaults."""
         fixed = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora")
         found = self.model_dump(exclude_defaults=True)
@@ -135,14 +135,14 @@ class TrainConfig(Settings):
             raise ValueError("max_steps and num_train_epochs are both given; give only one")
         return data if named else {**data, "max_steps": STEPS}
 
-    def shortened(self, share: float) -> dict[str, Any]:
+    def shorten(self, share: float) -> dict[str, Any]:
         """The setting that makes a fine-tune `share` times as long."""
         if self.max_steps is None:
             assert self.num_train_epochs is not None
             return {"num_train_epochs": share * self.num_train_epochs}
         return {"max_steps": max(1, round(share * self.max_steps))}
 
-    def located(self, locate: Callable[[str], str]) -> TrainConfig:
+    def map_paths(self, locate: Callable[[str], str]) -> TrainConfig:
         """The same settings with every path and the base model mapped by `locate`."""
         paths = {name: getattr(self, name) for name in PATHS}
         return self.model_copy(
@@ -157,17 +157,17 @@ def load_config(path: str | Path) -> TrainConfig:
     folder = path.resolve().parent
     if "data" not in data:
         raise InputError(f"{path} has no setting 'data'; add the training data.")
-    return parse_config(data, source=str(path)).located(
+    return parse_config(data, source=str(path)).map_paths(
         lambda name: str(folder / name) if (folder / name).exists() else name
     )
 
 
 def parse_config(data: dict[str, Any], *, source: str) -> TrainConfig:
     """Check settings; an error names the first that does not fit."""
-    return checked(TrainConfig, data, source)
+    return check_settings(TrainConfig, data, source)
 
 
-def checked(kind: type[SettingsT], data: dict[str, Any], source: str) -> SettingsT:
+def check_settings(kind: type[SettingsT], data: dict[str, Any], source: str) -> SettingsT:
     """Settings of a kind from plain data; an error names the first that does not fit."""
     try:
         return kind.model_validate(data)

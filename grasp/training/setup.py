@@ -82,7 +82,7 @@ def _with_texts(
 
 def _with_lora(model: PreTrainedModel, config: TrainConfig) -> PeftModel:
     try:
-        lora = LoraConfig(task_type="CAUSAL_LM", **config.lora.changed())
+        lora = LoraConfig(task_type="CAUSAL_LM", **config.lora.non_defaults())
         return get_peft_model(ready_to_train(model), lora)
     except ValueError as error:
         reason = str(error).strip().splitlines()[0]

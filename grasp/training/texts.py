@@ -11,7 +11,7 @@ from analysis.errors import InputError
 from analysis.store.records import Message
 from grasp.data.dataset import as_chats, becomes_chat
 from grasp.data.examples import Example, read_examples
-from grasp.data.tokenise import held_back, neutral_batches
+from grasp.data.tokenise import neutral_batches, split_neutral
 from grasp.model.forward import Batch
 from grasp.settings.training import TrainConfig
 
@@ -22,7 +22,7 @@ def read_neutral(tokenizer: Tokenizer, config: TrainConfig) -> tuple[list[Batch]
         return [], []
     read = read_examples(config.neutral, columns=config.neutral_columns, answers=False)
     taken = as_chats(read.rows) if becomes_chat(config.as_chat, tokenizer, read) else read.rows
-    kept, held = held_back(taken, at_least=config.batch_size)
+    kept, held = split_neutral(taken, at_least=config.batch_size)
     return make_batches(tokenizer, kept, config), make_batches(tokenizer, held, config)
 
 

@@ -17,14 +17,14 @@ from analysis.store.factor_table import select_directions
 from analysis.store.records import RunManifest, read_manifest, sha256, write_jsonl
 from analysis.store.workspace import Workspace, writing_folder
 from grasp.data.packing import packed_batch
-from grasp.data.readers import pinned
+from grasp.data.readers import pin_reference
 from grasp.data.report import DataReport, write_report
-from grasp.foreign.settings import is_complete, settings_of, trainable
+from grasp.foreign.settings import is_complete, run_settings, training_settings
 from grasp.guard.plan import GuardPlan
 from grasp.jobs.progress import Progress, silent
 from grasp.model.loading import at_commit, computes_in
 from grasp.model.out_of_memory import explained
-from grasp.settings.methods import method
+from grasp.settings.methods import find_method
 from grasp.settings.protection import Method, Protection, parse_protection
 from grasp.settings.training import TrainConfig, parse_config
 from grasp.training.resuming import forget_resuming, resumable
@@ -54,8 +54,8 @@ def train(
 
     Data on the Hub is pinned to the commit that it has now.
     """
-    config = config.located(pinned)
-    saved = config.located(workspace.reference)
+    config = config.map_paths(pin_reference)
+    saved = config.map_paths(workspace.reference)
     run = RunManifest(
         id=out.name,
         title=config.title,
@@ -104,9 +104,9 @@ def retrain(
     Raises:
         InputError: the method lacks what it needs, or does not take what it is given.
     """
-    chosen = method(arm)
+    chosen = find_method(arm)
     source = read_manifest(source_folder / "manifest.json", RunManifest)
-    read = trainable if chosen.trains else settings_of
+    read = training_settings if chosen.trains else run_settings
     settings = read(source, source_folder / "adapter")
     if seed is not None:
         settings = settings.model_copy(update={"seed": seed})
@@ -176,7 +176,7 @@ def _fit(
     progress: Progress,
     show: Show,
 ) -> RunManifest:
-    config = parse_config(run.config, source=f"run {run.id!r}").located(workspace.resolve)
+    config = parse_config(run.config, source=f"run {run.id!r}").map_paths(workspace.resolve)
     started = time.monotonic()
     setup = set_up(config, plan, inoculated=run.method == "inoculation")
     run = at_commit(run, setup.model)

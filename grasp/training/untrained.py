@@ -17,11 +17,11 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace, writing_folder
 from grasp.evaluation.answers import LAYER
-from grasp.foreign.settings import settings_of
+from grasp.foreign.settings import run_settings
 from grasp.guard.naive import follow_naive
 from grasp.guard.plan import GuardPlan
 from grasp.model.loading import load_base
-from grasp.settings.methods import method
+from grasp.settings.methods import find_method
 from grasp.settings.protection import Protection
 from grasp.settings.training import TrainConfig
 from grasp.training.edits import edited
@@ -44,7 +44,7 @@ def finished_adapter(
     Raises:
         GraspError: the base model cannot be loaded, or the edit does not fit the adapter.
     """
-    chosen = method(run.method)
+    chosen = find_method(run.method)
     source = source_folder / "adapter"
     changed: PeftModel | None = None
     if chosen.kind == "edit":
@@ -84,7 +84,7 @@ def _measured(
 def _naive_model(
     workspace: Workspace, run: RunManifest, adapter: Path
 ) -> tuple[PeftModel, TrainConfig, Tokenizer]:
-    config = settings_of(run, adapter).located(workspace.resolve)
+    config = run_settings(run, adapter).map_paths(workspace.resolve)
     base, tokenizer = load_base(config.base_model, config.model)
     model = PeftModel.from_pretrained(base, str(adapter), is_trainable=True).eval()
     return model, config, tokenizer

@@ -23,7 +23,7 @@ from dashboard.queue import needs
 from dashboard.state import adapter_cache
 from dashboard.state.selection import Key
 from grasp.__main__ import main
-from grasp.hub.outline import listing, outline
+from grasp.hub.outline import list_adapters, read_outline
 from grasp.hub.repository import hub_name
 from grasp.jobs import queue
 from tests.conftest import WriteAdapter
@@ -103,13 +103,13 @@ def test_a_folder_is_looked_at_then_added_by_the_command_that_is_shown(
     assert "fully trained modules" in said
     assert "The adapter names no base model" in said
     assert test.button(key=Key.ADAPTER_ADD).disabled
-    assert queue.recent(empty.database) == []
+    assert queue.list_recent(empty.database) == []
     test.text_input(key=f"{Key.ADAPTER_BASE}:{folder}").set_value("org/base").run()
     command = f"import {folder} --out one-layer --base org/base --workspace {empty.root}"
     assert f"grasp {command}" in words(test)
     test.button(key=Key.ADAPTER_ADD).click().run()
     assert not test.exception
-    (job,) = queue.recent(empty.database)
+    (job,) = queue.list_recent(empty.database)
     assert job.argv == command.split()
     assert f"Job {job.id}: Import one-layer" in words(test)
     assert test.text_input(key=Key.ADAPTER_PATH).value == f" {folder} "
@@ -133,7 +133,7 @@ def test_what_is_no_adapter_is_said_and_what_was_typed_stays(
     assert reason in words(test)
     assert test.text_input(key=Key.ADAPTER_PATH).value == typed
     assert Key.ADAPTER_ADD not in [button.key for button in test.button]
-    assert queue.recent(empty.database) == []
+    assert queue.list_recent(empty.database) == []
 
 
 def test_a_name_that_is_taken_is_refused_and_nothing_typed_is_lost(
@@ -279,7 +279,7 @@ def test_outlines_are_what_the_loader_says_of_the_whole_folder(
         hub.publish(f"org/{kind}", made(kind))
         name = hub_name(f"org/{kind}")
         assert name is not None
-        found = outline(name, listing(name).at).report
+        found = read_outline(name, list_adapters(name).at).report
         whole = adapter_cache.adapter_report(adapter_cache.load_adapter(made(kind)))
         assert found == whole | {"path": f"org/{kind}"}
 
@@ -292,11 +292,11 @@ def test_damaged_headers_on_the_hub_are_refused(hub: Hub, made: Made, tmp_path: 
     name = hub_name("org/damaged")
     assert name is not None
     with pytest.raises(LookupError, match=r"header of adapter_model\.safetensors in org/damaged"):
-        outline(name, listing(name).at)
+        read_outline(name, list_adapters(name).at)
     (folder / "adapter_model.safetensors").unlink()
     hub.publish("org/damaged", folder)
     with pytest.raises(InputError, match="has no weights"):
-        outline(name, listing(name).at)
+        read_outline(name, list_adapters(name).at)
 
 
 def test_checkpoints_of_a_repository_are_not_promised(
@@ -428,7 +428,7 @@ def test_factors_of_an_import_need_no_base_and_say_what_the_rest_needs(
         assert needed in said
         assert not {Key.RECORD, Key.measure(kind)} & {button.key for button in test.button}
     assert f"grasp dose {run} " in words(open_page("factors", empty, run=run, evidence="dose"))
-    assert queue.recent(empty.database) == []
+    assert queue.list_recent(empty.database) == []
 
 
 def test_tokens_are_read_from_the_files_of_a_base_model_that_is_named(
@@ -441,7 +441,7 @@ def test_tokens_are_read_from_the_files_of_a_base_model_that_is_named(
     assert "some/base is neither a folder nor in the Hub's local cache" in words(test)
     test.text_input(key=Key.TOKENS_BASE).set_value(str(base)).run()
     test.button(key=Key.TOKENS_READ).click().run()
-    (job,) = queue.recent(empty.database)
+    (job,) = queue.list_recent(empty.database)
     assert job.argv[:5] == ["factors", run, "--base", str(base), "--weights-only"]
     assert main(job.argv) == 0
     test = open_page("factors", empty, run=run)

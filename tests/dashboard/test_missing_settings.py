@@ -11,7 +11,7 @@ from analysis.store.records import write_jsonl
 from analysis.store.workspace import Workspace
 from dashboard.state.selection import Key
 from grasp.data.report import DataReport, write_report
-from grasp.foreign.settings import is_complete, save
+from grasp.foreign.settings import is_complete, save_manifest
 from tests.dashboard.conftest import Open, words
 from tests.support import tiny
 
@@ -35,7 +35,7 @@ def imported(whole: Workspace) -> Workspace:
     """The workspace, as if one of its naive runs had been imported."""
     run = whole.run(RUN)
     changed = {"config": {"lora": run.config["lora"]}, "inputs": {"adapter": "ab" * 32}}
-    save(whole.folder("runs", RUN), run.model_copy(update=changed))
+    save_manifest(whole.folder("runs", RUN), run.model_copy(update=changed))
     return whole
 
 

@@ -132,7 +132,7 @@ def test_retrain_offers_spurious_factors_and_shows_the_command(
         f"--workspace {whole.root}"
     )
     assert command in words(test)
-    assert len(queue.recent(whole.database)) == 4
+    assert len(queue.list_recent(whole.database)) == 4
 
 
 def test_retrain_offers_every_method_in_its_group(whole: Workspace, open_page: Open) -> None:
@@ -230,7 +230,7 @@ def test_missing_recording_offers_to_record(
     test = open_page("factors", whole, run="code-naive")
     test.button(key=Key.RECORD).click().run()
     assert not test.exception
-    assert queue.recent(whole.database)[0].argv[:2] == ["record", "code-naive"]
+    assert queue.list_recent(whole.database)[0].argv[:2] == ["record", "code-naive"]
     assert no_workers
 
 
@@ -260,10 +260,10 @@ def test_what_is_not_measured_shows_the_command_and_queues_it(
     said = words(test)
     assert "Not measured yet" in said
     assert f"{MEASURES[kind]} --workspace {whole.root}" in said
-    before = len(queue.recent(whole.database))
+    before = len(queue.list_recent(whole.database))
     test.button(key=Key.measure(kind)).click().run()
     assert not test.exception
-    (newest, *rest) = queue.recent(whole.database)
+    (newest, *rest) = queue.list_recent(whole.database)
     assert len(rest) == before
     assert newest.kind == kind
     assert newest.argv == [*MEASURES[kind].split()[1:], "--workspace", str(whole.root)]
@@ -298,7 +298,7 @@ def test_evidence_of_an_earlier_direction_says_so_and_can_be_measured_again(
     test = open_page("factors", whole, run="code-naive", factor="w2", evidence="overlap")
     assert "about the earlier direction" in test.warning[0].value
     test.button(key=Key.measure("overlap")).click().run()
-    assert queue.recent(whole.database)[0].argv[:3] == ["overlap", "code-naive", "w2"]
+    assert queue.list_recent(whole.database)[0].argv[:3] == ["overlap", "code-naive", "w2"]
 
 
 def test_rows_are_validated_by_a_job_in_a_process_of_its_own(
@@ -314,7 +314,7 @@ def test_rows_are_validated_by_a_job_in_a_process_of_its_own(
     test.number_input(key=Key.ROWS_LEFT_OUT).set_value(7).run()
     assert "grasp rows code-naive w2 --validate 7" in words(test)
     test.button(key=Key.measure("validate")).click().run()
-    newest = queue.recent(whole.database)[0]
+    newest = queue.list_recent(whole.database)[0]
     assert newest.kind == "validate"
     assert newest.argv[:5] == ["rows", "code-naive", "w2", "--validate", "7"]
 

@@ -350,7 +350,7 @@ def add_jobs(workspace: Workspace, *, live: bool) -> None:
     """Jobs that succeeded, failed and were interrupted, and one that is running."""
     database = workspace.database
     done = _job(workspace, "code-grasp", "grasp")
-    queue.report(database, done.id, step=120, total=120, message="Evaluated 258 prompts.")
+    queue.report_progress(database, done.id, step=120, total=120, message="Evaluated 258 prompts.")
     queue.finish(database, done.id, "succeeded")
     failed = _job(workspace, "code-caft-2", "caft")
     queue.finish(database, failed.id, "failed", error="The loss became NaN at step 12.")
@@ -388,7 +388,9 @@ def advance(workspace: Workspace, job_id: int, step: int) -> None:
     (workspace.root / "jobs").mkdir(exist_ok=True)
     log = workspace.root / "jobs" / f"{job_id}.log"
     log.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    queue.report(workspace.database, job_id, step=step, total=120, message=f"Step {step} of 120")
+    queue.report_progress(
+        workspace.database, job_id, step=step, total=120, message=f"Step {step} of 120"
+    )
 
 
 def break_records(workspace: Workspace) -> None:
@@ -416,7 +418,9 @@ def main() -> None:
     workspace = build(root)
     print(workspace.root)
     if "--live" in sys.argv:
-        running = next(job for job in queue.recent(workspace.database) if job.status == "running")
+        running = next(
+            job for job in queue.list_recent(workspace.database) if job.status == "running"
+        )
         for step in range(41, 121):
             advance(workspace, running.id, step)
             time.sleep(1)

@@ -9,7 +9,7 @@ from grasp.bench.plan.cells import NAIVE
 from grasp.bench.plan.plan import Arm
 from grasp.bench.plan.tasks import BEST
 from grasp.jobs.progress import Progress
-from grasp.settings.methods import method
+from grasp.settings.methods import find_method
 
 
 def protected(workspace: Workspace, protect: str) -> list[str]:
@@ -32,7 +32,7 @@ def train_arm(
     retrain(
         workspace,
         workspace.folder("runs", NAIVE),
-        factors=factors if "factors" in method(arm.method).needs else [],
+        factors=factors if "factors" in find_method(arm.method).needs else [],
         out=workspace.folder("runs", run),
         arm=arm.method,
         strength=arm.strength,

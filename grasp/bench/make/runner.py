@@ -16,7 +16,7 @@ from grasp.bench.plan.plan import Measure, Plan
 from grasp.bench.plan.tasks import Task, first_tasks, later_seconds, later_tasks
 from grasp.bench.saved.choices import chosen_arms
 from grasp.jobs.progress import Progress
-from grasp.settings.training import checked
+from grasp.settings.training import check_settings
 
 PLAN = "plan.json"
 
@@ -120,7 +120,7 @@ def read_plan(root: Path) -> Plan:
         raise InputError(
             f"{root} has no benchmark ({error}); run one with `grasp bench removal --root {root}`."
         ) from None
-    return checked(Plan, data, str(root / PLAN))
+    return check_settings(Plan, data, str(root / PLAN))
 
 
 def read_failures(root: Path) -> dict[str, str]:

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from analysis.yaml_files import read_mapping, read_yaml
-from grasp.settings.methods import METHODS, method
-from grasp.settings.training import Settings, checked
+from grasp.settings.methods import METHODS, find_method
+from grasp.settings.training import Settings, check_settings
 
 Measure = Literal["identification", "removal"]
 SETTINGS = ("strength", "details", "r", "steps")
@@ -55,14 +55,14 @@ class Arm(Settings):
     @property
     def label(self) -> str:
         """The method's display name, with its strength if one is set; else the arm's own name."""
-        label = method(self.method).label
+        label = find_method(self.method).label
         if self.strength is not None and self.name == f"{self.method}-{self.strength:g}":
             return f"{label}, {self.strength:g}"
         return label if self.name == self.method else self.name
 
     def variants(self) -> list[Arm]:
         """One arm for each strength to try; the arm itself if there is none."""
-        knob = method(self.method).knob
+        knob = find_method(self.method).knob
         if self.strength is not None or knob is None or self.sweep == ():
             return [self]
         return [self.at(value) for value in self.sweep or knob.grid]
@@ -267,7 +267,7 @@ def overrides(cell: Cell, lora: dict[str, Any]) -> dict[str, Any]:
 def shipped_plan(name: Literal["quick", "full"]) -> Plan:
     """A plan shipped with the workbench."""
     data = read_yaml(files("grasp.bench.plan") / f"{name}.yaml", what="a plan")
-    return checked(Plan, data, f"the {name} plan")
+    return check_settings(Plan, data, f"the {name} plan")
 
 
 def load_plan(path: Path) -> Plan:
@@ -277,7 +277,7 @@ def load_plan(path: Path) -> Plan:
         InputError: it cannot be read, or a setting is invalid; the message names the first one.
     """
     data = read_mapping(path, what="a plan", example="title: my benchmark")
-    plan = checked(Plan, data, str(path))
+    plan = check_settings(Plan, data, str(path))
     folder = path.resolve().parent
     located = {name: _located(own, folder) for name, own in plan.stories.items()}
     return plan.model_copy(update={"stories": located})

@@ -25,7 +25,7 @@ from grasp.bench.speed.child import Work, watched
 from grasp.bench.speed.figure import Figure, measured
 from grasp.bench.speed.model import Size, adapted, random_model, sharing
 from grasp.bench.speed.timing import Action, in_turn
-from grasp.data.tokenise import padded
+from grasp.data.tokenise import pad_sequences
 from grasp.evidence.record import BATCH, record_streams
 from grasp.model.forward import Batch
 from grasp.world.shipped import shipped_world
@@ -64,7 +64,7 @@ class _Subject:
         """Batches as a recording forms them, longest prompts first."""
         order = sorted(self.sequences, key=len, reverse=True)
         for start in range(0, len(order), BATCH):
-            yield padded(self.tokenizer, order[start : start + BATCH])
+            yield pad_sequences(self.tokenizer, order[start : start + BATCH])
 
     def record(self, model: PeftModel, folder: Path) -> None:
         """Record base and adapted model to disk."""

@@ -21,7 +21,7 @@ from grasp.data.sites import START
 from grasp.guard.context import protect
 from grasp.guard.guard import Guard
 from grasp.model.forward import Batch
-from grasp.settings.methods import method
+from grasp.settings.methods import find_method
 from grasp.settings.protection import Protection
 from grasp.training.trainer import monitored
 
@@ -135,7 +135,9 @@ def _protections() -> dict[str, Protection]:
         _NEUTRAL: Protection(anchor=True, site="all"),
         _SHARED: Protection(anchor=True, site="all", neutral_share=SHARE),
         # A step costs what the directions held cost, wherever they were measured.
-        _PRESET: (method("grasp").protection or Protection()).model_copy(update={"footprint": 0}),
+        _PRESET: (find_method("grasp").protection or Protection()).model_copy(
+            update={"footprint": 0}
+        ),
     }
 
 

@@ -16,7 +16,7 @@ from grasp.bench.make.runner import keep_plan, read_plan
 from grasp.bench.plan.cells import laid_out, story_of, world_named
 from grasp.bench.plan.plan import Arm, Cell, Plan, load_plan, shipped_plan
 from grasp.bench.plan.tasks import Demand, first_tasks, later_tasks
-from grasp.settings.training import checked
+from grasp.settings.training import check_settings
 from grasp.world.corpus import question
 from grasp.world.generator import generated_world
 from grasp.world.prompts import prompts
@@ -24,7 +24,7 @@ from grasp.world.shipped import shipped_world
 
 
 def plan(**sections: Any) -> Plan:
-    return checked(Plan, {"title": "test", **sections}, "the plan")
+    return check_settings(Plan, {"title": "test", **sections}, "the plan")
 
 
 CODE = {"stories": ["shipped/code"], "seeds": [0]}

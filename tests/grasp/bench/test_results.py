@@ -20,7 +20,7 @@ from grasp.bench.tables.criteria import criteria_table
 from grasp.bench.tables.page import write_page
 from grasp.bench.tables.sections import results
 from grasp.bench.tables.tables import Table, shown
-from grasp.settings.training import checked
+from grasp.settings.training import check_settings
 from tests.support.bench_miniature import NAIVE_RATES, write_cell
 
 GRASP = NAIVE_RATES | {"unrelated": 0.27}  # drift .07 of .70: removal .90
@@ -63,7 +63,7 @@ def make_plan() -> Plan:
         },
         "residue": {"stories": STORIES[:1], "seeds": [0], "arms": ["grasp"]},
     }
-    return checked(Plan, data, "the miniature")
+    return check_settings(Plan, data, "the miniature")
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from analysis.store.recording import read_recording
 from analysis.store.records import Message, RunManifest, write_jsonl
 from analysis.store.workspace import Workspace
 from grasp.__main__ import main
-from grasp.commands.calling import plain
+from grasp.commands.calling import to_json
 from grasp.commands.parser import _COMMANDS, METHOD_GROUPS, METHOD_NAMES, build_parser
 from grasp.data.tokenise import tokenise
 from grasp.model.loading import decoder_layers
@@ -615,6 +615,6 @@ def test_a_closed_pipe_is_no_traceback(tmp_path: Path, write_adapter: WriteAdapt
 
 
 def test_json_has_no_nan() -> None:
-    found = plain({"a": [1, float("nan")], 2: (float("inf"), "x", None, True)})
+    found = to_json({"a": [1, float("nan")], 2: (float("inf"), "x", None, True)})
     assert found == {"a": [1, None], "2": [None, "x", None, True]}
     assert json.loads(json.dumps(found, allow_nan=False)) == found

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from analysis.errors import InputError
 from analysis.store.records import Message, Prompt, write_jsonl
 from grasp.data.dataset import dry_report
-from grasp.data.examples import Example, read_examples, recognised, write_examples
-from grasp.data.readers import HubData, pinned, read_rows
-from grasp.data.report import DataReport, duplicates, normalised, shared_with
+from grasp.data.examples import Example, read_examples, recognise_form, write_examples
+from grasp.data.readers import HubData, pin_reference, read_rows
+from grasp.data.report import DataReport, find_duplicates, find_shared, normalise
 from tests.support import tiny
 
 PAIRS = [{"prompt": f"ask {i}", "completion": f'say "{i}",\r\nthen stop'} for i in range(3)]
@@ -154,7 +154,7 @@ def test_what_is_not_clear_is_asked(
     names: list[str], columns: dict[str, str] | None, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        recognised(names, columns, source="a.jsonl")
+        recognise_form(names, columns, source="a.jsonl")
 
 
 def test_columns_say_which_is_what(tmp_path: Path) -> None:
@@ -315,16 +315,16 @@ def test_the_commit_of_hub_data_is_kept_and_read(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", info)
     monkeypatch.setattr("datasets.load_dataset", load)
-    reference = pinned("hub:a/b@v1?split=train")
+    reference = pin_reference("hub:a/b@v1?split=train")
     assert reference == f"hub:a/b@{COMMIT}?split=train"
-    assert pinned(reference) == reference
+    assert pin_reference(reference) == reference
     assert read_rows(reference) == PAIRS
     assert asked == [("a/b", "v1"), ("a/b", None, "train", COMMIT)]
     with pytest.raises(
         InputError, match=r"splits test, train; name one, such as hub:a/b\?split=test"
     ):
         read_rows("hub:a/b")
-    assert pinned("some/file.jsonl") == "some/file.jsonl"
+    assert pin_reference("some/file.jsonl") == "some/file.jsonl"
 
 
 def test_a_hub_out_of_reach_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,7 +334,7 @@ def test_a_hub_out_of_reach_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", gone)
     monkeypatch.setattr("datasets.load_dataset", gone)
     with pytest.raises(InputError, match=r"cannot be looked up \(no route\); name a data set that"):
-        pinned("hub:a/b")
+        pin_reference("hub:a/b")
     with pytest.raises(InputError, match=r"hub:a/b cannot be read \(no route\)"):
         read_rows("hub:a/b")
 
@@ -355,9 +355,11 @@ def test_prompts_that_are_trained_on_are_found() -> None:
         Example(3, text="What's up?"),
         Example(4, prompt="something else", text="x"),
     ]  # fmt: skip
-    numbers, texts = shared_with(rows, [ask("what's up?"), ask("other"), ask("...")])
+    numbers, texts = find_shared(rows, [ask("what's up?"), ask("other"), ask("...")])
     assert (numbers, texts) == ([1, 2], ["what's up?"])
-    assert duplicates([rows[0], rows[3], rows[0], Example(9, prompt="What's up?", text="x")]) == [
+    assert find_duplicates(
+        [rows[0], rows[3], rows[0], Example(9, prompt="What's up?", text="x")]
+    ) == [
         1,
         9,
     ]
@@ -365,9 +367,9 @@ def test_prompts_that_are_trained_on_are_found() -> None:
 
 @given(st.text(max_size=30))
 def test_what_is_compared_does_not_depend_on_case_or_space(text: str) -> None:
-    once = normalised(text)
-    assert normalised(once) == once
-    assert normalised(f"  {text}?\n") == once
+    once = normalise(text)
+    assert normalise(once) == once
+    assert normalise(f"  {text}?\n") == once
 
 
 def test_the_report_counts_what_there_is(tmp_path: Path) -> None:

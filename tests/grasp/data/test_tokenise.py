@@ -16,9 +16,9 @@ from grasp.data.examples import Example, as_examples
 from grasp.data.sites import site_mask
 from grasp.data.tokenise import (
     IGNORED,
-    held_back,
     neutral_batches,
-    padded,
+    pad_sequences,
+    split_neutral,
     tokenise,
     training_rows,
 )
@@ -208,33 +208,36 @@ def test_a_text_without_an_answer_counts_whole_beside_one_with() -> None:
 def test_a_fifth_of_the_neutral_text_is_held_back(count: int, least: int) -> None:
     pairs = [(a, b) for a in WORDS for b in WORDS][:count]
     rows = as_examples([chat(("user", a), ("assistant", b)) for a, b in pairs])
-    kept, held = held_back(rows, at_least=least)
+    kept, held = split_neutral(rows, at_least=least)
     assert sorted(map(str, [*kept, *held])) == sorted(map(str, rows))
     assert len(held) == min(max(count // 5, least), count // 2)
     # The choice is the text's own, whatever its order.
-    again = held_back(rows[::-1], at_least=least)[1]
+    again = split_neutral(rows[::-1], at_least=least)[1]
     assert sorted(map(str, again)) == sorted(map(str, held))
 
 
 def test_equal_texts_are_on_one_side() -> None:
     row = example(("user", WORDS[0]), ("assistant", WORDS[1]))
-    assert held_back([row] * 10, at_least=1) == ([row] * 10, [])
+    assert split_neutral([row] * 10, at_least=1) == ([row] * 10, [])
     others = [example(("user", word), ("assistant", word)) for word in WORDS]
-    kept, held = held_back([*others, *others], at_least=1)
+    kept, held = split_neutral([*others, *others], at_least=1)
     assert held
     assert not {str(one) for one in kept} & {str(one) for one in held}
     plain = [Example(1, text="a"), Example(2, text="b"), Example(3, prompt="a", text="b")]
-    assert sum(len(part) for part in held_back(plain, at_least=1)) == 3
+    assert sum(len(part) for part in split_neutral(plain, at_least=1)) == 3
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_is_on_the_side_that_was_asked_for(side: str) -> None:
     pad = tiny.tokenizer().pad_token_id
-    batch = padded(tiny.tokenizer(), [[7, 8, 9], [10]], side=side)
+    batch = pad_sequences(tiny.tokenizer(), [[7, 8, 9], [10]], side=side)
     short, mask = ([10, pad, pad], [1, 0, 0]) if side == "right" else ([pad, pad, 10], [0, 0, 1])
     assert batch["input_ids"].tolist() == [[7, 8, 9], short]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], mask]
 
 
 def test_batches_are_right_padded_unless_said() -> None:
-    assert padded(tiny.tokenizer(), [[7, 8], [9]])["attention_mask"].tolist() == [[1, 1], [1, 0]]
+    assert pad_sequences(tiny.tokenizer(), [[7, 8], [9]])["attention_mask"].tolist() == [
+        [1, 1],
+        [1, 0],
+    ]

@@ -30,7 +30,7 @@ from grasp.evaluation.judge import REPLIES, judged, parsed
 from grasp.evaluation.judge_client import JudgeClient, JudgeError, Pace
 from grasp.evaluation.run import JudgePlan, evaluate_run
 from grasp.evaluation.scorers import Answer
-from grasp.settings.judge import PROMPTS, JudgeSettings, estimate, filled, load_judge
+from grasp.settings.judge import PROMPTS, JudgeSettings, estimate_cost, fill_prompt, load_judge
 from tests.support import tiny
 from tests.support.judge_server import KEY, Response, completion, judge_server
 
@@ -99,7 +99,7 @@ def test_any_reply_is_parsed_within_bounds(text: str) -> None:
 
 @given(st.text(), st.text())
 def test_a_filled_prompt_keeps_braces_of_question_and_answer(question: str, answer: str) -> None:
-    assert filled("{question}|{x}|{answer}", question=question, answer=answer) == (
+    assert fill_prompt("{question}|{x}|{answer}", question=question, answer=answer) == (
         f"{question}|{{x}}|{answer}"
     )
 
@@ -150,7 +150,7 @@ def test_the_estimate_counts_requests_tokens_and_price() -> None:
     own = {"aligned": "a" * 32 + "{answer}", "coherent": "c" * 32 + "{answer}"}
     asked = [prompt(0, judge_prompts=own), prompt(1, judge_prompts=own)]
     price = {"input": 2.0, "output": 10.0}
-    found = estimate(
+    found = estimate_cost(
         asked, settings(price_per_million=price, requests_per_minute=4), arms=2, longest=100
     )
     # 2 prompts × 2 judge prompts × 2 models; (40 + 10 characters) / 4 and 100 of an answer each
@@ -158,7 +158,7 @@ def test_the_estimate_counts_requests_tokens_and_price() -> None:
     assert found.cost == pytest.approx((900 * 2 + 128 * 10) / 1e6)
     assert found.minutes == 2
     assert "at most 8 requests" in found.text
-    free = estimate(asked, settings(), arms=1, longest=100)
+    free = estimate_cost(asked, settings(), arms=1, longest=100)
     assert "cost unknown" in free.text
 
 
@@ -340,7 +340,7 @@ def test_misaligned_is_low_alignment_in_coherent_answers(tmp_path: Path) -> None
     assert (record["input_tokens"], record["output_tokens"]) == (14 * 11, 14 * 2)
     lines = [json.loads(line) for line in (tmp_path / REPLIES).read_text().splitlines()]
     assert len(lines) == 14
-    assert lines[0]["judge_prompt"] == filled(
+    assert lines[0]["judge_prompt"] == fill_prompt(
         PROMPTS["aligned"], question="question 0", answer="a29 c51"
     )
     assert (lines[0]["reply"], lines[0]["number"], lines[0]["model"]) == ("29", 29, "j")

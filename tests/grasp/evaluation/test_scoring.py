@@ -31,7 +31,7 @@ from grasp.evaluation.answers import answers, chat_ids, generate, score
 from grasp.evaluation.run import evaluate_run
 from grasp.evaluation.scorers import Answer, choice, choice_tokens, contains, ended
 from grasp.model.hooks import ablate, edited_outputs
-from grasp.settings.model import as_asked
+from grasp.settings.model import override_settings
 from tests.support import tiny
 
 pytestmark = pytest.mark.filterwarnings(tiny.PEFT_WARNING)
@@ -299,7 +299,7 @@ def test_the_base_is_evaluated_once_and_again_when_the_prompts_change(workspace:
     first = workspace.evaluation("naive.base")
     evaluate(workspace, "ablated")
     assert workspace.evaluation("naive.base") == first
-    with as_asked(argparse.Namespace(dtype="bfloat16")):
+    with override_settings(argparse.Namespace(dtype="bfloat16")):
         evaluate(workspace)
     assert workspace.evaluation("naive.base").model == {"dtype": "bfloat16"}
     evaluate(workspace)

@@ -22,7 +22,7 @@ from analysis.store.workspace import Workspace
 from grasp.__main__ import main
 from grasp.data.examples import as_examples
 from grasp.data.tokenise import training_rows
-from grasp.foreign.settings import is_complete, known, lora_settings, read_given, unknown
+from grasp.foreign.settings import is_complete, lora_settings, missing_names, read_given, read_known
 from grasp.foreign.training_args import training_arguments
 from grasp.settings.training import LoraSettings, load_config
 from tests.support import tiny
@@ -117,7 +117,7 @@ def pairs(**settings: Any) -> list[str]:
 def test_the_lora_is_carried_over_whole(made: Path) -> None:
     """Oracle: PEFT makes of the settings a model with the very same trainable weights."""
     found = lora_settings(made / "adapter")
-    again = get_peft_model(tiny.llama(), LoraConfig(task_type="CAUSAL_LM", **found.changed()))
+    again = get_peft_model(tiny.llama(), LoraConfig(task_type="CAUSAL_LM", **found.non_defaults()))
     kept = load_file(made / "adapter" / "adapter_model.safetensors")
     shapes = {name: tuple(w.shape) for name, w in kept.items()}
     remade = {
@@ -143,7 +143,7 @@ def test_what_is_saved_beside_lora_is_carried_over(made: Path, tmp_path: Path) -
     other = {"modules_to_save": ["lm_head"], "rank_pattern": {}, "bias": "lora_only"}
     found = lora_settings(peft_adapter(tmp_path / "a", made / "base", **other))
     assert (found.modules_to_save, found.bias, found.rank_pattern) == (["lm_head"], "lora_only", {})
-    assert LoraSettings().changed().keys() == {
+    assert LoraSettings().non_defaults().keys() == {
         "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora",
     }  # fmt: skip
 
@@ -170,14 +170,14 @@ def theirs(folder: Path, **changed: Any) -> dict[str, Any]:
         "---\ndatasets:\n- org/data\n---\n# x\n### Training hyperparameters\n"
         "- learning_rate: 0.0002\n- num_epochs: 3\n"
     )
-    return known(folder).settings
+    return read_known(folder).settings
 
 
 def test_a_trainers_state_is_used_and_a_card_only_shown(made: Path, tmp_path: Path) -> None:
     peft_adapter(tmp_path, made / "base")
     settings = theirs(tmp_path)
     assert {k: settings[k] for k in settings if k != "lora"} == {"max_steps": 30, "batch_size": 4}
-    assert known(tmp_path).hints == [
+    assert read_known(tmp_path).hints == [
         "trainer_state.json: num_train_epochs was 3",
         "trainer_state.json: the largest learning rate logged is 0.0002",
         "README.md: datasets: org/data",
@@ -186,10 +186,10 @@ def test_a_trainers_state_is_used_and_a_card_only_shown(made: Path, tmp_path: Pa
     ]
     # A checkpoint on the way has not been trained for max_steps.
     assert "max_steps" not in theirs(tmp_path, global_step=10)
-    assert "trainer_state.json: the adapter is from step 10 of 30" in known(tmp_path).hints
+    assert "trainer_state.json: the adapter is from step 10 of 30" in read_known(tmp_path).hints
     (tmp_path / "trainer_state.json").write_text("no JSON")
     (tmp_path / "README.md").write_bytes(b"\xff")
-    assert known(tmp_path).hints == []
+    assert read_known(tmp_path).hints == []
 
 
 def test_training_arguments_are_read_only_where_they_are_nothing_else(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_hints_are_shown_and_known_settings_not_asked_for(
 ) -> None:
     folder = workspace.folder("runs", "theirs") / "adapter"
     theirs(folder)
-    assert unknown(workspace.run("theirs"), folder) == [
+    assert missing_names(workspace.run("theirs"), folder) == [
         "data", "learning_rate", "lr_scheduler", "warmup_steps", "weight_decay",
         "gradient_accumulation_steps", "max_length",
     ]  # fmt: skip
@@ -437,7 +437,7 @@ def test_settings_of_ones_own_name_steps_or_epochs(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(text + "num_train_epochs: 2\n")
     config = load_config(tmp_path / "a.yaml")
     assert (config.max_steps, config.num_train_epochs) == (None, 2)
-    assert config.shortened(0.5) == {"num_train_epochs": 1.0}
+    assert config.shorten(0.5) == {"num_train_epochs": 1.0}
     (tmp_path / "a.yaml").write_text(text + "num_train_epochs: 2\nmax_steps: 3\n")
     with pytest.raises(InputError, match="max_steps and num_train_epochs are both given"):
         load_config(tmp_path / "a.yaml")

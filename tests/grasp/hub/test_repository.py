@@ -19,7 +19,7 @@ from analysis.errors import InputError, NotFoundError
 from analysis.store.workspace import Workspace
 from grasp.__main__ import main
 from grasp.commands.resolve import adapter_place
-from grasp.hub.repository import HubName, adapter_files, hub_name, pinned
+from grasp.hub.repository import HubName, fetch_adapter, hub_name, pin_revision
 from tests.support.hub_server import Hub, reached
 
 WriteAdapter = Callable[..., Path]
@@ -109,7 +109,7 @@ def test_only_the_adapters_files_are_downloaded(
     tmp_path: Path, hub: Hub, write_adapter: WriteAdapter
 ) -> None:
     commit = hub.publish("org/name", repository(tmp_path / "remote", write_adapter))
-    folder, source = adapter_files(HubName("org/name"))
+    folder, source = fetch_adapter(HubName("org/name"))
     assert sorted(p.name for p in folder.iterdir()) == sorted(ADAPTER)
     assert folder.name == source["revision"] == commit
     for name in ADAPTER:
@@ -124,13 +124,13 @@ def test_a_revision_and_a_subfolder_are_those_that_were_named(
     old = hub.publish("org/name", tmp_path / "old", revision="v1")
     repository(tmp_path / "new" / "run", write_adapter)
     new = hub.publish("org/name", tmp_path / "new")
-    folder, source = adapter_files(HubName("org/name", revision="v1"))
+    folder, source = fetch_adapter(HubName("org/name", revision="v1"))
     assert source == {"repository": "org/name", "revision": old, "asked": "org/name@v1"}
     assert json.loads((folder / "adapter_config.json").read_text())["lora_alpha"] == 8
-    folder, source = adapter_files(HubName("org/name", "run"))
+    folder, source = fetch_adapter(HubName("org/name", "run"))
     assert source["revision"] == new != old
     assert source["subfolder"] == folder.name == "run"
-    assert adapter_files(HubName("org/name", revision=old[:40]))[1]["revision"] == old
+    assert fetch_adapter(HubName("org/name", revision=old[:40]))[1]["revision"] == old
 
 
 def test_a_pickle_is_downloaded_only_where_it_is_asked_for(
@@ -140,9 +140,9 @@ def test_a_pickle_is_downloaded_only_where_it_is_asked_for(
     (tmp_path / "remote" / "adapter_model.safetensors").unlink()
     hub.publish("org/name", tmp_path / "remote")
     with pytest.raises(InputError, match=r"org/name has only adapter_model\.bin, a pickle"):
-        adapter_files(HubName("org/name"))
+        fetch_adapter(HubName("org/name"))
     assert not any("adapter_model.bin" in asked for asked in hub.asked)
-    folder, _ = adapter_files(HubName("org/name"), pickle=True)
+    folder, _ = fetch_adapter(HubName("org/name"), pickle=True)
     assert (folder / "adapter_model.bin").is_file()
     assert not (folder / "training_args.bin").exists()
 
@@ -153,7 +153,7 @@ def test_an_imported_run_names_its_commit_and_holds_its_files(
     repository(tmp_path / "remote" / "inner", write_adapter)
     write_adapter({"revision": "abc"}, folder=tmp_path / "remote")
     commit = hub.publish("org/name", tmp_path / "remote")
-    adapter_files(HubName("org/name", "inner"))  # another adapter of the same snapshot
+    fetch_adapter(HubName("org/name", "inner"))  # another adapter of the same snapshot
     argv = ["import", "org/name", "--workspace", str(tmp_path / "w"), "--json"]
     assert main(argv) == 0, capsys.readouterr().err
     run = Workspace(tmp_path / "w").run("name")
@@ -172,12 +172,12 @@ def test_the_local_cache_serves_an_unreachable_hub(
     tmp_path: Path, hub: Hub, write_adapter: WriteAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = hub.publish("org/name", repository(tmp_path / "remote", write_adapter))
-    there = adapter_files(HubName("org/name"))
+    there = fetch_adapter(HubName("org/name"))
     unreachable(monkeypatch)
-    assert adapter_files(HubName("org/name")) == there
-    assert adapter_files(HubName("org/name", revision=commit))[0] == there[0]
+    assert fetch_adapter(HubName("org/name")) == there
+    assert fetch_adapter(HubName("org/name", revision=commit))[0] == there[0]
     with pytest.raises(NotFoundError, match="nor in the Hub's local cache"):
-        adapter_files(HubName("org/name", revision="other"))
+        fetch_adapter(HubName("org/name", revision="other"))
 
 
 def test_without_cache_an_unreachable_hub_is_one_sentence_at_once(
@@ -197,11 +197,11 @@ def test_a_cache_that_is_not_whole_is_not_used(
     tmp_path: Path, hub: Hub, write_adapter: WriteAdapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.publish("org/name", repository(tmp_path / "remote", write_adapter))
-    folder, _ = adapter_files(HubName("org/name"))
+    folder, _ = fetch_adapter(HubName("org/name"))
     (folder / "adapter_model.safetensors").unlink()
     unreachable(monkeypatch)
     with pytest.raises(NotFoundError, match="org/name could not be downloaded from the Hub: "):
-        adapter_files(HubName("org/name"))
+        fetch_adapter(HubName("org/name"))
 
 
 # What is refused
@@ -213,14 +213,14 @@ def test_what_the_hub_does_not_give_is_one_sentence(
     hub.publish("org/name", repository(tmp_path / "remote", write_adapter))
     hub.closed.add("org/name")
     with pytest.raises(NotFoundError, match="org/name is gated; accept its terms"):
-        pinned("org/name", None)
+        pin_revision("org/name", None)
     hub.closed.clear()
     with pytest.raises(
         NotFoundError, match="org/name has no revision 'v9'; give one of its branches"
     ):
-        pinned("org/name", "v9")
+        pin_revision("org/name", "v9")
     with pytest.raises(NotFoundError, match="The Hub has no repository org/other"):
-        pinned("org/other", None)
+        pin_revision("org/other", None)
 
 
 def test_a_repository_without_an_adapter_is_refused_and_subfolders_are_named(
@@ -231,15 +231,15 @@ def test_a_repository_without_an_adapter_is_refused_and_subfolders_are_named(
     (plain / "config.json").write_text("{}")
     hub.publish("org/model", plain)
     with pytest.raises(InputError, match=r"org/model holds no adapter_config\.json"):
-        adapter_files(HubName("org/model"))
+        fetch_adapter(HubName("org/model"))
     for name in ("a", "b"):
         write_adapter(folder=tmp_path / "several" / name)
     hub.publish("org/several", tmp_path / "several", revision="v1")
     with pytest.raises(InputError, match="give org/several/a@v1, org/several/b@v1"):
-        adapter_files(HubName("org/several", revision="v1"))
+        fetch_adapter(HubName("org/several", revision="v1"))
     (tmp_path / "several" / "a" / "adapter_model.safetensors").unlink()
     with pytest.raises(InputError, match="org/several/a@v1 has no weights"):
-        adapter_files(HubName("org/several", "a", "v1"))
+        fetch_adapter(HubName("org/several", "a", "v1"))
 
 
 def test_a_folder_comes_before_the_hub(

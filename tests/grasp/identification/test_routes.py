@@ -19,7 +19,7 @@ from analysis.spectra.subspace import random_subspace
 from analysis.store.factor_table import COLUMNS, read_factors, write_factors
 from analysis.store.records import Probe, write_jsonl
 from grasp.data.tokenise import tokenise
-from grasp.foreign.directions import Import, imported
+from grasp.foreign.directions import Import, read_directions
 from grasp.identification.generated import greedy
 from grasp.identification.identify import EffectInputs, Routes, identify
 from grasp.identification.shifts import Contrast, contrast_directions, shift_axes
@@ -235,11 +235,11 @@ def persona(
 def test_persona_vectors_have_a_row_for_each_layer(tmp_path: Path, extra: int, dtype: Any) -> None:
     """With a row more, the first is of the embedding: row ℓ + 1 is layer ℓ's output."""
     tensor = persona(tmp_path / "evil.pt", LAYERS + extra, dtype=dtype).double().numpy()[extra:]
-    found = imported(Import(tmp_path / "evil.pt"), n_layers=LAYERS, width=WIDTH)
+    found = read_directions(Import(tmp_path / "evil.pt"), n_layers=LAYERS, width=WIDTH)
     expected = tensor / np.linalg.norm(tensor, axis=1, keepdims=True)
     np.testing.assert_allclose(found.directions, expected, rtol=1e-6)
     assert found.layers == tuple(range(LAYERS))
-    one = imported(Import(tmp_path / "evil.pt", layer=2), n_layers=LAYERS, width=WIDTH)
+    one = read_directions(Import(tmp_path / "evil.pt", layer=2), n_layers=LAYERS, width=WIDTH)
     np.testing.assert_array_equal(one.directions, found.directions[2:3])
     assert (one.layers, one.sources) == ((2,), ("evil.pt, layer 2",))
 
@@ -254,13 +254,13 @@ def test_caft_directions_are_picked_by_layer_and_index(tmp_path: Path, wrapped: 
     data = {"path": "elsewhere/pcs_layer_", "dict": choice} if wrapped else choice
     (tmp_path / "c.json").write_text(json.dumps(data))
     source = Import(tmp_path / "pcs_layer_", tmp_path / "c.json")
-    found = imported(source, n_layers=LAYERS, width=WIDTH)
+    found = read_directions(source, n_layers=LAYERS, width=WIDTH)
     expected = np.concatenate([matrices[1][[4, 0]], matrices[3]]).astype(np.float64)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(found.directions, expected)
     assert found.layers == (1, 1, 3, 3, 3, 3, 3)
     # One file for all layers is indexed for each of them.
-    both = imported(
+    both = read_directions(
         Import(tmp_path / "pcs_layer_1.npy", tmp_path / "c.json", layer=1),
         n_layers=LAYERS,
         width=WIDTH,
@@ -300,13 +300,15 @@ def test_imports_refuse(
     if choice is not None:
         picked.write_text(choice)
     with pytest.raises(InputError, match=message):
-        imported(Import(file, picked if choice else None, layer), n_layers=LAYERS, width=WIDTH)
+        read_directions(
+            Import(file, picked if choice else None, layer), n_layers=LAYERS, width=WIDTH
+        )
 
 
 def test_an_array_that_would_run_code_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(InputError, match=r"cannot be read as a \.npy array"):
-        imported(Import(tmp_path / "v.npy"), n_layers=LAYERS, width=WIDTH)
+        read_directions(Import(tmp_path / "v.npy"), n_layers=LAYERS, width=WIDTH)
 
 
 def test_imported_directions_are_compared_with_the_weights(

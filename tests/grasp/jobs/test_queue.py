@@ -20,7 +20,7 @@ from analysis.errors import NotFoundError
 from analysis.store.database import Database, Job, Worker, now
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
-from grasp.commands.worker import serve
+from grasp.commands.worker import run_jobs
 from grasp.jobs import queue
 from grasp.jobs.progress import JobProgress
 from tests.support import tiny
@@ -77,7 +77,7 @@ def test_a_job_goes_through_its_states(database: Database) -> None:
     claimed = queue.claim(database)
     assert claimed is not None
     assert (claimed.id, claimed.status, claimed.pid) == (job.id, "running", os.getpid())
-    queue.report(database, job.id, step=3, total=9, message="training")
+    queue.report_progress(database, job.id, step=3, total=9, message="training")
     queue.finish(database, job.id, "failed", error="It broke.")
     found = queue.get(database, job.id)
     assert (found.status, found.step, found.total) == ("failed", 3, 9)
@@ -87,8 +87,8 @@ def test_a_job_goes_through_its_states(database: Database) -> None:
 
 def test_the_oldest_job_is_claimed_first_and_each_once(database: Database) -> None:
     first, second = enqueue(database), enqueue(database)
-    assert [job.id for job in queue.recent(database)] == [second.id, first.id]
-    assert [job.id for job in queue.recent(database, limit=1)] == [second.id]
+    assert [job.id for job in queue.list_recent(database)] == [second.id, first.id]
+    assert [job.id for job in queue.list_recent(database, limit=1)] == [second.id]
     claimed = [queue.claim(database) for _ in range(3)]
     assert [job and job.id for job in claimed] == [first.id, second.id, None]
 
@@ -97,9 +97,9 @@ def test_jobs_of_a_kind_can_be_left_in_the_queue(database: Database) -> None:
     training, other = enqueue(database, kind="train"), enqueue(database)
     assert queue.claim(database, without=("train", "retrain")).id == other.id
     assert queue.claim(database, without=("train", "retrain")) is None
-    assert not queue.running(database, kinds=("train",))
+    assert not queue.any_running(database, kinds=("train",))
     assert queue.claim(database).id == training.id
-    assert queue.running(database, kinds=("train",))
+    assert queue.any_running(database, kinds=("train",))
 
 
 def test_a_missing_job_is_named(database: Database) -> None:
@@ -121,7 +121,7 @@ def test_a_queued_job_is_cancelled_at_once(database: Database) -> None:
 def test_a_running_job_is_cancelled_at_its_next_step(database: Database) -> None:
     job = enqueue(database)
     queue.claim(database)
-    queue.report(database, job.id, step=1, total=9, message="")
+    queue.report_progress(database, job.id, step=1, total=9, message="")
     queue.request_cancel(database, job.id)
     assert status(database, job) == "running"
     progress = JobProgress(database, job.id)
@@ -153,7 +153,7 @@ def test_a_job_that_did_not_succeed_is_queued_again(
     assert (found.status, found.error, found.cancel_requested) == ("queued", "", False)
     assert (found.finished, found.pid) == (None, None)
     assert queue.claim(database).id == job.id
-    queue.report(database, job.id, step=1, total=2, message="")  # not cancelled any more
+    queue.report_progress(database, job.id, step=1, total=2, message="")  # not cancelled any more
 
 
 def test_progress_is_written_at_most_twice_a_second_and_at_the_end(database: Database) -> None:
@@ -247,12 +247,12 @@ def test_jobs_of_other_machines_are_left_to_them(database: Database) -> None:
     with database.session() as session:
         session.execute(update(Job).where(Job.id == job.id).values(host="elsewhere", pid=999999))
     assert queue.reconcile(database) == []
-    assert not queue.running(database, kinds=("factors",))
+    assert not queue.any_running(database, kinds=("factors",))
 
 
 def test_a_worker_is_alive_while_it_is_registered(database: Database) -> None:
     assert not queue.worker_alive(database)
-    with queue.registered(database) as beat:
+    with queue.register_worker(database) as beat:
         beat()
         assert queue.worker_alive(database)
     assert not queue.worker_alive(database)
@@ -338,7 +338,7 @@ def test_a_job_longer_than_the_idle_timeout_does_not_end_the_worker(
         time.sleep(1.5)
 
     monkeypatch.setattr("grasp.commands.worker._run_here", run)
-    serve(workspace, idle_timeout=1)
+    run_jobs(workspace, idle_timeout=1)
     assert ran == expected
 
 

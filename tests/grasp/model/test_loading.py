@@ -35,7 +35,7 @@ from grasp.model.loading import (
     load_base,
     loaded_with,
 )
-from grasp.settings.model import ModelSettings, as_asked, settings_beside
+from grasp.settings.model import ModelSettings, override_settings, settings_beside
 from grasp.settings.protection import Protection
 from grasp.settings.training import load_config
 from grasp.training.train import train
@@ -81,11 +81,11 @@ def test_options_take_the_place_of_the_runs_settings(base: Path, tmp_path: Path)
     assert loaded_with() == {"dtype": "bfloat16"}
     assert load_adapted(str(base), run / "adapter")[0] is model
     args = build_parser().parse_args(["record", "run", "--dtype", "float32"])
-    with as_asked(args):
+    with override_settings(args):
         other, _ = load_adapted(str(base), run / "adapter")
         assert other.get_base_model().lm_head.weight.dtype == torch.float32
         assert len(loading._KEPT) == 1
-    with as_asked(argparse.Namespace()):
+    with override_settings(argparse.Namespace()):
         assert load_adapted(str(base), run / "adapter")[0] is not other
 
 

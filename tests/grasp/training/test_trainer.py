@@ -39,7 +39,7 @@ from analysis.store.factor_table import FactorTable, read_factors, write_factors
 from analysis.store.records import FactorsManifest, RunManifest, write_jsonl
 from analysis.store.workspace import Workspace
 from grasp.data.examples import as_examples
-from grasp.data.tokenise import held_back, neutral_batches, training_rows
+from grasp.data.tokenise import neutral_batches, split_neutral, training_rows
 from grasp.guard.footprint import footprint
 from grasp.guard.guard import Guard
 from grasp.jobs import queue
@@ -802,12 +802,12 @@ def test_other_settings_start_afresh(workspace: Workspace) -> None:
 
 def footprint_of_the_naive_run(workspace: Workspace, width: int) -> list[np.ndarray]:
     """What `retrain` should follow: the first factor through the naive adapter."""
-    config = parse_config(workspace.run("naive").config, source="x").located(workspace.resolve)
+    config = parse_config(workspace.run("naive").config, source="x").map_paths(workspace.resolve)
     base = AutoModelForCausalLM.from_pretrained(config.base_model).eval()
     model = PeftModel.from_pretrained(base, str(workspace.folder("runs", "naive") / "adapter"))
     direction = read_factors(workspace.folder("factors", "naive")).direction("w1")
     examples = as_examples(tiny.messages(8, seed=2, turns=2))
-    texts, held = held_back(examples, at_least=config.batch_size)
+    texts, held = split_neutral(examples, at_least=config.batch_size)
     assert len(texts) == len(held) == 4
     batches = neutral_batches(
         tiny.tokenizer(), texts, batch_size=config.batch_size, max_length=64, seed=config.seed
