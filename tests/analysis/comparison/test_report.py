@@ -264,7 +264,7 @@ def test_a_report_is_written_where_it_is_asked_for(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--report", "r.pdf", "naive"], "r.pdf must end in .html and lie in a folder that is"),
+        (["--report", "r.pdf", "naive"], "r.pdf must end in .html and be in an existing folder"),
         (["--report", "none/r.html", "naive"], "be in an existing folder"),
         (["--report", "r.html"], "There is no run to compare"),
         (["--out", "x.zip", "naive"], "An archive holds every run; name runs only with --report"),
