@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from analysis.errors import InputError
+from analysis.values import Json
 
 
 class ModelSettings(BaseModel):
@@ -36,7 +37,7 @@ class ModelSettings(BaseModel):
     trust_remote_code: bool = False
 
 
-_OVERRIDES: ContextVar[dict[str, Any] | None] = ContextVar("overrides", default=None)
+_OVERRIDES: ContextVar[Json | None] = ContextVar("overrides", default=None)
 
 
 @contextmanager
