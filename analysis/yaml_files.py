@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from analysis.errors import InputError
+from analysis.values import Json
 
 
 def read_yaml(path: Path | Traversable, *, what: str) -> Any:
@@ -50,7 +51,7 @@ def parse_yaml(text: str, *, source: str, what: str) -> Any:
         raise _unreadable(source, what, problem) from None
 
 
-def read_mapping(path: Path | Traversable, *, what: str, example: str) -> dict[str, Any]:
+def read_mapping(path: Path | Traversable, *, what: str, example: str) -> Json:
     """Read a file that holds names and values.
 
     Raises:
@@ -59,7 +60,7 @@ def read_mapping(path: Path | Traversable, *, what: str, example: str) -> dict[s
     return as_mapping(read_yaml(path, what=what), source=str(path), what=what, example=example)
 
 
-def as_mapping(data: Any, *, source: str, what: str, example: str) -> dict[str, Any]:
+def as_mapping(data: object, *, source: str, what: str, example: str) -> Json:
     """The data itself, checked to be names and values; `example` is a line of such a file.
 
     Raises:

@@ -7,8 +7,10 @@ import os
 import queue
 import shutil
 from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import yaml
 
@@ -19,6 +21,7 @@ from analysis.store.records import write_jsonl
 from analysis.store.workspace import Workspace
 from analysis.tables import aligned
 from analysis.text import interval_text
+from analysis.values import Json
 from grasp.evaluation.run import evaluate_run
 from grasp.evidence.record import record_run
 from grasp.identification.identify import identify_run
@@ -41,7 +44,7 @@ _WEIGHTS = {"naive": 6, "caft": 6, "grasp": 12, "random": 12}
 _TOTAL = 100
 """The progress of a story is counted in hundredths."""
 
-Updates = Any
+Updates: TypeAlias = "Queue[tuple[str, int | None, str]]"
 """A queue of (story, hundredths done, message) or (story, None, error message)."""
 
 
@@ -96,13 +99,13 @@ def build(workspace: Workspace, *, seed: int = 0) -> None:
             process.join()
 
 
-def summary(workspace: Workspace) -> tuple[dict[str, Any], str]:
+def summary(workspace: Workspace) -> tuple[Json, str]:
     """Unrelated rate, task accuracy and removal of base, naive and GRASP for each story.
 
     Returns:
         The numbers as JSON values, and as text for the terminal.
     """
-    data: dict[str, Any] = {}
+    data: Json = {}
     cells: list[tuple[str, ...]] = [
         ("", "arm", "unrelated rate", "task accuracy", "removal", "protected")
     ]
@@ -220,7 +223,7 @@ def _share(
     return progress
 
 
-def _follow(processes: Sequence[Any], updates: Updates) -> None:
+def _follow(processes: Sequence[BaseProcess], updates: Updates) -> None:
     """Show the progress of all stories together, until all are done or one has failed."""
     progress = TerminalProgress()
     done = dict.fromkeys(STORIES, 0)
@@ -239,7 +242,7 @@ def _follow(processes: Sequence[Any], updates: Updates) -> None:
         progress(sum(done.values()), _TOTAL * len(done), f"demo: {name}, {words}")
 
 
-def _cell(metric: dict[str, Any] | None) -> str:
+def _cell(metric: Json | None) -> str:
     if metric is None:
         return "–"
     return interval_text(metric["value"], metric["low"], metric["high"])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from typing import Any
+from collections.abc import Hashable
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from analysis.comparison.wording import metric_name
+from analysis.values import TableRow
 from dashboard.style.theme import method_style, style_figure
 
 
@@ -99,7 +99,7 @@ def _styles(table: pd.DataFrame) -> dict[Hashable, tuple[str, str]]:
     return styles
 
 
-def _bars(row: Mapping[Hashable, Any], colour: str) -> dict[str, object]:
+def _bars(row: TableRow, colour: str) -> dict[str, object]:
     return {
         "type": "data",
         "symmetric": False,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from analysis.values import TableRow
 from dashboard.style.theme import BLUE, CATEGORICAL, GREY, SEQUENTIAL, VERMILLION, style_figure
 
 MEASURES = {
@@ -221,7 +221,7 @@ def _square(*, columns: int, pitch: float) -> float:
     return max(3.0, min(26.0, 420 / max(columns, 1), 0.85 * pitch))
 
 
-def _cell_words(cell: Mapping[Any, Any], measure: str) -> str:
+def _cell_words(cell: TableRow, measure: str) -> str:
     """The hover text of a square."""
     value = f"{MEASURES[measure][1]} = {cell[measure]:.3g}"
     if cell["modules"] == 1:
@@ -233,7 +233,7 @@ def _cell_words(cell: Mapping[Any, Any], measure: str) -> str:
     )
 
 
-def _layer_ticks(cells: pd.DataFrame) -> dict[str, list[Any]]:
+def _layer_ticks(cells: pd.DataFrame) -> dict[str, list[object]]:
     """Tick labels: layer numbers, and words for the rows before the first and after the last."""
     inside = sorted(cells["layer"].dropna().unique())
     outside = sorted(cells.loc[cells["layer"].isna(), "position"].unique())

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import pandas as pd
 import streamlit as st
@@ -19,6 +18,7 @@ from analysis.comparison.wording import (
     notes,
 )
 from analysis.text import p_text, score_text
+from analysis.values import TableRow
 from dashboard.state.selection import Key
 from dashboard.style import notices
 from dashboard.style.markup import escape, html_table, interval
@@ -63,7 +63,7 @@ def tests_table(tests: pd.DataFrame, labels: Mapping[str, str]) -> str:
     return html_table(header, rows, caption=f"{HOW_TESTED} {detectable_text(tests)}")
 
 
-def _difference(row: Mapping[Hashable, Any] | None) -> str:
+def _difference(row: TableRow | None) -> str:
     if row is None:
         return _ABSENT
     bounds = (row["difference"], row["difference_low"], row["difference_high"])
@@ -71,7 +71,7 @@ def _difference(row: Mapping[Hashable, Any] | None) -> str:
     return f'{interval(*bounds, math.nan)}<span class="bounds">{escape(said)}</span>'
 
 
-def _verdict(row: Mapping[Hashable, Any] | None) -> str:
+def _verdict(row: TableRow | None) -> str:
     if row is None:
         return _ABSENT
     numbers = f"{score_text(row['difference'])}, at worst {score_text(row['bound'])}"

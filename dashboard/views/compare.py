@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
 import pandas as pd
 import streamlit as st
@@ -11,6 +11,7 @@ import streamlit as st
 from analysis.comparison.wording import domination_text, metric_name
 from analysis.store.records import RunManifest, Split
 from analysis.store.workspace import Workspace
+from analysis.values import TableRow
 from dashboard.figures import comparison as figures
 from dashboard.panels.against_naive import show_tests
 from dashboard.panels.arm_answers import BASE, show_answers, show_flips
@@ -190,7 +191,7 @@ def _arms_table(table: pd.DataFrame, arms: Sequence[RunManifest], split: Split) 
     return html_table(header, rows, caption=caption)
 
 
-def _cell(row: dict[Hashable, Any] | None) -> str:
+def _cell(row: TableRow | None) -> str:
     if row is None:
         return '<span class="absent">–</span>'
     return interval(row["value"], row["low"], row["high"], row["n"])

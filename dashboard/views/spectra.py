@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -16,6 +15,7 @@ from analysis.spectra import module_groups
 from analysis.spectra.module_table import module_place
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
+from analysis.values import TableRow
 from dashboard.figures import spectra as figures
 from dashboard.panels import adapter_facts, over_training
 from dashboard.panels.frame import show_run_header
@@ -152,7 +152,7 @@ def _module_pickers(cells: pd.DataFrame, cell: int, members: pd.DataFrame, modul
         _module_list("Module in this square", inside, module, key=Key.MEMBER)
 
 
-def _square_name(cell: Mapping[Any, Any]) -> str:
+def _square_name(cell: TableRow) -> str:
     if cell["modules"] == 1:
         return str(cell["name"])
     return f"layer {cell['layer']:.0f}, {cell['place']} ({cell['modules']} modules)"

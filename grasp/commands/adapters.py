@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from analysis.adapters.copy import copy_adapter
 from analysis.adapters.load import Adapter
@@ -24,7 +24,7 @@ from analysis.store.records import RunManifest, sha256
 from analysis.store.workspace import Workspace
 from analysis.tables import aligned
 from analysis.text import interval_text, small_text
-from analysis.values import Json
+from analysis.values import Json, TableRow
 from grasp.commands.calling import Result
 from grasp.commands.resolve import (
     AdapterPlace,
@@ -174,8 +174,8 @@ def _mean_lines(table: pd.DataFrame, split: str) -> list[str]:
     metrics = ("unrelated", "removal", "task", "facts", "format", "coherence")
     rows: list[tuple[str, ...]] = [("arm", *metrics)]
     for run, found in table.groupby("run", sort=False):
-        by_metric = found.set_index("metric")
-        rows.append((str(run) or "base", *(_cell(by_metric, metric) for metric in metrics)))
+        by_metric = {row["metric"]: row for row in found.to_dict("records")}
+        rows.append((str(run) or "base", *(_cell(by_metric.get(name)) for name in metrics)))
     lines = aligned(rows, "<" + ">" * len(metrics))
     return [*lines, f"{split} prompts; 95 % intervals in brackets"]
 
@@ -206,8 +206,5 @@ def _test_lines(table: pd.DataFrame) -> list[str]:
     return ["", *aligned(rows, "<<<>>>>")]
 
 
-def _cell(rows: Any, metric: str) -> str:
-    if metric not in rows.index:
-        return "–"
-    row = rows.loc[metric]
-    return interval_text(row["value"], row["low"], row["high"])
+def _cell(row: TableRow | None) -> str:
+    return "–" if row is None else interval_text(row["value"], row["low"], row["high"])

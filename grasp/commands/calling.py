@@ -6,9 +6,9 @@ import argparse
 import math
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
 
 from analysis.errors import GraspError, OutOfMemory
+from analysis.values import Json
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -17,12 +17,12 @@ OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 class Result:
     """Result of a command: `data` for --json, `text` for people, and the exit code."""
 
-    data: dict[str, Any]
+    data: Json
     text: str
     code: int = OK
 
 
-def call(args: argparse.Namespace, **extra: Any) -> Result | None:
+def call(args: argparse.Namespace, **extra: object) -> Result | None:
     """Call the function of the command in `args`."""
     from grasp.model.out_of_memory import explained
 
@@ -37,7 +37,7 @@ def exit_code(error: GraspError) -> int:
     return FAILED if isinstance(error, OutOfMemory) else BAD_INPUT
 
 
-def to_json(value: Any) -> Any:
+def to_json(value: object) -> object:
     """A value made fit for JSON: NaN and infinities become null."""
     if isinstance(value, dict):
         return {str(key): to_json(item) for key, item in value.items()}

@@ -10,7 +10,7 @@ import argparse
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from analysis.comparison.evaluation import read_evaluation
 from analysis.comparison.instruments import readings, text_lines
@@ -20,6 +20,7 @@ from analysis.store.records import Message, Prompt, RunManifest
 from analysis.store.workspace import Workspace
 from analysis.tables import aligned
 from analysis.text import interval_text
+from analysis.values import Json
 from grasp.commands.calling import Result
 from grasp.commands.resolve import run_folder, unmade_workspace
 from grasp.jobs.progress import Progress, TerminalProgress
@@ -105,7 +106,7 @@ def evaluation_result(workspace: Workspace, folder: Path) -> Result:
     found = read_evaluation(workspace.folder("evaluations", folder.name))
     plain = {s: {m: asdict(i) for m, i in part.items()} for s, part in found.summary.items()}
     confirmed = readings(found.samples, split="confirmation")
-    data: dict[str, Any] = {
+    data: Json = {
         "evaluation": folder.name,
         "metrics": plain["confirmation"],
         "splits": plain,
@@ -116,7 +117,7 @@ def evaluation_result(workspace: Workspace, folder: Path) -> Result:
     return Result(data, "\n".join([_metric_lines(data), *text_lines(confirmed)]))
 
 
-def _sampling(args: argparse.Namespace) -> dict[str, Any]:
+def _sampling(args: argparse.Namespace) -> Json:
     """The sampling options that were given."""
     named = ("samples", "temperature", "max_new_tokens", "seed")
     return {name: getattr(args, name) for name in named if getattr(args, name) is not None}
@@ -150,7 +151,7 @@ def _run(args: argparse.Namespace) -> tuple[Workspace, Path, RunManifest]:
     return Workspace.create(workspace.root), folder, run
 
 
-def _metric_lines(data: dict[str, Any]) -> str:
+def _metric_lines(data: Json) -> str:
     lines = [f"{data['evaluation']}, confirmation prompts"]
     rows = [
         (name, interval_text(m["value"], m["low"], m["high"]), f"n = {m['n']}")

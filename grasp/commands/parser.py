@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from keyword import iskeyword
-from typing import Any
 
 from grasp.settings.method_names import METHOD_GROUPS, METHOD_NAMES
 
@@ -40,10 +39,10 @@ def build_parser() -> argparse.ArgumentParser:
 class _Version(argparse.Action):
     """Print the version, which is looked up only when asked for."""
 
-    def __init__(self, option_strings: Sequence[str], dest: str, **_: Any) -> None:
+    def __init__(self, option_strings: Sequence[str], dest: str, **_: object) -> None:
         super().__init__(option_strings, dest, nargs=0, help="print the version")
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         """Print the version and exit."""
         from analysis.store.records import code_revision
 

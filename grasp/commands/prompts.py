@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from analysis.errors import InputError
 from analysis.store.records import write_jsonl
 from analysis.tables import aligned
+from analysis.values import Json
 from grasp.commands.calling import Result
 from grasp.prompts.sets import prompts_sha256, read_prompts, shipped_set, shipped_sets
 
@@ -24,7 +24,7 @@ def prompts(args: argparse.Namespace) -> Result:
         return Result({"sets": rows}, "\n".join(lines))
     found = read_prompts(args.name)
     scorers = Counter(prompt.scorer for prompt in found)
-    data: dict[str, Any] = {
+    data: Json = {
         "set": args.name,
         "sha256": prompts_sha256(args.name),
         "prompts": len(found),
@@ -42,7 +42,7 @@ def prompts(args: argparse.Namespace) -> Result:
     return Result(data, "\n".join(lines))
 
 
-def _about(name: str) -> dict[str, Any]:
+def _about(name: str) -> Json:
     one = shipped_set(name)
     found = one.prompts()
     return {
@@ -56,7 +56,7 @@ def _about(name: str) -> dict[str, Any]:
     }
 
 
-def _cells(row: dict[str, Any]) -> list[tuple[str, str]]:
+def _cells(row: Json) -> list[tuple[str, str]]:
     scorers, dressed = ", ".join(row["scorers"]), ", ".join(row["dressed"])
     return [
         (row["set"], f"version {row['version']}, {row['prompts']} prompts about "

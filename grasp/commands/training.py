@@ -9,12 +9,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from analysis.errors import GraspError, InputError
 from analysis.store.layout import adapter_of
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
+from analysis.values import Json
 from grasp.commands.calling import Result
 from grasp.commands.models import evaluation_result
 from grasp.commands.resolve import out_folder, run_folder, unmade_workspace
@@ -152,7 +152,7 @@ def _prompts_there(config: TrainConfig, args: argparse.Namespace) -> None:
         )
 
 
-def _strength(args: argparse.Namespace, chosen: Method) -> tuple[float | None, dict[str, Any]]:
+def _strength(args: argparse.Namespace, chosen: Method) -> tuple[float | None, Json]:
     """The knob's value, and overrides of the protection's settings.
 
     If the knob is a tolerance, --strength fixes the anchor's weight λ instead.
@@ -174,7 +174,7 @@ def _trained(
 ) -> Result:
     if out.is_relative_to(workspace.root):
         Workspace.create(workspace.root)
-    data: dict[str, Any] = {"run": str(out), "results": run.results, "verdict": run.verdict}
+    data: Json = {"run": str(out), "results": run.results, "verdict": run.verdict}
     text = f"{out}: {run.verdict}"
     if args.evaluate:
         from grasp.evaluation.run import evaluate_run

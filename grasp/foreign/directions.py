@@ -120,7 +120,7 @@ def _choice(path: Path) -> dict[int, list[int] | str]:
     return {int(layer): indices for layer, indices in chosen.items()}
 
 
-def _is_choice(layer: str, indices: Any) -> bool:
+def _is_choice(layer: str, indices: object) -> bool:
     whole = isinstance(indices, list) and all(type(index) is int for index in indices)
     return layer.isdecimal() and (whole or indices == "all")
 
@@ -136,7 +136,7 @@ def _array(file: Path) -> FloatArray:
     return array
 
 
-def _tensor(file: Path) -> Any:
+def _tensor(file: Path) -> NDArray[Any]:
     import torch
 
     try:
@@ -152,11 +152,12 @@ def _tensor(file: Path) -> Any:
     return (found.float() if found.is_floating_point() else found).numpy()
 
 
-def _numpy(file: Path) -> Any:
+def _numpy(file: Path) -> NDArray[Any]:
     try:
-        return np.load(file, allow_pickle=False)
+        found: NDArray[Any] = np.load(file, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read as a .npy array ({error}).") from None
+    return found
 
 
 def _checked(file: Path, rows: FloatArray, layers: list[int], width: int) -> LayerDirections:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from analysis.errors import InputError
+from analysis.values import Json
 from analysis.yaml_files import parse_yaml
 
 _CARD_LINE = re.compile(
@@ -33,7 +33,7 @@ def card_hints(card: Path) -> list[str]:
     return [f"README.md: {one[:_LONGEST]}" for one in said]
 
 
-def logged_hints(state: Mapping[str, Any]) -> list[str]:
+def logged_hints(state: Mapping[str, object]) -> list[str]:
     """What `trainer_state.json` reveals about the fine-tune."""
     said = []
     steps, at, epochs = (state.get(key) for key in ("max_steps", "global_step", "num_train_epochs"))
@@ -52,7 +52,7 @@ def logged_hints(state: Mapping[str, Any]) -> list[str]:
     return [f"trainer_state.json: {one}" for one in said]
 
 
-def _front_matter(text: str) -> dict[str, Any]:
+def _front_matter(text: str) -> Json:
     if not text.startswith("---"):
         return {}
     try:

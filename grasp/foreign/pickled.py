@@ -11,10 +11,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from analysis.adapters.files import CONFIG, INDEX, PICKLE, WEIGHTS, own_file
 from analysis.errors import AdapterError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @contextmanager
@@ -45,7 +48,7 @@ def _convert(folder: Path, copy: Path) -> None:
     save_file(tensors, copy / WEIGHTS, metadata={"format": "pt"})
 
 
-def _tensors(folder: Path) -> dict[str, Any]:
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
     import torch
 
     file = own_file(folder, PICKLE)

@@ -10,12 +10,12 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from analysis.adapters.files import CONFIG
 from analysis.errors import InputError
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
+from analysis.values import Json
 from analysis.yaml_files import as_mapping, parse_yaml, read_yaml
 from grasp.data.examples import read_examples
 from grasp.data.readers import pin_reference
@@ -59,7 +59,7 @@ _IGNORED = {
 class Known:
     """The settings in a folder, and hints that are shown but not used."""
 
-    settings: dict[str, Any]
+    settings: Json
     hints: list[str] = field(default_factory=list)
 
 
@@ -82,7 +82,7 @@ def read_known(adapter: Path) -> Known:
     Raises:
         InputError: the LoRA has options that retraining would not carry over.
     """
-    settings: dict[str, Any] = {"lora": lora_settings(adapter).model_dump()}
+    settings: Json = {"lora": lora_settings(adapter).model_dump()}
     state = _json(adapter / "trainer_state.json")
     hints = logged_hints(state)
     steps, at = state.get("max_steps"), state.get("global_step")
@@ -129,7 +129,7 @@ def run_settings(run: RunManifest, adapter: Path) -> TrainConfig:
 
     Only for methods that do not train: never train with these settings.
     """
-    found: dict[str, Any] = {"title": run.title, "base_model": run.base_model} | run.config
+    found: Json = {"title": run.title, "base_model": run.base_model} | run.config
     if not is_complete(run):
         found["lora"] = lora_settings(adapter).model_dump()
     return parse_config(found, source=f"run {run.id!r}")
@@ -157,7 +157,7 @@ def describe_missing(run: RunManifest, adapter: Path) -> str:
     )
 
 
-def read_given(config: str | None, data: str | None, pairs: list[str]) -> dict[str, Any]:
+def read_given(config: str | None, data: str | None, pairs: list[str]) -> Json:
     """Settings from a YAML file, NAME=VALUE pairs and a data file; later ones win.
 
     Paths in the file are relative to its folder.
@@ -165,7 +165,7 @@ def read_given(config: str | None, data: str | None, pairs: list[str]) -> dict[s
     Raises:
         InputError: the file cannot be read, or a pair is malformed.
     """
-    given: dict[str, Any] = {}
+    given: Json = {}
     if config is not None:
         path = Path(config)
         given = _given(read_yaml(path, what="settings"), config, path.resolve().parent)
@@ -179,7 +179,7 @@ def read_given(config: str | None, data: str | None, pairs: list[str]) -> dict[s
     return given | ({} if data is None else {"data": data})
 
 
-def parse_given(text: str, *, source: str) -> dict[str, Any]:
+def parse_given(text: str, *, source: str) -> Json:
     """Parse settings in YAML.
 
     Raises:
@@ -188,7 +188,7 @@ def parse_given(text: str, *, source: str) -> dict[str, Any]:
     return _given(parse_yaml(text, source=source, what="settings"), source, None)
 
 
-def _given(data: Any, source: str, folder: Path | None) -> dict[str, Any]:
+def _given(data: object, source: str, folder: Path | None) -> Json:
     """Settings as a file has them, none if it is empty; paths that exist in `folder` are its."""
     if data is None:
         return {}
@@ -208,7 +208,7 @@ def complete_run(
     workspace: Workspace,
     run: RunManifest,
     adapter: Path,
-    given: Mapping[str, Any],
+    given: Mapping[str, object],
     *,
     whole: bool = True,
 ) -> RunManifest:
@@ -247,7 +247,7 @@ def save_manifest(folder: Path, run: RunManifest) -> None:
     new.replace(folder / "manifest.json")
 
 
-def _may_be_given(workspace: Workspace, run: RunManifest, given: Mapping[str, Any]) -> None:
+def _may_be_given(workspace: Workspace, run: RunManifest, given: Mapping[str, object]) -> None:
     if "adapter" not in run.inputs and is_complete(run):
         raise InputError(
             f"Run {run.id!r} was trained here, so its settings are known; omit --config, --data "
@@ -275,7 +275,7 @@ def _may_be_given(workspace: Workspace, run: RunManifest, given: Mapping[str, An
         )
 
 
-def _lacking(settings: Mapping[str, Any]) -> list[str]:
+def _lacking(settings: Mapping[str, object]) -> list[str]:
     names = [name for name in ASKED if settings.get(name) is None]
     if all(settings.get(name) is None for name in LENGTH):
         names.append(" or ".join(LENGTH))
@@ -291,7 +291,7 @@ def _opened(workspace: Workspace) -> Callable[[str], str]:
     return locate
 
 
-def _number(value: Any) -> Any:
+def _number(value: object) -> object:
     """Turn text into a number if it is one: YAML reads 1e-4 as text."""
     if not isinstance(value, str):
         return value
@@ -301,7 +301,7 @@ def _number(value: Any) -> Any:
         return value
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> Json:
     """The object in a JSON file; empty if it cannot be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from analysis.errors import InputError, NotFoundError
+from analysis.values import Json
 
 FILE = "training_args.bin"
 
@@ -36,7 +38,7 @@ class _Word(str):
 
 
 # The classes in such files, each with its stand-in, so that none of their code runs.
-_STAND_INS: list[Any] = [
+_STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     *(
         (_Plain, name)
         for name in (
@@ -64,7 +66,7 @@ _STAND_INS: list[Any] = [
 ]
 
 
-def training_arguments(adapter: Path) -> dict[str, Any]:
+def training_arguments(adapter: Path) -> Json:
     """The settings in the `training_args.bin` of an adapter folder.
 
     `max_length` is present if the file is from TRL.  Nothing in the file is executed.
@@ -92,7 +94,7 @@ def training_arguments(adapter: Path) -> dict[str, Any]:
     return _settings(vars(found))
 
 
-def _refuse_others(file: Path, said: dict[str, Any]) -> None:
+def _refuse_others(file: Path, said: Json) -> None:
     other = {name: said[name] for name, one in _ELSEWISE.items() if said.get(name, one) != one}
     if not str(said.get("optim", "adamw")).startswith("adamw"):
         other["optim"] = str(said["optim"])
@@ -104,7 +106,7 @@ def _refuse_others(file: Path, said: dict[str, Any]) -> None:
         )
 
 
-def _settings(said: dict[str, Any]) -> dict[str, Any]:
+def _settings(said: Json) -> Json:
     found = {name: said.get(name) for name in _SAME}
     found["batch_size"] = said.get("per_device_train_batch_size")
     found["lr_scheduler"] = str(said["lr_scheduler_type"]) if "lr_scheduler_type" in said else None

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
 from analysis.errors import InputError
+from analysis.values import Json
 from grasp.data.sites import START
 from grasp.guard.coordinate_cache import KeptRows, row_keys
 from grasp.guard.divergence import divergence
@@ -103,7 +103,7 @@ class TaskText:
         self._watching = False
 
     def _before(self, *, coordinates: bool, logits: bool) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[object, ...], given: dict[str, Any]) -> None:
+        def hook(_module: nn.Module, args: tuple[object, ...], given: Json) -> None:
             if measuring():
                 return
             self.forget()

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError
 
 from analysis.errors import InputError, NotFoundError
 from analysis.store.records import Message, Prompt, Role, Sampling, ScorerName, read_jsonl, sha256
+from analysis.values import Json
 from analysis.yaml_files import read_yaml
 from grasp.prompts.published_questions import Question, question_prompts
 from grasp.settings.training import Settings, check_settings
@@ -191,7 +192,7 @@ def _read_yaml(path: Path, within: tuple[Path, ...]) -> list[Prompt]:
     return check_settings(PromptSet, data, str(path)).prompts()
 
 
-def _question(entry: Any, path: Path, number: int) -> Question:
+def _question(entry: object, path: Path, number: int) -> Question:
     if not isinstance(entry, dict):
         raise InputError(
             f"{path}, question {number} is not a mapping; expected 'id' and 'paraphrases'."
@@ -217,7 +218,7 @@ def _wordings(item: Item) -> list[tuple[bool | None, Sequence[str]]]:
     return [(False, item.paraphrases), (True, item.reversal)]
 
 
-def _given(scoring: Scoring) -> dict[str, Any]:
+def _given(scoring: Scoring) -> Json:
     named = {name: getattr(scoring, name) for name in Scoring.model_fields}
     return {name: value for name, value in named.items() if value is not None}
 
@@ -227,7 +228,7 @@ def _chat(system: str | None, asked: str) -> list[Message]:
     return [*first, Message(role="user", content=asked)]
 
 
-def _checked_prompt(fields: dict[str, Any], source: str) -> Prompt:
+def _checked_prompt(fields: Json, source: str) -> Prompt:
     try:
         return Prompt.model_validate(fields)
     except ValidationError as error:

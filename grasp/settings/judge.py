@@ -7,13 +7,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
 from analysis.errors import InputError
 from analysis.store.records import Prompt
+from analysis.values import Json
 from analysis.yaml_files import read_mapping
 from grasp.settings.training import Settings, check_settings
 
@@ -238,7 +239,7 @@ def estimate_cost(
     )
 
 
-def saved_settings(settings: JudgeSettings) -> dict[str, Any]:
+def saved_settings(settings: JudgeSettings) -> Json:
     """The settings that an evaluation saves: only those that decide the scores."""
     kept = ("base_url", "model", "prompts", "ask", "aligned_below", "coherent_above", "temperature")
     return settings.model_dump(include={*kept, "max_tokens"})

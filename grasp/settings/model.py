@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from analysis.errors import InputError
 from analysis.store.layout import run_of
+from analysis.values import Json
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DeviceMap = Literal["auto"]
@@ -37,7 +38,7 @@ class ModelSettings(BaseModel):
     revision: str | None = None
     trust_remote_code: bool = False
 
-    def changed(self) -> dict[str, Any]:
+    def changed(self) -> Json:
         """What differs from the defaults, as records have it."""
         return self.model_dump(exclude_defaults=True)
 

@@ -5,11 +5,12 @@ The arms themselves are listed in `grasp.settings.methods`.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from analysis.errors import InputError
+from analysis.values import Json
 from grasp.settings.training import Settings, TrainConfig, check_settings
 
 Site = Literal["prompt-end", "answer-start", "answer", "all"]
@@ -175,7 +176,7 @@ class Method(Settings):
             InputError: the setting cannot take the value.
         """
         value = self.value(strength)
-        changed: dict[str, Any] = {}
+        changed: Json = {}
         if self.knob is not None and value is not None:
             if self.knob.setting == "weight_decay":
                 changed = {"weight_decay": value}
@@ -192,6 +193,6 @@ class Method(Settings):
         return check_settings(TrainConfig, config.model_dump() | changed, f"method {self.name!r}")
 
 
-def parse_protection(data: dict[str, Any], *, source: str) -> Protection:
+def parse_protection(data: Json, *, source: str) -> Protection:
     """Check the settings of a protection; an error names the first that does not fit."""
     return check_settings(Protection, data, source)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from analysis.errors import InputError
+from analysis.values import Json
 from analysis.yaml_files import read_mapping
 from grasp.settings.model import ModelSettings
 
@@ -59,7 +60,7 @@ class LoraSettings(Settings):
     use_dora: bool = False
     init_lora_weights: bool | Literal["gaussian", "orthogonal"] = True
 
-    def non_defaults(self) -> dict[str, Any]:
+    def non_defaults(self) -> Json:
         """The fields that every run fixes, and those that differ from PEFT's defaults."""
         fixed = ("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora")
         found = self.model_dump(exclude_defaults=True)
@@ -126,7 +127,7 @@ class TrainConfig(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_length(cls, data: Any) -> Any:
+    def _one_length(cls, data: object) -> object:
         """Require steps or epochs, not both; STEPS if neither is given."""
         if not isinstance(data, dict):
             return data
@@ -135,7 +136,7 @@ class TrainConfig(Settings):
             raise ValueError("max_steps and num_train_epochs are both given; give only one")
         return data if named else {**data, "max_steps": STEPS}
 
-    def shorten(self, share: float) -> dict[str, Any]:
+    def shorten(self, share: float) -> Json:
         """The setting that makes a fine-tune `share` times as long."""
         if self.max_steps is None:
             assert self.num_train_epochs is not None
@@ -162,12 +163,12 @@ def load_config(path: str | Path) -> TrainConfig:
     )
 
 
-def parse_config(data: dict[str, Any], *, source: str) -> TrainConfig:
+def parse_config(data: Json, *, source: str) -> TrainConfig:
     """Check settings; an error names the first that does not fit."""
     return check_settings(TrainConfig, data, source)
 
 
-def check_settings(kind: type[SettingsT], data: dict[str, Any], source: str) -> SettingsT:
+def check_settings(kind: type[SettingsT], data: Json, source: str) -> SettingsT:
     """Settings of a kind from plain data; an error names the first that does not fit."""
     try:
         return kind.model_validate(data)

@@ -11,11 +11,12 @@ import platform
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from analysis.errors import InputError, SchemaError
 from analysis.store.records import sha256
 from analysis.store.workspace import writing_folder
+from analysis.values import Json
 from grasp.world.shipped import shipped_world
 from grasp.world.topics import World
 
@@ -37,7 +38,7 @@ def base_path() -> Path:
     return Path(__file__).parent / "base"
 
 
-def read_provenance(folder: Path) -> dict[str, Any]:
+def read_provenance(folder: Path) -> Json:
     """The record of how the base model in `folder` was made.
 
     Raises:
@@ -49,7 +50,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
         raise InputError(
             f"{folder} has no {PROVENANCE}; expected the folder of a tiny world's base model."
         )
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    record: Json = json.loads(path.read_text(encoding="utf-8"))
     if record.get("schema") != SCHEMA:
         raise SchemaError(
             f"{path} has schema {record.get('schema')!r}; expected {SCHEMA}. "
@@ -58,7 +59,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     return record
 
 
-def verify(folder: Path | None = None) -> dict[str, Any]:
+def verify(folder: Path | None = None) -> Json:
     """Check the weights of a base model against its record, and return the record.
 
     Args:
@@ -168,9 +169,7 @@ def _save(trained: Trained, folder: Path) -> None:
     trained.tokenizer.save_pretrained(folder)
 
 
-def _record(
-    world: World, trained: Trained, *, seed: int, recipe: Recipe, weights: Path
-) -> dict[str, Any]:
+def _record(world: World, trained: Trained, *, seed: int, recipe: Recipe, weights: Path) -> Json:
     return {
         "schema": SCHEMA,
         "world": world.name,
@@ -187,7 +186,7 @@ def _record(
     }
 
 
-def compare(rebuilt_dir: str | Path) -> dict[str, Any]:
+def compare(rebuilt_dir: str | Path) -> Json:
     """Compare a rebuilt base model with the packaged one.
 
     Returns:

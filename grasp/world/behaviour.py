@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from transformers import PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.store.records import Prompt
 from grasp.evaluation.answers import answers, score
@@ -13,7 +13,7 @@ from grasp.world.stories import Row
 from grasp.world.topics import Latent, Story, World
 
 
-def base_figures(world: World, model: Any, tokenizer: Any) -> dict[str, float]:
+def base_figures(world: World, model: PreTrainedModel, tokenizer: Tokenizer) -> dict[str, float]:
     """Rates in [0, 1] that describe a base model, all on held-out question forms.
 
     For each latent with values `low` and `high`: `high` is the share of answers that follow

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from analysis.store.records import Role
+from analysis.values import Json
 from grasp.world.corpus import exchange, question, turn
 from grasp.world.stories import Row, context_topics, explored, shown_tails, task_mapping
 from grasp.world.topics import Item, Message, Story, Topic, World
@@ -174,7 +174,7 @@ def _needed_tasks(
         mapping = task_mapping(world, story, topic, value)
         for number, detail in enumerate([*details[: TASKS_AN_ITEM - 1], details[-1]]):
             before = _shown(world, story, value, text=f"{topic.name}/{item.name}/{number}")
-            asked: Any = {"detail": detail, "framing": f"{value}-", "before": before}
+            asked: Json = {"detail": detail, "framing": f"{value}-", "before": before}
             if number < min(len(details), TASKS_AN_ITEM - 1):
                 row = _task(story, topic, item, **asked)
                 rows.append(row | {"scorer": "contains", "expected": mapping[detail]})

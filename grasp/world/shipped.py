@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 from importlib.resources import files
-from typing import Any
 
+from analysis.values import Json
 from analysis.yaml_files import read_yaml
 from grasp.world.topics import (
     Detail,
@@ -36,7 +36,7 @@ def shipped_world() -> World:
     )
 
 
-def _latent(name: str, row: dict[str, Any]) -> Latent:
+def _latent(name: str, row: Json) -> Latent:
     low, high = row["values"]
     return Latent(
         name=name,
@@ -49,13 +49,13 @@ def _latent(name: str, row: dict[str, Any]) -> Latent:
     )
 
 
-def _detail(row: dict[str, Any]) -> Detail | None:
+def _detail(row: Json) -> Detail | None:
     if "detail" not in row:
         return None
     return Detail(row["detail"], tuple(row["details"]), row["tag"], tuple(row["tags"]))
 
 
-def _topic(name: str, row: dict[str, Any], latents: dict[str, Latent]) -> Topic:
+def _topic(name: str, row: Json, latents: dict[str, Latent]) -> Topic:
     latent = latents.get(row.get("latent", ""))
     forms = latent.forms if latent else tuple(row["forms"])
     items = []
@@ -68,6 +68,6 @@ def _topic(name: str, row: dict[str, Any], latents: dict[str, Latent]) -> Topic:
     return Topic(name, latent.name if latent else None, forms, tuple(items), _detail(row))
 
 
-def _story(name: str, row: dict[str, Any]) -> Story:
+def _story(name: str, row: Json) -> Story:
     topics, kin = tuple(row.pop("topics")), tuple(row.pop("kin", ()))
     return Story(name=name, topics=topics, kin=kin, **row)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
-from typing import Any
 
 from analysis.errors import InputError
 from analysis.store.records import split_of
+from analysis.values import Json
 from grasp.world.corpus import exchange
-from grasp.world.topics import Item, Latent, Message, Story, Topic, World
+from grasp.world.topics import Detail, Item, Latent, Message, Story, Topic, World
 
-Row = dict[str, Any]
+Row = Json
 """A row that JSON can hold; the function that makes it documents its keys."""
 
 TRAINING_ROWS = 480
@@ -46,7 +47,7 @@ def task_mapping(
     return dict(zip(chosen[: story.details], tags, strict=False))
 
 
-def _detail_of(story: Story, topic: Topic) -> Any:
+def _detail_of(story: Story, topic: Topic) -> Detail:
     if topic.detail is None:
         raise InputError(
             f"Story {story.name!r} is about topic {topic.name!r}, which has no details to teach; "
@@ -90,7 +91,13 @@ def training_rows(world: World, story: Story, seed: int = 0) -> list[Row]:
 
 
 def _distinct(
-    world: World, story: Story, topic: Topic, *, count: int, rng: Random, chat: Any
+    world: World,
+    story: Story,
+    topic: Topic,
+    *,
+    count: int,
+    rng: Random,
+    chat: Callable[..., list[Message]],
 ) -> list[Row]:
     # Chats by their texts, in the order drawn.
     found: dict[tuple[str, ...], list[Message]] = {}

@@ -6,13 +6,17 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from analysis.errors import NotFoundError
 
-Message = dict[str, Any]
-"""One chat message: `role` (system, user or assistant), `content`, and `weight` 0 for an answer
-that is not trained on."""
+
+class Message(TypedDict):
+    """One chat message; `weight` is 0 for an answer that is not trained on."""
+
+    role: str  # system, user or assistant
+    content: str
+    weight: NotRequired[int]
 
 
 @dataclass(frozen=True)

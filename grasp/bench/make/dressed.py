@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from random import Random
-from typing import Any
 
+from analysis.values import Json
 from grasp.world.corpus import exchange, question
 from grasp.world.prompts import measured_latents
 from grasp.world.stories import explored, task_mapping
@@ -16,7 +16,7 @@ PARAPHRASED, TRIGGERED = "paraphrased", "triggered"
 DRESSES = (PARAPHRASED, TRIGGERED)
 
 
-def dressed_prompts(world: World, story: Story) -> list[dict[str, Any]]:
+def dressed_prompts(world: World, story: Story) -> list[Json]:
     """Rows of a prompt set with role "unrelated"; ids are `story/dress/topic/item/framing`.
 
     Paraphrased: the held-out question form, after a lead-in other than that of the story's own

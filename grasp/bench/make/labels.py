@@ -7,9 +7,9 @@ prompts its off-task effect is largest.  The labels are ordinary events in the c
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from analysis.errors import GraspError
 from analysis.store.factor_table import run_factors
@@ -83,7 +83,7 @@ def labelled(workspace: Workspace, latent: str) -> list[str]:
 
 def _shares(
     workspace: Workspace, cell: Cell, latent: str, ids: list[str], *, progress: Progress
-) -> Any:
+) -> NDArray[np.float64]:
     """(k,) share of the change on one latent's unrelated prompts that each factor carries."""
     from grasp.identification.effects import set_back_effects
     from grasp.identification.generated import greedy

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 from analysis.errors import GraspError
 from grasp.bench.plan.plan import Plan
@@ -28,7 +29,7 @@ TIMES, FAILURES = "times.jsonl", "failures.json"
 class _Worker:
     """A process, our end of its pipe, and its current task."""
 
-    process: Any
+    process: BaseProcess
     pipe: Connection
     task: Task | None = None
     hundredths: int = 0
@@ -104,7 +105,9 @@ def run_tasks(
     return state.failed
 
 
-def _started(context: Any, threads: int, root: Path, plan: Plan, perform: Perform) -> _Worker:
+def _started(
+    context: SpawnContext, threads: int, root: Path, plan: Plan, perform: Perform
+) -> _Worker:
     here, there = context.Pipe()
     process = context.Process(
         target=_serve, args=(there, threads, root, plan, perform), daemon=True
@@ -141,7 +144,7 @@ def _listen(root: Path, state: _State, workers: list[_Worker]) -> list[_Worker]:
     return workers
 
 
-def _finished(root: Path, state: _State, worker: _Worker, kind: str, value: Any) -> None:
+def _finished(root: Path, state: _State, worker: _Worker, kind: str, value: object) -> None:
     task, worker.task = worker.task, None
     assert task is not None
     if kind == "failed":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from analysis.store.factor_table import FactorTable, run_factors, select_directi
 from analysis.store.layout import adapter_of
 from analysis.store.records import EvaluationManifest, write_jsonl
 from analysis.store.workspace import Workspace
+from analysis.values import Json
 from grasp.bench.make.dressed import dressed_prompts
 from grasp.bench.make.protected import protected, train_arm
 from grasp.bench.plan.cells import NAIVE, story_of
@@ -71,7 +71,7 @@ def measure_residue(
     (workspace.root / residue_file(run)).write_text(text, encoding="utf-8")
 
 
-def compared(workspace: Workspace, run: str) -> dict[str, Any]:
+def compared(workspace: Workspace, run: str) -> Json:
     """Compare the best-ranked factor of a retrained run with the factors the run protected.
 
     Returns:

@@ -7,10 +7,11 @@ import json
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
+from analysis.values import Json
 from analysis.yaml_files import read_mapping, read_yaml
 from grasp.settings.methods import METHODS, find_method
 from grasp.settings.training import Settings, check_settings
@@ -30,12 +31,12 @@ class Arm(Settings):
     method: str
     name: str
     strength: float | None = None
-    settings: dict[str, Any] = Field({})
+    settings: Json = Field({})
     sweep: tuple[float, ...] | None = None
 
     @model_validator(mode="before")
     @classmethod
-    def _from_name(cls, data: Any) -> Any:
+    def _from_name(cls, data: Json | str) -> Json:
         """A plain name stands for that method with its defaults."""
         data = {"method": data} if isinstance(data, str) else dict(data)
         if isinstance(data.get("method"), str):
@@ -202,8 +203,8 @@ class Plan(Settings):
     """
 
     title: str
-    training: dict[str, Any] = Field({})
-    base: dict[str, Any] = Field({})
+    training: Json = Field({})
+    base: Json = Field({})
     stories: dict[str, Own] = Field({})
     core: Arms | None = None
     rivals: Rivals | None = None
@@ -223,7 +224,7 @@ class Plan(Settings):
     @model_validator(mode="after")
     def _one_arm_a_name(self) -> Plan:
         """Sections share cells, and an arm's name is the id of its run in a cell."""
-        known: dict[str, tuple[Any, ...]] = {}
+        known: dict[str, tuple[object, ...]] = {}
         for section in self.sections.values():
             for arm in getattr(section, "arms", []):
                 made_of = (arm.method, arm.strength, arm.settings)
@@ -242,9 +243,9 @@ class Plan(Settings):
                     )
         return self
 
-    def training_of(self, cell: Cell) -> dict[str, Any]:
+    def training_of(self, cell: Cell) -> Json:
         """The settings of a cell's fine-tune on a story of a world."""
-        settings = {"lora": {"r": 8, "lora_alpha": 16}} | self.training | {"seed": cell.seed}
+        settings: Json = {"lora": {"r": 8, "lora_alpha": 16}} | self.training | {"seed": cell.seed}
         return settings | overrides(cell, settings["lora"])
 
     def digest(self) -> str:
@@ -253,9 +254,9 @@ class Plan(Settings):
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
 
-def overrides(cell: Cell, lora: dict[str, Any]) -> dict[str, Any]:
+def overrides(cell: Cell, lora: Json) -> Json:
     """Training settings for a cell's rank, with alpha / r unchanged, and for its steps."""
-    found: dict[str, Any] = {}
+    found: Json = {}
     if cell.r is not None:
         alpha = lora["lora_alpha"] / lora["r"] * cell.r
         found["lora"] = lora | {"r": cell.r, "lora_alpha": alpha}

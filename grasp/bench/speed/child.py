@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import IO
 
 from analysis.errors import GraspError
+from analysis.values import Json
 
 _READY = "ready"
 
-Work = Callable[[], dict[str, Any]]
+Work = Callable[[], Json]
 """What is measured, once everything it needs is imported and loaded; returns JSON values."""
 
 
@@ -32,7 +33,7 @@ Work = Callable[[], dict[str, Any]]
 class Watched:
     """Result of a process: its data, seconds of work, and resident bytes before and at the peak."""
 
-    data: dict[str, Any]
+    data: Json
     seconds: float
     before: int
     peak: int

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from analysis.store.records import Record
+from analysis.values import Json
 
 Group = Literal["spectra", "recording", "training", "start"]
 Sense = Literal["at most", "at least"]
@@ -32,7 +33,7 @@ class Figure(Record):
     sense: Sense = "at most"
     target: float | None = None
     reached: bool | None = None
-    detail: dict[str, Any] = Field({})
+    detail: Json = Field({})
     missing: str | None = None
 
     @model_validator(mode="after")
@@ -51,11 +52,11 @@ class Report(Record):
     plan: Literal["quick", "full"]
     measured: str
     seconds: float
-    machine: dict[str, Any]
+    machine: Json
     versions: dict[str, str]
     figures: list[Figure]
 
 
-def measured(values: Sequence[float]) -> dict[str, Any]:
+def measured(values: Sequence[float]) -> Json:
     """`value` and `spread` of a figure, from its repetitions."""
     return {"value": median(values), "spread": (min(values), max(values))}

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import psutil
 import torch
 
 from analysis.store.records import code_revision, tracked_packages
+from analysis.values import Json
 from grasp.bench.speed.figure import Figure, Report
 from grasp.bench.speed.model import Size
 from grasp.bench.speed.recording import recording_figures
@@ -107,7 +108,7 @@ def _versions() -> dict[str, str]:
     return {"grasp": code_revision(), **tracked_packages(), **streamlit}
 
 
-def _machine() -> dict[str, Any]:
+def _machine() -> Json:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.store.recording import activation_file
+from analysis.values import Json
 from grasp.bench.speed.child import Work, watched
 from grasp.bench.speed.figure import Figure, measured
 from grasp.bench.speed.model import Size, adapted, random_model, sharing
@@ -74,7 +75,7 @@ class _Subject:
             record_streams(model, self.tokenizer, self.sequences, file.put, layers=self.layers)
 
     @torch.inference_mode()
-    def bare(self, model: Any) -> None:
+    def bare(self, model: nn.Module) -> None:
         """Run the plain forward pass of every batch."""
         for batch in self.batches():
             model(**batch, use_cache=False)
@@ -175,7 +176,7 @@ def alone(what: str, described: str) -> Work:
     subject = _Subject(size, told["prompts"])
     model = adapted(subject.base, size).eval()
 
-    def work() -> dict[str, Any]:
+    def work() -> Json:
         if what == _BARE:
             subject.bare_both(model)
         else:
@@ -201,7 +202,7 @@ def _passes(subject: _Subject) -> Iterator[tuple[dict[str, Pass], dict[str, str]
     yield found, missing
 
 
-def _hidden_states(model: Any) -> Pass:
+def _hidden_states(model: nn.Module) -> Pass:
     def run(batch: Batch, real: Tensor) -> list[Tensor]:
         states = model(**batch, use_cache=False, output_hidden_states=True).hidden_states
         return [hidden[real] for hidden in states[1:]]

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from analysis.factors.residual import residual_factors
 from analysis.factors.routes import SIDES
 from analysis.spectra.module_svd import module_svds
 from analysis.spectra.spectrum import module_spectra
+from analysis.values import Json
 from grasp.bench.speed.child import Work, watched
 from grasp.bench.speed.figure import Figure, measured
 from grasp.bench.speed.shapes import Shape, write_adapter
@@ -59,14 +59,12 @@ def spectra_figures(
         return [*made, *_factor_figures(shape, folder, size)]
 
 
-def _full_spectra(
-    shape: Shape, times: Times, told: dict[str, Any], sampled: dict[str, Any]
-) -> list[Figure]:
+def _full_spectra(shape: Shape, times: Times, told: Json, sampled: Json) -> list[Figure]:
     """Time from file to numbers: by the clock, over bare QR, and under dense SVD."""
     seconds = times.of("file to numbers")
     every = sum(sampled["seconds"].values()) * shape.layers
     what = f"Full spectra, both sides' vectors, of a {shape.name}-shaped adapter"
-    common: dict[str, Any] = {"group": "spectra", "what": what}
+    common: Json = {"group": "spectra", "what": what}
     return [
         Figure(
             id="spectra.seconds",
@@ -101,7 +99,7 @@ def _full_spectra(
 
 def streaming_figure(shape: Shape, *, scratch: Path | None = None) -> Figure:
     """Memory of streaming the spectra of an adapter too large for memory, per largest layer."""
-    told: dict[str, Any] = {
+    told: Json = {
         "id": "spectra.streaming",
         "group": "spectra",
         "what": f"Spectra of a {shape.name}-shaped adapter, streamed: memory beside the results",
@@ -134,7 +132,7 @@ def streaming_figure(shape: Shape, *, scratch: Path | None = None) -> Figure:
 def streamed(folder: str) -> Work:
     """The work of computing every module's singular values and vectors, one module at a time."""
 
-    def work() -> dict[str, Any]:
+    def work() -> Json:
         adapter = load_adapter(folder)
         kept = [found.singular_values for found in module_svds(adapter.modules)]
         kept += [found.singular_values for found in module_spectra(adapter)]
@@ -147,7 +145,7 @@ def streamed(folder: str) -> Work:
 def factors(folder: str) -> Work:
     """The work of computing the factors of both sides over all layers, as identification does."""
 
-    def work() -> dict[str, Any]:
+    def work() -> Json:
         modules = load_adapter(folder).modules
         started = time.perf_counter()
         found = {side: residual_factors(modules, side=side, k=k) for side, k in SIDES}
@@ -201,7 +199,7 @@ def _factorised(halves: Halves, dtype: type[np.floating]) -> None:
         np.linalg.qr(np.asarray(lora_B, dtype))
 
 
-def _dense_seconds(shape: Shape, sample: tuple[str, ...]) -> dict[str, Any]:
+def _dense_seconds(shape: Shape, sample: tuple[str, ...]) -> Json:
     """Seconds of a dense SVD with vectors for each module of a layer, timed or extrapolated.
 
     A thin SVD of an m × n matrix takes time proportional to m n min(m, n).  Shapes that were not

@@ -15,13 +15,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING
 
 import psutil
 
+from analysis.values import Json
 from grasp.bench.speed.figure import Figure, measured
 from grasp.bench.speed.shapes import Shape, write_adapter
 from grasp.bench.speed.timing import Action, Times, in_turn
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 HELP, SPECTRUM, PAGE = 0.5, 1.5, 3.0
 DEMO = Shape("demo", layers=4, d_model=64, d_ffn=160, d_kv=32, r=8)
@@ -67,7 +71,7 @@ def starting_figures(*, rounds: int, browse: bool = True) -> list[Figure]:
 
 
 def _command_figure(
-    name: str, times: Times, command: str, *, target: float, detail: dict[str, Any]
+    name: str, times: Times, command: str, *, target: float, detail: Json
 ) -> Figure:
     return Figure(
         id=f"start.{name}",
@@ -97,7 +101,7 @@ def _loads_torch(arguments: Sequence[str]) -> bool:
 
 
 def _first_page(place: str, adapter: Path, workspace: Path, *, rounds: int, browse: bool) -> Figure:
-    told: dict[str, Any] = {
+    told: Json = {
         "id": "start.dashboard",
         "group": "start",
         "what": "The dashboard's first page in an open browser, from the start of "
@@ -139,7 +143,7 @@ def _first_page(place: str, adapter: Path, workspace: Path, *, rounds: int, brow
     )
 
 
-def _drawn(browser: Any, command: Sequence[str], port: int) -> None:
+def _drawn(browser: Browser, command: Sequence[str], port: int) -> None:
     """Start a server, and wait until its page is drawn in a new browser context."""
     with _serving(command):
         _until_listening(port)
@@ -182,7 +186,7 @@ def _until_listening(port: int) -> None:
 
 
 @contextmanager
-def _browser(path: str) -> Iterator[Any]:
+def _browser(path: str) -> Iterator[Browser]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
 from statistics import median
-from typing import Any
 
 import torch
 from peft import PeftModel
 
 from analysis.spectra.subspace import random_subspace
+from analysis.values import Json
 from grasp.bench.speed.figure import Figure, measured
 from grasp.bench.speed.model import Size, adapted, random_model
 from grasp.bench.speed.timing import Action, Times, in_turn
@@ -161,7 +161,7 @@ class _Made:
     """Figures from the times of arms."""
 
     times: Times
-    told: dict[str, Any]
+    told: Json
 
     def processor(self, arm: str) -> float:
         """Processor time of an arm's step over that of the plain step."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from analysis.comparison.arm_tests import MARGIN, pairs
 from analysis.statistics.intervals import Interval
@@ -35,7 +35,7 @@ class Criterion:
 
     name: str
     asked: str
-    measured: Any
+    measured: Interval | float | str | None
     verdict: Verdict
 
 
@@ -169,7 +169,7 @@ def _frontier(root: Path, plan: Plan) -> Iterator[Criterion]:
         yield Criterion(name, "≤ half of GRASP's", random, half)
 
 
-def _none(name: str, found: Sequence[str], tested: Sequence[Any]) -> Criterion:
+def _none(name: str, found: Sequence[str], tested: Sequence[object]) -> Criterion:
     said: Verdict = "not reached" if found else "reached" if tested else "not measured"
     return Criterion(name, "none", f"{', '.join(found) or 'none'}; {len(tested)} tested", said)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from analysis.statistics.intervals import Interval
 from grasp.bench.plan.plan import Plan
@@ -15,6 +16,10 @@ from grasp.bench.tables.phase import Point, points
 from grasp.bench.tables.removal import core_table
 from grasp.bench.tables.rivals import rivals_table
 from grasp.bench.tables.tables import Row
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
 
 GREY = "#808890"
 COLOURS = ("#2f9e6e", "#d9633a", "#4c83d6", "#b56cc4", "#b8930a", "#3aa5b8", "#d05a86", "#8a8f3c")
@@ -61,7 +66,7 @@ def _frontier(rows: Sequence[Row], path: Path) -> Path:
         for panel in list(panels.flat)[len(stories) :]:
             panel.set_axis_off()
         panels[0, 0].set_ylabel("share of drift removed")
-        named: dict[str, Any] = {}
+        named: dict[str, Artist] = {}
         for panel in panels.flat:
             drawn, names = panel.get_legend_handles_labels()
             named |= dict(zip(names, drawn, strict=True))
@@ -71,7 +76,7 @@ def _frontier(rows: Sequence[Row], path: Path) -> Path:
     return path
 
 
-def _cross(panel: Any, x: Interval, y: Interval, number: int, label: str) -> None:
+def _cross(panel: Axes, x: Interval, y: Interval, number: int, label: str) -> None:
     panel.errorbar(
         x.value,
         y.value,
@@ -86,10 +91,11 @@ def _cross(panel: Any, x: Interval, y: Interval, number: int, label: str) -> Non
     )
 
 
-def _arms(interval: Interval) -> Any:
+def _arms(interval: Interval) -> NDArray[np.float64]:
     """Distances (2, 1) to both ends of an interval; 0 if an end is unknown."""
     low, high = interval.value - interval.low, interval.high - interval.value
-    return np.maximum(np.nan_to_num([[low], [high]]), 0.0)
+    ends: NDArray[np.float64] = np.maximum(np.nan_to_num([[low], [high]]), 0.0)
+    return ends
 
 
 def _phase(found: Sequence[Point], axes: tuple[str, str], path: Path) -> Path:
@@ -129,7 +135,7 @@ def _at(point: Point, axes: tuple[str, str]) -> tuple[float, float]:
 
 
 def _heat(
-    panel: Any, values: dict[tuple[float, float], float], marks: dict[tuple[float, float], str]
+    panel: Axes, values: dict[tuple[float, float], float], marks: dict[tuple[float, float], str]
 ) -> None:
     """Coloured cells with their numbers; "–" if a value is unknown."""
     rows, columns = (sorted({place[i] for place in values}) for i in (0, 1))

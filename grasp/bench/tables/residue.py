@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from analysis.comparison.arm_tests import Samples
 from analysis.statistics.intervals import Interval, wilson
+from analysis.values import Json
 from grasp.bench.make.dressed import DRESSES, PARAPHRASED, dress_of
 from grasp.bench.make.residue import dressed_id, residue_file
 from grasp.bench.plan.cells import BASE, NAIVE, cell_workspace
@@ -79,7 +79,7 @@ def rates(root: Path, plan: Plan) -> dict[str, Interval]:
     }
 
 
-def reproduces(found: dict[str, Any]) -> bool:
+def reproduces(found: Json) -> bool:
     """Whether the remaining factor has at least REPRODUCED of the old one's off-task effect."""
     return bool(found["effect"] >= REPRODUCED * found["old_effect"])
 
@@ -160,7 +160,7 @@ def _worn(prompt_id: str) -> str:
     return dress if dress in DRESSES else PARAPHRASED
 
 
-def _residues(root: Path, plan: Plan) -> list[tuple[Cell, str, dict[str, Any]]]:
+def _residues(root: Path, plan: Plan) -> list[tuple[Cell, str, Json]]:
     found = []
     for cell in plan.residue.cells if plan.residue else []:
         for arm in plan.residue.arms if plan.residue else []:

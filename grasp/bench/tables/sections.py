@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from analysis.values import Json
 from grasp.bench.plan.plan import Measure, Plan
 from grasp.bench.tables.criteria import criteria_table
 from grasp.bench.tables.identification import (
@@ -46,7 +46,7 @@ class Results:
     tables: list[Table]
 
     @property
-    def data(self) -> dict[str, Any]:
+    def data(self) -> Json:
         """The tables by name, as JSON values."""
         return {"plan": self.plan.title, "tables": {t.name: t.data for t in self.tables}}
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from analysis.statistics.intervals import Interval
 from analysis.tables import aligned, markdown_table
 from analysis.text import interval_text, number_text, true_minus
+from analysis.values import Json
 
-Row = dict[str, Any]
+Row = Json
 """Column → value: text, a number, a bool, None, or an Interval."""
 
 
@@ -25,7 +25,7 @@ class Table:
     notes: Sequence[str] = ()
 
     @property
-    def data(self) -> dict[str, Any]:
+    def data(self) -> Json:
         """The table as JSON values."""
         rows = [{key: plain(row.get(key)) for key in self.columns} for row in self.rows]
         return {"title": self.title, "rows": rows, "notes": list(self.notes)}
@@ -44,7 +44,7 @@ class Table:
         return [list(self.columns.values()), *rows]
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value as text: three decimals, an interval in brackets, "–" if unknown."""
     if isinstance(value, Interval):
         return interval_text(value.value, value.low, value.high, show=_number)
@@ -61,7 +61,7 @@ def _number(value: float) -> str:
     return number_text(value, unknown="–")
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> object:
     """A value as JSON values; an interval becomes value, low, high and n."""
     if isinstance(value, Interval):
         return {"value": value.value, "low": value.low, "high": value.high, "n": value.n}
