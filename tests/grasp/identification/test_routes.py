@@ -104,7 +104,10 @@ def test_other_seeds_count_for_stability_and_are_named(
          f"{path}.lora_B.weight": narrow},
         tmp_path / "narrow",
     )  # fmt: skip
-    with pytest.raises(InputError, match="stream has 23 dimensions, this one's 24; expected"):
+    with pytest.raises(
+        InputError,
+        match="residual stream of another run has 23 dimensions, this one's 24; expected",
+    ):
         identify(tmp_path / "0", name="a", routes=Routes(joint=(tmp_path / "narrow",)))
 
 
