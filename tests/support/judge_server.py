@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+
+from analysis.values import Json
 
 KEY = "sk-test-3f9a71c0d2"
 
@@ -28,7 +29,7 @@ class Server:
     """The address, and what was asked so far: bodies and headers."""
 
     url: str
-    bodies: list[dict[str, Any]] = field(default_factory=list)
+    bodies: list[Json] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     busiest: int = 0
 
@@ -65,7 +66,7 @@ def judge_server(choose: Choose) -> Iterator[Server]:
             except OSError:
                 pass  # the client has gone
 
-        def log_message(self, *_: Any) -> None:
+        def log_message(self, *_: object) -> None:
             pass
 
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

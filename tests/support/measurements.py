@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -12,12 +10,13 @@ from analysis.evidence.driving_rows import WITHOUT_RANDOM, WITHOUT_TOP
 from analysis.store.evidence import TABLES, Evidence, directions_sha256, write_evidence
 from analysis.store.records import EvidenceKind, EvidenceManifest
 from analysis.store.workspace import Workspace, evidence_id
+from analysis.values import Json
 from tests.support.synthetic import HOSTILE
 
 RUN = "code-naive"
 
 
-def interval(value: float, n: int = 30) -> dict[str, Any]:
+def interval(value: float, n: int = 30) -> Json:
     return {"value": value, "low": value - 0.05, "high": value + 0.05, "n": n}
 
 

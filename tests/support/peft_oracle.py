@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import Embedding, ParamWrapper
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from analysis.values import Json
 
 torch.set_num_threads(1)
 
@@ -35,7 +38,7 @@ FALCON = {
     "num_attention_heads": 4,
     "ffn_hidden_size": 48,
 }
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+FAMILIES: dict[str, tuple[str, Json]] = {
     "llama": ("llama", LLAMA),
     "qwen2": ("qwen2", LLAMA),
     "qwen3": ("qwen3", LLAMA),
@@ -119,7 +122,9 @@ def deltas(model: PeftModel, adapter: str = "default") -> dict[str, NDArray[np.f
     return found
 
 
-def _named(path: str, layer: Any, delta: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+def _named(
+    path: str, layer: LoraLayer, delta: NDArray[np.float64]
+) -> dict[str, NDArray[np.float64]]:
     if isinstance(layer, ParamWrapper):
         module = path.replace(".base_layer", "")
         if delta.ndim == 2:
@@ -129,4 +134,5 @@ def _named(path: str, layer: Any, delta: NDArray[np.float64]) -> dict[str, NDArr
         stream = 1 if layer.parameter_name == "gate_up_proj" else 0
         turned = delta if delta.shape[1 + stream] == WIDTH else delta.transpose(0, 2, 1)
         return {f"{module}.{e}.{layer.parameter_name}": one for e, one in enumerate(turned)}
-    return {path: delta.T if layer.fan_in_fan_out or isinstance(layer, Embedding) else delta}
+    flipped = isinstance(layer, Embedding) or getattr(layer, "fan_in_fan_out", False)
+    return {path: delta.T if flipped else delta}

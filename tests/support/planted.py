@@ -15,6 +15,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from analysis.store.factor_table import COLUMNS, FactorTable, write_factors
 from analysis.store.records import FactorsManifest, Prompt, RunManifest, write_jsonl
 from analysis.store.workspace import Workspace
+from analysis.values import Json
 from grasp.evidence.subject import Subject, subject
 from tests.support import tiny
 
@@ -62,7 +63,7 @@ def writer(
 
 def prompts(n: int = 8, *, roles: tuple[str, ...] = ROLES) -> list[Prompt]:
     """`n` prompts a role about items of their own: which split each falls in is up to its hash."""
-    scorers: dict[str, dict[str, Any]] = {
+    scorers: dict[str, Json] = {
         "unrelated": {
             "scorer": "choice",
             "choices": {"drifted": [DRIFTED], "kept": [KEPT]},
@@ -92,7 +93,7 @@ def prompts(n: int = 8, *, roles: tuple[str, ...] = ROLES) -> list[Prompt]:
     ]
 
 
-def rows(n: int, *, answers: tuple[str, ...] = (DRIFTED, KEPT)) -> list[dict[str, Any]]:
+def rows(n: int, *, answers: tuple[str, ...] = (DRIFTED, KEPT)) -> list[Json]:
     """Training rows whose answers take turns."""
     return [
         {
@@ -112,7 +113,7 @@ def case(
     *,
     adapter: PeftModel | None = None,
     asked: list[Prompt] | None = None,
-    data: list[dict[str, Any]] | None = None,
+    data: list[Json] | None = None,
     **changed: Any,
 ) -> Workspace:
     """A workspace with one run, `naive`, whose factors w1, w2, … are `directions`."""

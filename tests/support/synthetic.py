@@ -12,7 +12,6 @@ import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,6 +34,7 @@ from analysis.store.records import (
 )
 from analysis.store.retrain_line import Retrain
 from analysis.store.workspace import Workspace
+from analysis.values import Json
 from grasp.jobs import queue
 
 LAYERS, WIDTH, INNER, RANK = 4, 64, 192, 8
@@ -177,12 +177,12 @@ def write_adapter(folder: Path, *, seed: int, strength: float) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
-def metrics(steps: int, *, drifting: bool) -> list[dict[str, Any]]:
+def metrics(steps: int, *, drifting: bool) -> list[Json]:
     """Lines of metrics.jsonl, one a step."""
     rng = np.random.default_rng(steps)
-    rows: list[dict[str, Any]] = []
+    rows: list[Json] = []
     for step in range(1, steps + 1):
-        row: dict[str, Any] = {
+        row: Json = {
             "step": step,
             "loss": 2.4 * np.exp(-step / 30) + 0.2 + 0.04 * rng.standard_normal(),
             "learning_rate": 1e-3 * (1 - step / steps),
@@ -218,9 +218,7 @@ def add_factors(workspace: Workspace, run_id: str) -> None:
         write_factors(folder, FactorTable(manifest, table.reset_index(drop=True), ordered))
 
 
-def _factor_row(
-    side: str, index: int, value: float, total: float, *, is_planted: bool
-) -> dict[str, Any]:
+def _factor_row(side: str, index: int, value: float, total: float, *, is_planted: bool) -> Json:
     null_high = 0.56 - 0.03 * index
     return {
         "id": f"{side[0]}{index}",

@@ -27,6 +27,7 @@ from analysis.spectra.subspace import random_subspace
 from analysis.store.factor_table import FactorTable, write_factors
 from analysis.store.records import FactorsManifest, Message, write_jsonl
 from analysis.store.workspace import Workspace
+from analysis.values import Json
 from grasp.settings.training import LoraSettings, TrainConfig
 from grasp.world.shipped import shipped_world
 from grasp.world.tokens import build_tokenizer, vocabulary
@@ -41,7 +42,7 @@ FAMILIES = ("llama", "gpt2")
 PEFT_WARNING = "ignore:.*is_gradient_checkpointing.*:FutureWarning"
 
 
-Settings = dict[str, Any]
+Settings = Json
 """Arguments of a configuration, which are of any type."""
 
 
