@@ -7,7 +7,7 @@ import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.errors import GraspError, InputError, NotFoundError
 from analysis.store.records import RunManifest
+from analysis.values import Json
 from grasp.hub.repository import pin_revision
 from grasp.model.parts import text_config
 from grasp.settings.model import NO_OPTIONS, ModelOptions, ModelSettings, settings_beside
@@ -182,16 +183,16 @@ def ready_to_train(model: PreTrainedModel) -> PreTrainedModel:
     return prepared
 
 
-def _where(reference: str, settings: ModelSettings) -> dict[str, Any]:
+def _where(reference: str, settings: ModelSettings) -> Json:
     """Which files of a repository are meant, without tries where there is no network."""
-    where: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
+    where: Json = {"trust_remote_code": settings.trust_remote_code}
     if Path(reference).is_dir():
         return where
     at = pin_revision(reference, settings.revision)
     return where | {"revision": at.commit, "local_files_only": at.files is None}
 
 
-def _placed(device: torch.device, settings: ModelSettings) -> dict[str, Any]:
+def _placed(device: torch.device, settings: ModelSettings) -> Json:
     """Where the weights go, and in how many bits."""
     if settings.quantization is None:
         return {} if settings.device_map is None else {"device_map": settings.device_map}

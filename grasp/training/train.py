@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -17,6 +16,7 @@ from analysis.store.factor_table import select_directions
 from analysis.store.layout import adapter_of
 from analysis.store.records import RunManifest, read_manifest, sha256, write_jsonl
 from analysis.store.workspace import Workspace, writing_folder
+from analysis.values import Json
 from grasp.data.packing import packed_batch
 from grasp.data.readers import pin_reference
 from grasp.data.report import DataReport, write_report
@@ -77,7 +77,7 @@ def retrain(
     out: Path,
     arm: str = "grasp",
     strength: float | None = None,
-    overrides: dict[str, Any] | None = None,
+    overrides: Json | None = None,
     inoculation: str | None = None,
     seed: int | None = None,
     progress: Progress = silent,
@@ -275,9 +275,7 @@ def _inputs(config: TrainConfig) -> dict[str, str]:
     return {key: sha256(Path(p)) for key, p in named.items() if p and Path(p).exists()}
 
 
-def _overridden(
-    protection: Protection | None, overrides: dict[str, Any], arm: str
-) -> Protection | None:
+def _overridden(protection: Protection | None, overrides: Json, arm: str) -> Protection | None:
     if not overrides:
         return protection
     if protection is None:

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from analysis.errors import InputError
+from analysis.values import Json
 from grasp.guard.context import hold
 from grasp.guard.guard import Guard, following
 from grasp.guard.plan import Directions, GuardPlan
@@ -34,7 +35,14 @@ GUARD_FILE = "guard.json"
 """In a checkpoint: λ and the place in the neutral text."""
 
 
-class GraspMixin:
+# Any trainer may stand behind the mixin; a type checker is told what they have in common.
+if TYPE_CHECKING:
+    _AnyTrainer = Trainer
+else:
+    _AnyTrainer = object
+
+
+class GraspMixin(_AnyTrainer):
     """Protect a subspace in `transformers.Trainer` or a subclass such as TRL's SFTTrainer.
 
     The model is a PeftModel.  `directions` (k, d_model), `protection`, `neutral`, `held_back`,
@@ -78,7 +86,7 @@ class GraspMixin:
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.plan = GuardPlan(
+        self.guard_plan = GuardPlan(
             protection=protection or Protection(),
             directions=directions,
             neutral=neutral,
@@ -89,7 +97,7 @@ class GraspMixin:
         )
         self._task_penalty: torch.Tensor | None = None
         self._optimizer_hook = ExitStack()
-        self.add_callback(_GuardInCheckpoints(self))  # type: ignore[attr-defined]
+        self.add_callback(_GuardInCheckpoints(self))
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
@@ -99,19 +107,17 @@ class GraspMixin:
         Raises:
             InputError: weights are split over processes, or as `grasp.protect` says.
         """
-        trainer: Any = super()
-        if self.plan.is_empty:
-            return trainer.train(resume_from_checkpoint, *args, **kwargs)
+        if self.guard_plan.is_empty:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
         with ExitStack() as stack:
             self.guard = self._enter_guard(stack)
             self._restore(self.guard, resume_from_checkpoint)
             stack.enter_context(self._optimizer_hook)
-            return trainer.train(resume_from_checkpoint, *args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The trainer's own optimizer; the guard follows its steps."""
-        trainer: Any = super()
-        optimizer: torch.optim.Optimizer = trainer.create_optimizer(*args, **kwargs)
+        optimizer = super().create_optimizer(*args, **kwargs)
         if self.guard is not None:
             self._optimizer_hook.close()  # asked for again, it is often the one there was
             plain = getattr(optimizer, "optimizer", optimizer)  # inside accelerate's, if wrapped
@@ -124,29 +130,26 @@ class GraspMixin:
         In this order DistributedDataParallel, which adds up over processes what there is when the
         loss's gradient is complete, takes both.
         """
-        this: Any = self
-        if self.guard is not None:
-            this.model.train()  # as the trainer's own step does: activations are checkpointed then
+        if self.guard is not None and self.model is not None:
+            self.model.train()  # as the trainer's own step does: activations are checkpointed then
             penalty = self.guard.penalty()
             if penalty is not None:
-                this.accelerator.backward(penalty / this.current_gradient_accumulation_steps)
-        trainer: Any = super()
-        loss: torch.Tensor = trainer.training_step(*args, **kwargs)
+                self.accelerator.backward(penalty / self.current_gradient_accumulation_steps)
+        loss = super().training_step(*args, **kwargs)
         added, self._task_penalty = self._task_penalty, None
         return loss if added is None else loss - added  # what is logged is the task's own
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The trainer's own loss, and in training what its forward pass adds to it."""
-        trainer: Any = super()
-        result = trainer.compute_loss(model, inputs, *args, **kwargs)
+        result = super().compute_loss(model, inputs, *args, **kwargs)
         penalty = self.guard.task_penalty() if self.guard and model.training else None
         if penalty is None:
             return result
         if self._scaled(kwargs.get("num_items_in_batch")):
-            penalty = penalty / self.current_gradient_accumulation_steps  # type: ignore[attr-defined]
+            penalty = penalty / self.current_gradient_accumulation_steps
             self._task_penalty = penalty.detach()
         else:  # the trainer divides the sum
-            steps = self.current_gradient_accumulation_steps  # type: ignore[attr-defined]
+            steps = self.current_gradient_accumulation_steps
             self._task_penalty = penalty.detach() / steps
         if isinstance(result, tuple):
             return (result[0] + penalty, *result[1:])
@@ -155,39 +158,38 @@ class GraspMixin:
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add drift, penalty, strength and leakage to what the trainer logs at a step."""
         if self.guard is not None and "loss" in logs:
-            every = int(self.state.logging_steps)  # type: ignore[attr-defined]
+            every = int(self.state.logging_steps)
             logs |= monitored(self.guard, every=every)
-        trainer: Any = super()
-        trainer.log(logs, *args, **kwargs)
+        super().log(logs, *args, **kwargs)
 
     def _enter_guard(self, stack: ExitStack) -> Guard:
-        this: Any = self
-        if this.is_fsdp_enabled or this.is_deepspeed_enabled:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise InputError(
                 "FSDP and DeepSpeed split the weights that GRASP holds over processes; train with "
                 "DistributedDataParallel (accelerate's multi-GPU default) or on one device."
             )
-        # What the training's own forward pass rounds under autocast is no drift.
-        with this.accelerator.autocast():
-            return stack.enter_context(hold(this.model, self.plan, seed=this.args.seed))
+        assert self.model is not None
+        # What the training's own forward pass rounds under autocast is not drift.
+        with self.accelerator.autocast():
+            return stack.enter_context(hold(self.model, self.guard_plan, seed=self.args.seed))
 
     def _scaled(self, items: Any) -> bool:
         """Whether the loss is normalised over all batches of a step, as the trainer decides it."""
-        this: Any = self
-        if getattr(this, "loss_is_scaled_for_ga", None) is not None:
-            return bool(this.loss_is_scaled_for_ga)
-        counted = this.model_accepts_loss_kwargs and items is not None
-        return counted or this.compute_loss_func is not None
+        if getattr(self, "loss_is_scaled_for_ga", None) is not None:
+            return bool(self.loss_is_scaled_for_ga)
+        counted = self.model_accepts_loss_kwargs and items is not None
+        return counted or self.compute_loss_func is not None
 
     def _restore(self, guard: Guard, checkpoint: str | bool | None) -> None:
         """Go on with the λ of a checkpoint, where it has one."""
-        output: str = self.args.output_dir  # type: ignore[attr-defined]
+        output = self.args.output_dir
+        assert output is not None  # the library sets it where nobody does
         found = get_last_checkpoint(output) if checkpoint is True else checkpoint
         if found and (file := Path(found) / GUARD_FILE).exists():
             guard.restore(json.loads(file.read_text(encoding="utf-8")))
 
 
-class _GuardInCheckpoints(TrainerCallback):  # type: ignore[misc]
+class _GuardInCheckpoints(TrainerCallback):
     """Save a guard's state with each checkpoint, so that a resumed run goes on with its λ."""
 
     def __init__(self, trainer: GraspMixin) -> None:
@@ -208,15 +210,15 @@ class _GuardInCheckpoints(TrainerCallback):  # type: ignore[misc]
             (folder / GUARD_FILE).write_text(text, encoding="utf-8")
 
 
-class LoraTrainer(GraspMixin, Trainer):  # type: ignore[misc]
+class LoraTrainer(GraspMixin, Trainer):
     """The trainer of this project's own runs, which have a plan already."""
 
     def __init__(self, plan: GuardPlan, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.plan = plan
+        self.guard_plan = plan
 
 
-class MetricsCallback(TrainerCallback):  # type: ignore[misc]
+class MetricsCallback(TrainerCallback):
     """Write each logged step to metrics.jsonl, and in words to log.txt; report progress.
 
     The time goes on from the last line that metrics.jsonl has already.
@@ -232,7 +234,7 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, Any] | None = None,
+        logs: Json | None = None,
         **kwargs: Any,
     ) -> None:
         """Append one line.
@@ -283,10 +285,10 @@ def _append(path: Path, line: str) -> None:
         file.write(line + "\n")
 
 
-def monitored(guard: Guard, *, every: int) -> dict[str, Any]:
+def monitored(guard: Guard, *, every: int) -> Json:
     """Drift, penalty, strength and leakage, for a line that is logged every so many steps."""
     leakage = guard.leakage()
-    values: dict[str, Any] = {} if math.isnan(leakage) else {"leakage": leakage}
+    values: Json = {} if math.isnan(leakage) else {"leakage": leakage}
     batches = min(MONITORED, max(1, every // MONITOR_PACE))
     held, seen = guard.drift(batches, text="held-back"), guard.recent_drift()
     drift = held or seen
