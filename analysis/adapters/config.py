@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
-from typing import NoReturn, Required, TypedDict, TypeGuard, TypeVar, cast
+from typing import Required, TypedDict, TypeGuard, TypeVar, cast
 
 import regex
 
 from analysis.adapters.files import CONFIG
+from analysis.adapters.rejection import reject
 from analysis.errors import AdapterError
-from analysis.text import printable
 from analysis.values import Json
 
 Value = TypeVar("Value")
@@ -54,7 +53,7 @@ class AdapterConfig(TypedDict, total=False):
     peft_version: object
 
 
-def check_config(config: Json, folder: Path, *, low_rank_part: bool = False) -> AdapterConfig:
+def check_config(config: Json, *, low_rank_part: bool = False) -> AdapterConfig:
     """Refuse anything but plain LoRA; return the config, whose types are then known.
 
     DoRA is accepted if only its low-rank part, scaling · B A, is asked for.
@@ -64,20 +63,20 @@ def check_config(config: Json, folder: Path, *, low_rank_part: bool = False) -> 
     """
     kind = config.get("peft_type")
     if kind != "LORA":
-        _refuse(folder, f"has peft_type {_shown(kind)}", 'expected "LORA" (a LoRA adapter)')
-    _check_variant(config, folder, low_rank_part=low_rank_part)
-    _check_rank(config.get("r"), "r", folder)
-    _check_alpha(config.get("lora_alpha"), "lora_alpha", folder)
+        reject(f"has peft_type {_shown(kind)}", 'expected "LORA" (a LoRA adapter)')
+    _check_variant(config, low_rank_part=low_rank_part)
+    _check_rank(config.get("r"), "r")
+    _check_alpha(config.get("lora_alpha"), "lora_alpha")
     for key, check in (("rank_pattern", _check_rank), ("alpha_pattern", _check_alpha)):
-        for pattern, value in _patterns(config, key, folder).items():
-            check(value, f"{key}[{pattern!r}]", folder)
+        for pattern, value in _patterns(config, key).items():
+            check(value, f"{key}[{pattern!r}]")
     for key in ("target_modules", "exclude_modules"):
-        _check_targets(config.get(key), key, folder)
+        _check_targets(config.get(key), key)
     for key in ("modules_to_save", "target_parameters", "layers_pattern"):
-        _check_names(config.get(key), key, folder)
-    _check_layers(config.get("layers_to_transform"), folder)
+        _check_names(config.get(key), key)
+    _check_layers(config.get("layers_to_transform"))
     for key in ("base_model_name_or_path", "revision"):
-        _check_text(config.get(key), key, folder)
+        _check_text(config.get(key), key)
     return cast(AdapterConfig, config)  # which is what the checks above have seen to
 
 
@@ -187,84 +186,84 @@ def _compiled(form: str) -> regex.Pattern[str]:
     return regex.compile(form)
 
 
-def _check_variant(config: Json, folder: Path, *, low_rank_part: bool) -> None:
+def _check_variant(config: Json, *, low_rank_part: bool) -> None:
     if config.get("use_dora") and not low_rank_part:
-        _refuse(folder, "uses DoRA, whose update depends on the column norms of the base weights, "
+        reject("uses DoRA, whose update depends on the column norms of the base weights, "
                 "which are not in the folder",
                 "use --low-rank-part to analyse only its low-rank part, scaling · B A, or train "
                 "with plain LoRA")  # fmt: skip
     for key, meaning in _REFUSED.items():
         if config.get(key):
-            _refuse(folder, f"uses {meaning}", "train with plain LoRA to analyse it")
+            reject(f"uses {meaning}", "train with plain LoRA to analyse it")
     for key, value in config.items():
         # PEFT names the switch of a LoRA variant like this; refuse those added after this table.
         if key.startswith("use_") and key not in ("use_rslora", "use_dora") and value:
-            _refuse(folder, f"sets {key}, which is not plain LoRA", "train without it")
+            reject(f"sets {key}, which is not plain LoRA", "train without it")
     if not isinstance(config.get("use_rslora", False), bool | None):
-        _refuse(folder, f"has use_rslora {_shown(config['use_rslora'])}", "expected true or false")
+        reject(f"has use_rslora {_shown(config['use_rslora'])}", "expected true or false")
     init = config.get("init_lora_weights")
     if not isinstance(init, str | bool | None) or init not in _PLAIN_INITS:
-        _refuse(folder, f"was initialised by {_shown(init)}, which may change the base weights",
+        reject(f"was initialised by {_shown(init)}, which may change the base weights",
                 "save it again with path_initial_model_for_weight_conversion")  # fmt: skip
 
 
-def _check_rank(value: object, key: str, folder: Path) -> None:
+def _check_rank(value: object, key: str) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
-        _refuse(folder, f"has {key} = {_shown(value)}", "expected a positive whole number")
+        reject(f"has {key} = {_shown(value)}", "expected a positive whole number")
 
 
-def _check_alpha(value: object, key: str, folder: Path) -> None:
+def _check_alpha(value: object, key: str) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1e30:
-        _refuse(folder, f"has {key} = {_shown(value)}", "expected a finite number")
+        reject(f"has {key} = {_shown(value)}", "expected a finite number")
 
 
-def _patterns(config: Json, key: str, folder: Path) -> Mapping[str, object]:
+def _patterns(config: Json, key: str) -> Mapping[str, object]:
     patterns = config.get(key) or {}
     if not isinstance(patterns, dict):
-        _refuse(folder, f"has {key} = {_shown(patterns)}", "expected an object {pattern: number}")
+        reject(f"has {key} = {_shown(patterns)}", "expected an object {pattern: number}")
     for pattern in patterns:
-        _check_regex(pattern, key, folder)
+        _check_regex(pattern, key)
     return patterns
 
 
-def _check_targets(wanted: object, key: str, folder: Path) -> None:
+def _check_targets(wanted: object, key: str) -> None:
     if isinstance(wanted, str):
-        _check_regex(wanted, key, folder)
+        _check_regex(wanted, key)
     elif wanted is not None and not _all_text(wanted):
-        _refuse(folder, f"has {key} = {_shown(wanted)}", "expected a list of names or a pattern")
+        reject(f"has {key} = {_shown(wanted)}", "expected a list of names or a pattern")
 
 
-def _check_names(wanted: object, key: str, folder: Path) -> None:
+def _check_names(wanted: object, key: str) -> None:
     if wanted is not None and not isinstance(wanted, str) and not _all_text(wanted):
-        _refuse(folder, f"has {key} = {_shown(wanted)}", "expected a name or a list of names")
+        reject(f"has {key} = {_shown(wanted)}", "expected a name or a list of names")
     for pattern in names_of(wanted) if key == "layers_pattern" else ():
-        _check_regex(pattern, key, folder)
+        _check_regex(pattern, key)
 
 
-def _check_layers(layers: object, folder: Path) -> None:
+def _check_layers(layers: object) -> None:
     numbers = layers if isinstance(layers, list) else [] if layers is None else [layers]
     if any(not isinstance(one, int) or isinstance(one, bool) for one in numbers):
-        _refuse(folder, f"has layers_to_transform = {_shown(layers)}", "expected layer numbers")
+        reject(f"has layers_to_transform = {_shown(layers)}", "expected layer numbers")
 
 
 def _all_text(value: object) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _check_regex(pattern: str, key: str, folder: Path) -> None:
+def _check_regex(pattern: str, key: str) -> None:
     form = pattern if key.endswith("_modules") else _wrapped(pattern)
     try:
         valid = len(pattern) <= _MAX_PATTERN and _compiled(form) is not None
     except (regex.error, RecursionError, OverflowError):
         valid = False
     if not valid:
-        _refuse(folder, f"has the pattern {_shown(pattern)} in {key}",
+        reject(f"has the pattern {_shown(pattern)} in {key}",
                 "expected a valid regular expression")  # fmt: skip
 
 
-def _check_text(value: object, key: str, folder: Path) -> None:
+def _check_text(value: object, key: str) -> None:
     if value is not None and not isinstance(value, str):
-        _refuse(folder, f"has {key} = {_shown(value)}", "expected a name")
+        reject(f"has {key} = {_shown(value)}", "expected a name")
 
 
 def _shown(value: object) -> str:
@@ -273,7 +272,3 @@ def _shown(value: object) -> str:
     except ValueError:  # an integer too long to print
         return "a number of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "…"
-
-
-def _refuse(folder: Path, problem: str, remedy: str) -> NoReturn:
-    raise AdapterError(printable(f"{folder}/{CONFIG} {problem}; {remedy}."))

@@ -13,14 +13,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis.adapters.config import AdapterConfig, module_rank, target_parameters
-from analysis.adapters.files import CONFIG, StoredHalf, StoredTensor, refuse
+from analysis.adapters.files import CONFIG, StoredHalf, StoredTensor
+from analysis.adapters.rejection import reject
 
 # The order in which transformers 5 declares the parameters of its fused experts: the first is
 # wrapped first, so its wrapper is the innermost.
@@ -48,7 +48,7 @@ class Parameter:
 
 
 def parameters(
-    halves: Mapping[str, Mapping[str, StoredTensor]], config: AdapterConfig, folder: Path
+    halves: Mapping[str, Mapping[str, StoredTensor]], config: AdapterConfig
 ) -> list[Parameter]:
     """Find which parameter each pair of halves belongs to, by the name they are saved under.
 
@@ -62,11 +62,11 @@ def parameters(
     for module, names in sorted(levels.items()):
         wanted = _wanted(config, module, len(names))
         if not wanted and not any(target_parameters(config, module)):
-            refuse(folder, f"holds weights for {names[-1]}, which is in neither target_modules "
+            reject(f"holds weights for {names[-1]}, which is in neither target_modules "
                    "nor target_parameters, so PEFT would ignore them",
                    "use the config they were trained with")  # fmt: skip
         if not wanted or [name.count(_BASE) for name in names] != [*range(len(names))][::-1]:
-            refuse(folder, f"holds LoRA on {len(names)} parameters of {module}, but its config "
+            reject(f"holds LoRA on {len(names)} parameters of {module}, but its config "
                    "does not say which is which",
                    "train with their full names in target_parameters")  # fmt: skip
         for saved, name in zip(names, wanted, strict=True):
@@ -85,7 +85,7 @@ def _wanted(config: AdapterConfig, module: str, levels: int) -> list[str]:
 
 
 def expert_halves(
-    parameter: Parameter, config: AdapterConfig, folder: Path, *, flipped: bool
+    parameter: Parameter, config: AdapterConfig, *, flipped: bool
 ) -> dict[str, tuple[StoredHalf, StoredHalf]]:
     """lora_A and lora_B of each expert's update of y = W x, by the expert's path.
 
@@ -96,13 +96,13 @@ def expert_halves(
     """
     A, B, r = parameter.A, parameter.B, module_rank(config, parameter.path)
     if A.shape[0] != B.shape[1] or A.shape[0] % r:
-        refuse(folder, f"has lora_A {A.shape} and lora_B {B.shape} for {parameter.path}",
+        reject(f"has lora_A {A.shape} and lora_B {B.shape} for {parameter.path}",
                f"expected a multiple of the rank {r} in {CONFIG}")  # fmt: skip
     experts = A.shape[0] // r
     if parameter.name == "weight" and experts == 1:
         return {parameter.module: (StoredHalf(A, "A"), StoredHalf(B, "B"))}
     if parameter.name not in _TOUCHES:
-        refuse(folder, f"holds LoRA on the parameter {parameter.path}, whose layout is unknown",
+        reject(f"holds LoRA on the parameter {parameter.path}, whose layout is unknown",
                "train with LoRA on the weights of linear modules or on fused experts "
                f"({' and '.join(_DECLARED)})")  # fmt: skip
     # The experts of a parameter share the tensor read last.
@@ -123,7 +123,6 @@ def lies_flipped(
     *,
     d_model: int | None,
     config: AdapterConfig,
-    folder: Path,
 ) -> bool:
     """Whether the halves belong to the transposed parameter, judged by which axis is d_model.
 
@@ -144,12 +143,12 @@ def lies_flipped(
     d_in, d_out = _ends(parameter)
     straight, turned = (d_in, d_out) if touches == "read" else (d_out, d_in)
     if d_model is not None and d_model not in (straight, turned):
-        refuse(folder, f"has updates of {d_out} × {d_in} for {parameter.path}, but the residual "
+        reject(f"has updates of {d_out} × {d_in} for {parameter.path}, but the residual "
                f"stream has {d_model} dimensions", "save the adapter again with PEFT")  # fmt: skip
     if d_model is not None and straight != turned:
         return straight != d_model
     if _version(config) < _OLD or ".feed_forward." in parameter.path:
-        refuse(folder, f"does not show whether {parameter.path} is transposed, and neither does "
+        reject(f"does not show whether {parameter.path} is transposed, and neither does "
                f"PEFT {str(config.get('peft_version') or 'of an unknown version')[:20]}",
                "train LoRA on attention too, which shows the width of the stream")  # fmt: skip
     return False

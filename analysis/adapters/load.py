@@ -37,11 +37,11 @@ from analysis.adapters.files import (
     StoredHalf,
     StoredTensor,
     read_json,
-    refuse,
     stored_tensors,
 )
 from analysis.adapters.fused_experts import expert_halves, lies_flipped, parameters
 from analysis.adapters.place import Place, find_adapter, named_within
+from analysis.adapters.rejection import naming, reject
 from analysis.adapters.tensors import Contents, Halves, sorted_tensors
 
 _MAX_CONFIG_BYTES = 4 << 20
@@ -148,12 +148,16 @@ def read_adapter(
     """As `load_adapter`, of an adapter that was found already."""
     folder = place.folder
     read = read_json(folder, CONFIG, limit=_MAX_CONFIG_BYTES)
-    config = check_config(read, folder, low_rank_part=low_rank_part)
-    contents = sorted_tensors(stored_tensors(folder), config, folder, adapter=place.name)
-    if "dora_magnitudes" in contents.beside and not low_rank_part:
-        refuse(folder, "holds DoRA magnitudes, so that its update depends on the base weights",
-               "ask for the low-rank part scaling · B A alone with --low-rank-part")  # fmt: skip
-    modules = _modules(contents, config, folder, family)
+    with naming(folder / CONFIG):
+        config = check_config(read, low_rank_part=low_rank_part)
+    tensors = stored_tensors(folder)
+    with naming(folder):
+        contents = sorted_tensors(tensors, config, adapter=place.name)
+        is_dora = "dora_magnitudes" in contents.beside
+        if is_dora and not low_rank_part:
+            reject("holds DoRA magnitudes, so that its update depends on the base weights",
+                   "ask for its low-rank part, scaling · B A, with --low-rank-part")  # fmt: skip
+        modules = _modules(contents, config, family)
     halves = [tensor for one in contents.halves.values() for tensor in one.tensors.values()]
     return Adapter(
         path=folder,
@@ -166,7 +170,7 @@ def read_adapter(
         unused=contents.unused,
         beside=contents.beside,
         others=tuple(named_within(folder)),
-        low_rank_part=low_rank_part and "dora_magnitudes" in contents.beside,
+        low_rank_part=low_rank_part and is_dora,
         key_name=contents.name,
     )
 
@@ -192,29 +196,27 @@ def stream_width(modules: Iterable[LoraModule]) -> int | None:
     return common[0][0] if common else None
 
 
-def _modules(
-    contents: Contents, config: AdapterConfig, folder: Path, family: Family | None
-) -> list[LoraModule]:
+def _modules(contents: Contents, config: AdapterConfig, family: Family | None) -> list[LoraModule]:
     plain, fused = {}, {}
     for name, halves in contents.halves.items():
         missing = [half for half in "AB" if half not in halves.tensors]
         if missing:
             kind = "lora_embedding_" if halves.embedding else "lora_"
-            refuse(folder, f"has no {kind}{missing[0]} for {name}", "copy the whole file again")
+            reject(f"has no {kind}{missing[0]} for {name}", "copy the whole file again")
         if targets(config, name):
             plain[name] = halves
         elif config.get("target_parameters"):
             fused[name] = halves.tensors
         else:
-            refuse(folder, f"holds weights for {name}, which target_modules does not name",
+            reject(f"holds weights for {name}, which target_modules does not name",
                    "PEFT would ignore them; use the config they were trained with")  # fmt: skip
-    found = [_plain(name, halves, config, folder, family) for name, halves in plain.items()]
+    found = [_plain(name, halves, config, family) for name, halves in plain.items()]
     width = stream_width(found)
-    wrapped = parameters(fused, config, folder)
+    wrapped = parameters(fused, config)
     for one in wrapped:
-        flipped = lies_flipped(one, wrapped, d_model=width, config=config, folder=folder)
-        scaling = _scaling(config, one.path, folder)
-        experts = expert_halves(one, config, folder, flipped=flipped)
+        flipped = lies_flipped(one, wrapped, d_model=width, config=config)
+        scaling = _scaling(config, one.path)
+        experts = expert_halves(one, config, flipped=flipped)
         found += [_module(name, A, B, scaling, family) for name, (A, B) in experts.items()]
     return _of_one_stream(found)
 
@@ -223,14 +225,13 @@ def _plain(
     name: str,
     halves: Halves,
     config: AdapterConfig,
-    folder: Path,
     family: Family | None,
 ) -> LoraModule:
     A, B, r = halves.tensors["A"], halves.tensors["B"], module_rank(config, name)
     if (A.shape[0], B.shape[1]) != (r, r):
-        refuse(folder, f"has lora_A {A.shape} and lora_B {B.shape} for {name}",
+        reject(f"has lora_A {A.shape} and lora_B {B.shape} for {name}",
                f"expected rank {r} as {CONFIG} says")  # fmt: skip
-    scaling = _scaling(config, name, folder)
+    scaling = _scaling(config, name)
     return _module(name, StoredHalf(A, "A"), StoredHalf(B, "B"), scaling, family)
 
 
@@ -240,10 +241,10 @@ def _module(
     return LoraModule(name, module_layer(name), module_side(name, family), A, B, scaling)
 
 
-def _scaling(config: AdapterConfig, name: str, folder: Path) -> float:
+def _scaling(config: AdapterConfig, name: str) -> float:
     scaling = module_scaling(config, name)
     if not math.isfinite(scaling):
-        refuse(folder, f"gives {name} the scaling {scaling}", "expected a finite lora_alpha")
+        reject(f"gives {name} the scaling {scaling}", "expected a finite lora_alpha")
     return scaling
 
 

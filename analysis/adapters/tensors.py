@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from analysis.adapters.config import AdapterConfig, names_of
-from analysis.adapters.files import DTYPES, StoredTensor, refuse
+from analysis.adapters.files import DTYPES, StoredTensor
+from analysis.adapters.rejection import reject
 
 PREFIX = "base_model.model."
 BESIDE = {
@@ -51,7 +51,6 @@ class Contents:
 def sorted_tensors(
     tensors: Mapping[str, StoredTensor],
     config: AdapterConfig,
-    folder: Path,
     *,
     adapter: str | None,
 ) -> Contents:
@@ -71,11 +70,11 @@ def sorted_tensors(
     for key, tensor in sorted(tensors.items()):
         match = _LINEAR.fullmatch(key) or _EMBEDDING.fullmatch(key)
         if match is not None:
-            _check(tensor, folder)
-            module = _module(key, match["module"], folder)
+            _check(tensor)
+            module = _module(key, match["module"])
             half = found.setdefault(match["adapter"], {}).setdefault(module, {})
             if half and (module in embeddings) != ("lora_embedding_" in key):
-                refuse(folder, f"holds a lora_embedding half and a linear one for {module}",
+                reject(f"holds a lora_embedding half and a linear one for {module}",
                        "save the adapter again")  # fmt: skip
             half[match["half"]] = tensor
             if "lora_embedding_" in key:
@@ -85,11 +84,11 @@ def sorted_tensors(
         if kind is not None:
             beside.setdefault(kind, []).append(tensor)
         elif "lora_" in key:
-            refuse(folder, f"holds {key}, a LoRA tensor of an unknown kind",
+            reject(f"holds {key}, a LoRA tensor of an unknown kind",
                    "expected names ending in lora_A.weight or lora_B.weight")  # fmt: skip
         else:
             unused.append(key)
-    name = _chosen(found, folder, adapter)
+    name = _chosen(found, adapter)
     return Contents(
         name,
         {module: Halves(halves, module in embeddings) for module, halves in found[name].items()},
@@ -98,37 +97,37 @@ def sorted_tensors(
     )
 
 
-def _chosen(found: Mapping[str | None, object], folder: Path, adapter: str | None) -> str | None:
+def _chosen(found: Mapping[str | None, object], adapter: str | None) -> str | None:
     """The chosen adapter of those in a file: `adapter`, or the only one."""
     if not found:
-        refuse(folder, "has no LoRA weights in its safetensors",
+        reject("has no LoRA weights in its safetensors",
                "expected tensors named …lora_A.weight")  # fmt: skip
     names = sorted(name or "(without a name)" for name in found)
     if adapter is not None and adapter not in found:
-        refuse(folder, f"holds no adapter {adapter!r}, but {', '.join(names)}",
+        reject(f"holds no adapter {adapter!r}, but {', '.join(names)}",
                "give one of these names, or the name of a subfolder")  # fmt: skip
     if adapter is None and len(found) > 1:
-        refuse(folder, f"holds the adapters {', '.join(names)} in one file",
+        reject(f"holds the adapters {', '.join(names)} in one file",
                "give the name of one of them")  # fmt: skip
     return adapter or next(iter(found))
 
 
-def _module(key: str, module: str, folder: Path) -> str:
+def _module(key: str, module: str) -> str:
     if not module.startswith(PREFIX) or module == PREFIX:
-        refuse(folder, f"holds {key}, whose name does not begin with {PREFIX}",
+        reject(f"holds {key}, whose name does not begin with {PREFIX}",
                "save the adapter with PEFT's save_pretrained")  # fmt: skip
     return module.removeprefix(PREFIX)
 
 
-def _check(tensor: StoredTensor, folder: Path) -> None:
+def _check(tensor: StoredTensor) -> None:
     key, kind, shape = tensor.key, tensor.kind, tensor.shape
     if kind not in DTYPES:
-        refuse(folder, f"holds {key} of dtype {kind}", "expected float32, float16 or bfloat16")
+        reject(f"holds {key} of dtype {kind}", "expected float32, float16 or bfloat16")
     if len(shape) != 2:
-        refuse(folder, f"holds {key} of shape {shape}",
+        reject(f"holds {key} of shape {shape}",
                "expected a matrix, since only LoRA on linear modules is read")  # fmt: skip
     if 0 in shape:
-        refuse(folder, f"holds {key} of shape {shape}, which is empty",
+        reject(f"holds {key} of shape {shape}, which is empty",
                "gather the weights before saving (DeepSpeed ZeRO-3 and FSDP)")  # fmt: skip
 
 
