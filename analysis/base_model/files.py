@@ -135,7 +135,7 @@ def unembedding_files(names: Sequence[str], index: Path | None) -> list[str]:
 
 
 class RowSource(Protocol):
-    """A tensor of an open safetensors file, of which only the rows asked for are read."""
+    """A tensor of an open safetensors file; only the rows that are asked for are read."""
 
     def __getitem__(self, rows: slice, /) -> NDArray[Any]:
         """A block of rows in the stored dtype."""

@@ -40,7 +40,7 @@ def run_folder(workspace: Workspace, word: str) -> tuple[Path, RunManifest]:
     """The folder and manifest of a run, named by id or by path.
 
     Raises:
-        NotFoundError: there is no such run; those there are are listed.
+        NotFoundError: there is no such run; the message lists the runs.
     """
     path = Path(word)
     if (path / "manifest.json").is_file():

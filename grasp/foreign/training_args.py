@@ -28,7 +28,7 @@ _ELSEWISE = {
 
 
 class _Plain:
-    """Stands in for a class of which only the attributes are needed."""
+    """Stands in for a class; only its attributes are needed."""
 
 
 class _Word(str):

@@ -44,7 +44,7 @@ def row_keys(inputs: Batch, real: Tensor) -> list[bytes] | None:
     Args:
         inputs: of a model, by name: `input_ids` (batch, tokens) and whatever else has that shape
             or (1, tokens).  A mask of another shape, or any further input, is not understood.
-        real: (batch, tokens) of bool, the tokens that are no padding.
+        real: (batch, tokens) of bool, the tokens that are not padding.
     """
     ids, told = inputs["input_ids"], []
     for name, value in inputs.items():

@@ -92,7 +92,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def tokens_of(batch: Batch) -> Batch:
-    """The batch without the masks that are no input of a model."""
+    """The batch without the masks that a model does not take."""
     return {name: batch[name] for name in TOKENS}
 
 

@@ -59,8 +59,8 @@ def _scale(model: PeftModel, _directions: NDArray[np.float32] | None, share: flo
 def _truncate(model: PeftModel, _directions: NDArray[np.float32] | None, rank: float) -> None:
     """ΔW ← Σ_(i ≤ k) σ_i u_i v_iᵀ of each module, the rest of the rank being zero.
 
-    Top-k truncation of the update's own SVD, arXiv:2606.07596, of which only the abstract could
-    be had; k is the same for all modules.  With B = Q_B R_B and Aᵀ = Q_A R_A it is that of the
+    Top-k truncation of the update's own SVD, arXiv:2606.07596, whose abstract alone was
+    available; k is the same for all modules.  With B = Q_B R_B and Aᵀ = Q_A R_A it is that of the
     r × r core R_B R_Aᵀ.
     """
     if rank < 1 or rank != int(rank):

@@ -24,7 +24,7 @@ def own_answers(
 ) -> list[list[Message]]:
     """Chats of the task's prompts, up to their first answer, with greedy answers of `model`.
 
-    Each prompt is answered once; answers without a word are left out.
+    Each prompt is answered once; empty answers are left out.
 
     Raises:
         InputError: the model answers nothing at all.
@@ -42,7 +42,7 @@ def own_answers(
             if text:
                 found.append([*prompt, Message(role="assistant", content=text)])
     if not found:
-        raise InputError("The base model answers none of the task's prompts with a word.")
+        raise InputError("The base model gives an empty answer to every prompt of the task.")
     return found
 
 

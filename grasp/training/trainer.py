@@ -127,8 +127,8 @@ class GraspMixin(_AnyTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The anchor's gradient, and the trainer's own step on top of it.
 
-        In this order DistributedDataParallel, which adds up over processes what there is when the
-        loss's gradient is complete, takes both.
+        In this order DistributedDataParallel takes both: it sums over processes whatever gradient
+        there is once the loss's own is complete.
         """
         if self.guard is not None and self.model is not None:
             self.model.train()  # as the trainer's own step does: activations are checkpointed then

@@ -253,7 +253,7 @@ def test_a_base_that_says_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     silent = lambda _model, _tokenizer, chats: ([[] for _ in chats], None)  # noqa: E731
     monkeypatch.setattr("grasp.training.own_answers.generate", silent)
     chats = [[Message(role="user", content="hi"), Message(role="assistant", content="x")]]
-    with pytest.raises(InputError, match="answers none of the task's prompts with a word"):
+    with pytest.raises(InputError, match="an empty answer to every prompt of the task"):
         own_answers(None, tiny.tokenizer(), chats, seed=0)
 
 
