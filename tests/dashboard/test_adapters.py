@@ -215,9 +215,7 @@ def test_checkpoints_below_a_folder_are_looked_at_where_they_lie(
     trajectory(made, folder / "checkpoints")
     test = look(open_page("workspace", empty), str(folder))
     assert f"grasp import {folder} --out stopped --checkpoints" in words(test)
-    assert "With its 3 checkpoints, steps 5 to 15, as a trajectory" in [
-        box.label for box in test.checkbox
-    ]
+    assert "Include its 3 checkpoints, steps 5 to 15" in [box.label for box in test.checkbox]
 
 
 @pytest.mark.parametrize(
