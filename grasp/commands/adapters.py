@@ -27,12 +27,12 @@ from analysis.text import interval_text, small_text
 from analysis.values import Json, TableRow
 from grasp.commands.calling import Result
 from grasp.commands.resolve import (
+    AdapterHistory,
     AdapterPlace,
-    Opened,
+    find_workspace,
+    make_workspace,
     open_adapter,
     run_folder,
-    unmade_workspace,
-    workspace_for,
 )
 from grasp.jobs.progress import Progress
 
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
 def spectrum(args: argparse.Namespace) -> Result:
     """Show the singular values of every module's update; no model is loaded."""
     started = time.monotonic()
-    workspace = unmade_workspace(args, args.adapter)
+    workspace = find_workspace(args, args.adapter)
     with open_adapter(workspace, args, with_checkpoints=args.checkpoints) as opened:
-        found = [(one.step, one.shown, module_spectra(one.adapter)) for one in opened.stages()]
+        found = [(one.step, one.as_named, module_spectra(one.adapter)) for one in opened.stages()]
     steps, adapters, spectra = zip(*found, strict=True)
     lines = [*report_lines(adapters[-1]), ""]
     if args.checkpoints:
@@ -85,13 +85,15 @@ def import_(args: argparse.Namespace, progress: Progress | None = None) -> Resul
     With --checkpoints its checkpoints are copied too; if there are only checkpoints, the last one
     becomes the run's adapter.
     """
-    unmade = unmade_workspace(args)
+    unmade = find_workspace(args)
     with open_adapter(unmade, args, with_checkpoints=args.checkpoints) as opened:
         run_id = args.out or args.name or opened.place.name
-        return _imported(workspace_for(args), run_id, opened, base=args.base)
+        return _imported(make_workspace(args), run_id, opened, base=args.base)
 
 
-def _imported(workspace: Workspace, run_id: str, opened: Opened, *, base: str | None) -> Result:
+def _imported(
+    workspace: Workspace, run_id: str, opened: AdapterHistory, *, base: str | None
+) -> Result:
     place, adapter = opened.place, opened.last.adapter
     base = base or adapter.base_model
     if base is None:
@@ -115,12 +117,12 @@ def _imported(workspace: Workspace, run_id: str, opened: Opened, *, base: str | 
         )
         (partial / "manifest.json").write_text(run.model_dump_json(indent=2), encoding="utf-8")
     text = f"Imported {len(adapter.modules)} modules, {adapter.n_parameters:,} parameters."
-    shown = opened.last.shown
+    shown = opened.last.as_named
     data = {"run": run_id, "modules": len(adapter.modules), "adapter": adapter_report(shown)}
     return Result(data, "\n".join([text, *report_lines(shown)]))
 
 
-def _copy_checkpoints(opened: Opened, target: Path) -> int:
+def _copy_checkpoints(opened: AdapterHistory, target: Path) -> int:
     """Copy the stages that are of a step; how many there were."""
     steps = 0
     for stage in opened.stages():
@@ -149,7 +151,7 @@ def compare(args: argparse.Namespace) -> Result:
     from analysis.comparison.effort import tried
     from analysis.comparison.wording import sentences
 
-    workspace = unmade_workspace(args, *args.runs)
+    workspace = find_workspace(args, *args.runs)
     runs = [run_folder(workspace, word) for word in args.runs]
     ids = [folder.name for folder, _ in runs]
     table = comparison(workspace, ids, split=args.split)

@@ -16,7 +16,7 @@ from analysis.store.workspace import Workspace
 from analysis.tables import aligned
 from analysis.text import number_text
 from grasp.commands.calling import Result
-from grasp.commands.resolve import run_folder, unmade_workspace
+from grasp.commands.resolve import find_workspace, run_folder
 from grasp.jobs.progress import Progress, TerminalProgress
 from grasp.settings.model import model_options
 
@@ -97,7 +97,7 @@ def overlap(args: argparse.Namespace, progress: Progress | None = None) -> Resul
 
 def _place(args: argparse.Namespace) -> tuple[Workspace, Path, RunManifest]:
     """The workspace, folder and manifest of the run; checks the factors before torch loads."""
-    workspace = unmade_workspace(args, args.run)
+    workspace = find_workspace(args, args.run)
     folder, run = run_folder(workspace, args.run)
     select_directions(workspace, args.factor, run=folder.name)
     return Workspace.create(workspace.root), folder, run

@@ -15,7 +15,7 @@ from analysis.tables import aligned
 from analysis.text import number_text
 from analysis.values import Json
 from grasp.commands.calling import Result
-from grasp.commands.resolve import adapter_place, open_adapter, unmade_workspace
+from grasp.commands.resolve import adapter_place, find_workspace, open_adapter
 from grasp.jobs.progress import Progress, TerminalProgress
 from grasp.settings.model import model_options
 
@@ -33,7 +33,7 @@ def factors(args: argparse.Namespace, progress: Progress | None = None) -> Resul
     from analysis.store.factor_table import write_factors
     from grasp.identification.identify import identify
 
-    workspace = unmade_workspace(args, args.adapter)
+    workspace = find_workspace(args, args.adapter)
     with open_adapter(workspace, args) as opened:
         name, run = opened.place.name, opened.place.run
         found = identify(
@@ -46,7 +46,7 @@ def factors(args: argparse.Namespace, progress: Progress | None = None) -> Resul
             tokens=_tokens(args, workspace, run),
             progress=progress or TerminalProgress(),
         )
-        report = adapter_report(opened.last.shown)
+        report = adapter_report(opened.last.as_named)
     matched = _matched(args, workspace, found) if args.match else {}
     if args.out:
         with writing_folder(Path(args.out).resolve()) as target:

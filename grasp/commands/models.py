@@ -22,7 +22,7 @@ from analysis.tables import aligned
 from analysis.text import interval_text
 from analysis.values import Json
 from grasp.commands.calling import Result
-from grasp.commands.resolve import run_folder, unmade_workspace
+from grasp.commands.resolve import find_workspace, run_folder
 from grasp.jobs.progress import Progress, TerminalProgress
 from grasp.settings.model import model_options
 
@@ -146,7 +146,7 @@ def _judge(workspace: Workspace, run: RunManifest, args: argparse.Namespace) -> 
 
 def _run(args: argparse.Namespace) -> tuple[Workspace, Path, RunManifest]:
     """The workspace, folder and manifest of the run; creates the workspace if it is missing."""
-    workspace = unmade_workspace(args, args.run)
+    workspace = find_workspace(args, args.run)
     folder, run = run_folder(workspace, args.run)
     return Workspace.create(workspace.root), folder, run
 

@@ -1,4 +1,4 @@
-"""What the words on a command line mean: a workspace, a run, a folder, an open adapter."""
+"""Resolve the arguments of a command line: workspaces, runs, folders and open adapters."""
 
 from __future__ import annotations
 
@@ -23,13 +23,16 @@ from grasp.foreign.pickled import readable_adapter
 from grasp.hub.repository import fetch_adapter, hub_name
 
 
-def workspace_for(args: argparse.Namespace, *words: str) -> Workspace:
-    """The workspace named by --workspace, or that one of `words` lies in, or the default."""
-    return Workspace.create(unmade_workspace(args, *words).root)
+def make_workspace(args: argparse.Namespace, *words: str) -> Workspace:
+    """As `find_workspace`, and created if it is missing."""
+    return Workspace.create(find_workspace(args, *words).root)
 
 
-def unmade_workspace(args: argparse.Namespace, *words: str) -> Workspace:
-    """As `workspace_for`, but not created where it is missing: a refused command leaves nothing."""
+def find_workspace(args: argparse.Namespace, *words: str) -> Workspace:
+    """The workspace from --workspace, else the one around a path in `words`, else the default.
+
+    It is not created if it is missing, so that a refused command leaves nothing behind.
+    """
     places = words if args.workspace is None else ()
     found = (workspace_of(Path(word)) for word in places)
     around = next((workspace for workspace in found if workspace is not None), None)
@@ -46,9 +49,9 @@ def run_folder(workspace: Workspace, word: str) -> tuple[Path, RunManifest]:
     if (path / "manifest.json").is_file():
         return path.resolve(), read_manifest(path / "manifest.json", RunManifest)
     if os.sep in word:
-        made = f", or make one of a Hub adapter by `grasp import {word}`" if hub_name(word) else ""
+        made = f", or import the Hub adapter with `grasp import {word}`" if hub_name(word) else ""
         raise NotFoundError(
-            f"{word} is no run: it has no manifest.json. Give a run's folder{made}."
+            f"{word} is not a run: it has no manifest.json. Give a run's folder{made}."
         )
     return workspace.folder("runs", word), workspace.run(word)
 
@@ -57,19 +60,19 @@ def out_folder(workspace: Workspace, word: str, *, overwrite: bool) -> Path:
     """Where a new run goes: `runs/<id>` of the workspace, or the folder that a path names.
 
     Raises:
-        InputError: there is something already, and it is not to be overwritten.
+        InputError: it exists, and `overwrite` is off.
     """
     path = Path(word).resolve() if os.sep in word else workspace.folder("runs", word)
     if path.exists() and not overwrite:
-        raise InputError(f"{path} exists already; choose another --out, or add --overwrite.")
+        raise InputError(f"{path} already exists; choose another --out, or add --overwrite.")
     return path
 
 
 @dataclass(frozen=True)
 class AdapterPlace:
-    """An adapter's folder, the folder of the run it is of, and where on the Hub it came from.
+    """An adapter's folder, the folder of its run, and its origin on the Hub.
 
-    `source` is what `grasp.hub.repository.fetch_adapter` says, empty for a folder of this machine.
+    `source` comes from `grasp.hub.repository.fetch_adapter`; it is empty for a local folder.
     """
 
     folder: Path
@@ -78,7 +81,7 @@ class AdapterPlace:
 
     @property
     def name(self) -> str:
-        """What to call it: the run's id, or the last part of its path or Hub name."""
+        """Its name: the run's id, or the last part of its path or Hub name."""
         if self.run is not None:
             return self.run.name
         place = self.source.get("subfolder") or self.source.get("repository")
@@ -86,7 +89,7 @@ class AdapterPlace:
 
 
 def adapter_place(workspace: Workspace, word: str, *, pickle: bool = False) -> AdapterPlace:
-    """The adapter that a word means: a folder, else a run's id, else `org/name` on the Hub.
+    """The adapter that an argument names: a folder, a run's id, or `org/name` on the Hub.
 
     Raises:
         NotFoundError: it is none of them.
@@ -113,9 +116,9 @@ def adapter_place(workspace: Workspace, word: str, *, pickle: bool = False) -> A
 
 @dataclass(frozen=True)
 class OpenAdapter:
-    """An adapter that is open, after `step` optimiser steps; None for the finished one.
+    """An open adapter after `step` optimiser steps, or the finished one if that is None.
 
-    Its `folder` is the one that was named; a pickle is read from a copy, at `adapter.path`.
+    `folder` is the folder that was named; a pickle is read from a copy, at `adapter.path`.
     """
 
     adapter: Adapter
@@ -123,21 +126,21 @@ class OpenAdapter:
     step: int | None = None
 
     @property
-    def shown(self) -> Adapter:
-        """The adapter under the path that was named."""
+    def as_named(self) -> Adapter:
+        """The adapter with the path that was named."""
         return replace(self.adapter, path=self.folder)
 
 
 @dataclass(frozen=True)
-class Opened:
-    """What a command was given to look at: the adapter, where it is from, and what led to it."""
+class AdapterHistory:
+    """The adapter that a command was given: its place, itself, and its earlier checkpoints."""
 
     place: AdapterPlace
     last: OpenAdapter
     earlier: Sequence[AbstractContextManager[OpenAdapter]]
 
     def stages(self) -> Iterator[OpenAdapter]:
-        """Once: checkpoints one after the other, each open in its turn only, then the adapter."""
+        """Yield the checkpoints, each open only in its turn, then the adapter; works only once."""
         for one in self.earlier:
             with one as stage:
                 yield stage
@@ -147,15 +150,15 @@ class Opened:
 @contextmanager
 def open_adapter(
     workspace: Workspace, args: argparse.Namespace, *, with_checkpoints: bool = False
-) -> Iterator[Opened]:
-    """The adapter that a line names, opened as its options say.
+) -> Iterator[AdapterHistory]:
+    """Open the adapter that a command names, with the command's options.
 
-    With checkpoints where there is no other adapter, it is the last of them.
+    With checkpoints and no finished adapter, it is the last checkpoint.
 
     Raises:
-        NotFoundError: there is none of that name.
+        NotFoundError: there is no such adapter.
         AdapterError: as `load_adapter`, or a pickle is not plain tensors.
-        InputError: the file of sides is not one, or checkpoints are asked of the Hub.
+        InputError: the file of sides is invalid, or checkpoints of a Hub adapter are asked for.
     """
     place = adapter_place(workspace, args.adapter, pickle=args.allow_pickle)
     family = read_family(args.sides) if args.sides else None
@@ -168,7 +171,7 @@ def open_adapter(
     found = checkpoints(place.folder) if with_checkpoints else finished
     *earlier, last = [_opened(one, args, family) for one in found]
     with last as stage:
-        yield Opened(place, stage, earlier)
+        yield AdapterHistory(place, stage, earlier)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from analysis.store.workspace import Workspace
 from analysis.tables import aligned
 from analysis.text import size_text
 from grasp.commands.calling import Result
-from grasp.commands.resolve import run_folder, unmade_workspace, workspace_for
+from grasp.commands.resolve import find_workspace, make_workspace, run_folder
 from grasp.commands.serving import serve_dashboard
 from grasp.jobs import queue
 from grasp.jobs.progress import TerminalProgress
@@ -37,12 +37,12 @@ def worker(args: argparse.Namespace) -> None:
     """Run queued jobs until stopped, or until idle for --idle-timeout seconds."""
     from grasp.commands.worker import run_jobs
 
-    run_jobs(workspace_for(args), idle_timeout=args.idle_timeout)
+    run_jobs(make_workspace(args), idle_timeout=args.idle_timeout)
 
 
 def jobs(args: argparse.Namespace) -> Result:
     """List the jobs, newest first; with options, cancel or requeue one first."""
-    database = workspace_for(args).database
+    database = make_workspace(args).database
     queue.reconcile(database)
     if args.cancel is not None:
         queue.request_cancel(database, args.cancel)
@@ -74,7 +74,7 @@ def export(args: argparse.Namespace) -> Result:
         return _report(args)
     if args.runs:
         raise InputError("An archive holds every run; name runs only with --report FILE.html.")
-    workspace = workspace_for(args)
+    workspace = make_workspace(args)
     out = Path(args.out).resolve()
     if out.suffix != ".zip" or out.is_relative_to(workspace.root):
         raise InputError(f"{args.out} must end in .zip and be outside the workspace.")
@@ -91,7 +91,7 @@ def _report(args: argparse.Namespace) -> Result:
     out = Path(args.report).resolve()
     if out.suffix != ".html" or not out.parent.is_dir():
         raise InputError(f"{args.report} must end in .html and be in an existing folder.")
-    workspace = unmade_workspace(args, *args.runs)
+    workspace = find_workspace(args, *args.runs)
     ids = [run_folder(workspace, word)[0].name for word in args.runs]
     out.write_text(report(workspace, ids, split=args.split), encoding="utf-8")
     size = out.stat().st_size

@@ -17,7 +17,7 @@ from analysis.store.workspace import Workspace
 from analysis.values import Json
 from grasp.commands.calling import Result
 from grasp.commands.models import evaluation_result
-from grasp.commands.resolve import out_folder, run_folder, unmade_workspace
+from grasp.commands.resolve import find_workspace, out_folder, run_folder
 from grasp.data.report import DataReport
 from grasp.foreign.settings import (
     LENGTH,
@@ -38,7 +38,7 @@ def train(args: argparse.Namespace, progress: Progress | None = None) -> Result:
     config = load_config(args.config)
     if args.dry_run:
         return _dry_run(config)
-    workspace = unmade_workspace(args, _named(args))
+    workspace = find_workspace(args, _named(args))
     out = out_folder(workspace, args.out, overwrite=args.overwrite)
     _prompts_there(config, args)
     progress = progress or TerminalProgress()
@@ -61,7 +61,7 @@ def retrain(args: argparse.Namespace, progress: Progress | None = None) -> Resul
             f"`grasp factors {args.run}` lists them."
         )
     strength, overrides = _strength(args, chosen)
-    workspace = unmade_workspace(args, args.run, *([args.out] if args.out else []))
+    workspace = find_workspace(args, args.run, *([args.out] if args.out else []))
     source, run = run_folder(workspace, args.run)
     out = None if args.dry_run else out_folder(workspace, _named(args), overwrite=args.overwrite)
     run = _with_given(workspace, source, run, args, whole=chosen.trains)

@@ -56,9 +56,9 @@ def run_jobs(workspace: Workspace, *, idle_timeout: float | None = None) -> None
 
 def run_attached(args: argparse.Namespace) -> int:
     """Run a command as job `args.job`, and record its progress and its outcome in the queue."""
-    from grasp.commands.resolve import workspace_for
+    from grasp.commands.resolve import make_workspace
 
-    database = workspace_for(args).database
+    database = make_workspace(args).database
     job_id: int = args.job
     queue.attach(database, job_id)
     try:

@@ -129,7 +129,7 @@ def evaluate_run(
         job = _Evaluating(workspace, run, asked, loaded, settings, client, progress)
         base = f"{run.root}.base"
         kept = _up_to_date(workspace, base, asked, settings)
-        if not kept or workspace.evaluation(base).model != loaded.settings.changed():
+        if not kept or workspace.evaluation(base).model != loaded.settings.non_defaults():
             job.save(base, None, loaded.model.disable_adapter())
         return job.save(folder.name, folder, intervention(loaded.model, folder, run))
 
@@ -170,7 +170,7 @@ class _Evaluating:
                 id=arm,
                 run=None if folder is None else arm,
                 base_model=self.run.base_model,
-                model=self.loaded.settings.changed(),
+                model=self.loaded.settings.non_defaults(),
                 prompts=self.workspace.reference(self.asked.source),
                 parents=[] if folder is None else [f"runs/{arm}"],
                 inputs={"prompts": self.asked.digest},

@@ -122,7 +122,7 @@ def record_run(
             id=folder.name,
             run=folder.name,
             base_model=run.base_model,
-            model=loaded.settings.changed(),
+            model=loaded.settings.non_defaults(),
             layers=chosen,
             parents=[f"runs/{folder.name}"],
             inputs={"probes": sha256(path)},

@@ -138,7 +138,7 @@ def _train(
         "data": str(data),
         "columns": None,
         "title": f"{settings.title}, {out.name}",
-        "model": subject.options.over(settings.model),
+        "model": subject.options.apply_to(settings.model),
     }
     train(subject.workspace, settings.model_copy(update=changed), out=out, progress=progress)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)

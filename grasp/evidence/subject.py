@@ -100,7 +100,7 @@ class Subject:
             run=self.folder.name,
             factor=self.name,
             base_model=self.run.base_model,
-            model=model.changed(),
+            model=model.non_defaults(),
             config={"factors": self.factors, **config},
             seed=seed,
             seconds=seconds,

@@ -130,7 +130,7 @@ def identify(
             contrast=routes.contrast,
             progress=progress,
         )
-        model = adapted.settings.changed()
+        model = adapted.settings.non_defaults()
     table, without = _with_tokens(table, directions, tokens or _own_files(loaded, effects))
     config = {"max_layer": max_layer, "effects": effects is not None}
     manifest = FactorsManifest(

@@ -152,7 +152,7 @@ def load_adapted(
     another is loaded.
     """
     changed = max((file.stat().st_mtime_ns for file in adapter.glob("*")), default=0)
-    settings = options.over(settings_beside(adapter, reference))
+    settings = options.apply_to(settings_beside(adapter, reference))
     key = (reference, adapter.resolve(), changed, settings)
     if key not in _KEPT:
         forget()

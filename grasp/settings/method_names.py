@@ -1,4 +1,4 @@
-"""The names of all methods, apart from the methods themselves, so that a line is parsed fast."""
+"""The names of all methods, kept apart from the methods so that a command line parses fast."""
 
 from __future__ import annotations
 

@@ -38,13 +38,13 @@ class ModelSettings(BaseModel):
     revision: str | None = None
     trust_remote_code: bool = False
 
-    def changed(self) -> Json:
-        """What differs from the defaults, as records have it."""
+    def non_defaults(self) -> Json:
+        """The settings that differ from the defaults, as records save them."""
         return self.model_dump(exclude_defaults=True)
 
 
 class ModelOptions(BaseModel):
-    """What a command line says of how the base model is loaded; None where it says nothing."""
+    """Options of a command line for loading the base model; None for an option not given."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -53,8 +53,8 @@ class ModelOptions(BaseModel):
     quantization: Quantization | None = None
     trust_remote_code: bool | None = None
 
-    def over(self, settings: ModelSettings) -> ModelSettings:
-        """The settings with what was said in their place."""
+    def apply_to(self, settings: ModelSettings) -> ModelSettings:
+        """The settings, overridden by the options that were given."""
         return settings.model_copy(update=self.model_dump(exclude_none=True))
 
 

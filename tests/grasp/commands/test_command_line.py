@@ -141,7 +141,7 @@ def test_bad_input_is_one_line_on_standard_error_and_code_2(tmp_path: Path) -> N
 
 BAD: dict[str, tuple[list[str], str]] = {
     "no such run": (["evaluate", "none"], "has no 'none'; it has: a."),
-    "no such path": (["record", "x/none"], "x/none is no run: it has no manifest.json"),
+    "no such path": (["record", "x/none"], "x/none is not a run: it has no manifest.json"),
     "an id that leaves": (
         ["generate", "..", "hi"],
         "'..' is not a valid id; use up to 100 letters",
@@ -161,7 +161,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         ["retrain", "a", "--factors", "w1", "--strength", "1", "--tolerance", "1", "--out", "b"],
         "grasp: --strength fixes λ and --tolerance adapts it; give only one of them.\n",
     ),
-    "run exists": (["retrain", "a", "--factors", "w1", "--out", "a"], "exists already; choose"),
+    "run exists": (["retrain", "a", "--factors", "w1", "--out", "a"], "already exists; choose"),
     "bad run name": (["train", "c.yaml", "--out", "a b"], "'a b' is not a valid id; use up to 100"),
     "bad settings": (["train", "bad.yaml", "--out", "b"], "setting 'speed': Extra inputs are not"),
     "no adapter": (["spectrum", "empty"], "empty has no adapter_config.json; give a folder"),

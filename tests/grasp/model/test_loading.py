@@ -77,7 +77,7 @@ def test_options_take_the_place_of_the_runs_settings(base: Path, tmp_path: Path)
     assert settings == ModelSettings(dtype="bfloat16")
     loaded = load_adapted(str(base), run / "adapter")
     assert loaded.model.get_base_model().lm_head.weight.dtype == torch.bfloat16
-    assert loaded.settings.changed() == {"dtype": "bfloat16"}
+    assert loaded.settings.non_defaults() == {"dtype": "bfloat16"}
     assert load_adapted(str(base), run / "adapter") is loaded
     args = build_parser().parse_args(["record", "run", "--dtype", "float32"])
     other = load_adapted(str(base), run / "adapter", options=model_options(args))
