@@ -1,4 +1,4 @@
-"""Types of what files and tables hold before it is checked: the only values of any type."""
+"""Types for unchecked content of files and tables, the only places for values of any type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YAML, and so JSON too, as people write it: read in one place, refused in the same sentences."""
+"""Read YAML (and so JSON) files written by people, with the same error messages everywhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from analysis.values import Json
 
 
 def read_yaml(path: Path | Traversable, *, what: str) -> Any:
-    """Read what a file holds: a mapping, a list, a plain value, or None if it is empty.
+    """The content of a file: a mapping, a list, a plain value, or None if it is empty.
 
     Args:
         path: of the file.
@@ -34,7 +34,7 @@ def read_yaml(path: Path | Traversable, *, what: str) -> Any:
 
 
 def parse_yaml(text: str, *, source: str, what: str) -> Any:
-    """The same for text that came from `source`, the subject of the message.
+    """The content of a text; `source` says in the message where it came from.
 
     Raises:
         InputError: the text is not YAML.
@@ -52,7 +52,7 @@ def parse_yaml(text: str, *, source: str, what: str) -> Any:
 
 
 def read_mapping(path: Path | Traversable, *, what: str, example: str) -> Json:
-    """Read a file that holds names and values.
+    """Read a file of names and values.
 
     Raises:
         InputError: as `read_yaml` and `as_mapping`.
@@ -61,7 +61,7 @@ def read_mapping(path: Path | Traversable, *, what: str, example: str) -> Json:
 
 
 def as_mapping(data: object, *, source: str, what: str, example: str) -> Json:
-    """The data itself, checked to be names and values; `example` is a line of such a file.
+    """The data, checked to be a mapping with text keys; `example` is a line of such a file.
 
     Raises:
         InputError: the data is something else, or a name is not text.

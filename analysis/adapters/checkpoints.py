@@ -1,4 +1,4 @@
-"""A trajectory: the checkpoints that a trainer left in a folder, in the order of their steps."""
+"""The checkpoints that a trainer left in a folder, in order of their steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from analysis.store.layout import run_of
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The adapter in `path` after `step` optimiser steps; None for the finished one."""
+    """The adapter in `path` after `step` optimiser steps; `step` is None for the finished one."""
 
     step: int | None
     path: Path
@@ -30,7 +30,7 @@ def by_step(root: Path) -> dict[int, Path]:
 
 
 def saved_by_step(root: Path) -> dict[int, Path]:
-    """Those of `by_step` that have their weights; one that a trainer is writing is left out."""
+    """Those of `by_step` that have weights, so not one that a trainer is still writing."""
     return {step: path for step, path in by_step(root).items() if _has_weights(path)}
 
 
@@ -39,10 +39,10 @@ def _has_weights(folder: Path) -> bool:
 
 
 def checkpoints(folder: str | Path) -> list[Checkpoint]:
-    """Adapters of checkpoint-100, checkpoint-200, … by step, then the folder's own if there is one.
+    """Adapters of checkpoint-100, checkpoint-200, … by step, then the folder's own if it has one.
 
-    They are looked for in the folder, as `transformers.Trainer` writes them, and in its
-    subfolder `checkpoints`, as a run of the workbench has them.
+    Checkpoints are looked for in the folder, where `transformers.Trainer` writes them, and in its
+    subfolder `checkpoints`, where runs of the workbench have them.
 
     Raises:
         AdapterError: there are none.
@@ -54,8 +54,8 @@ def checkpoints(folder: str | Path) -> list[Checkpoint]:
     steps = [Checkpoint(step, path) for step, path in by_step(root).items()]
     if not steps:
         raise AdapterError(
-            f"{root} holds no checkpoints; expected folders checkpoint-100, checkpoint-200, … "
-            f"with an {CONFIG} each."
+            f"{root} has no checkpoints; expected folders checkpoint-100, checkpoint-200, … "
+            f"each with an {CONFIG}."
         )
     finished = home(root)
     return [*steps, Checkpoint(None, finished)] if is_adapter(finished) else steps

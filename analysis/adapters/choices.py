@@ -1,7 +1,6 @@
-"""What a person has to choose before a folder can be opened: which adapter, and as what.
+"""What the user has to choose before a folder can be opened, such as one of several adapters.
 
-Nothing is refused here: a folder of which nothing can be told gives no choices, and opening it
-says why.
+Nothing is refused here: an unreadable folder gives no choices, and opening it says why.
 """
 
 from __future__ import annotations
@@ -22,10 +21,11 @@ _NAMED = re.compile(r".+\.lora_(?:embedding_)?[AB]\.([^.]+?)(?:\.weight)?")
 
 @dataclass(frozen=True)
 class Choices:
-    """Adapters by name, where there are several and one must be named; and the rest.
+    """The choices of a folder.
 
-    `itself` says that the folder is an adapter too, which is opened without a name; `steps` are
-    those of its checkpoints; `dora` that an update depends on the base weights.
+    `names` are the adapters to choose from, if there are several; `itself` says that the folder
+    is an adapter too, which is opened without a name; `steps` are those of its checkpoints;
+    `dora` says that the update depends on the base weights.
     """
 
     names: tuple[str, ...] = ()
@@ -35,7 +35,7 @@ class Choices:
 
 
 def adapter_choices(folder: str | Path, *, name: str | None = None) -> Choices:
-    """What there is to choose of a folder; `dora` is about the adapter `name` in it."""
+    """The choices of a folder; `dora` is about the adapter `name` in it."""
     root = home(Path(folder))
     itself = is_adapter(root)
     within = in_file(_keys(root)) if itself else ()
@@ -50,14 +50,14 @@ def adapter_choices(folder: str | Path, *, name: str | None = None) -> Choices:
 
 
 def in_file(keys: Iterable[str]) -> tuple[str, ...]:
-    """Names of adapters within names of tensors, as in `….lora_A.persona.weight`."""
+    """Names of adapters contained in names of tensors, such as `….lora_A.persona.weight`."""
     found = (_NAMED.fullmatch(key) for key in keys)
     names = {match[1] for match in found if match is not None and match[1] != "weight"}
     return tuple(sorted(names))
 
 
 def uses_dora(folder: Path) -> bool:
-    """Whether the adapter in a folder is a DoRA, by its config alone."""
+    """Whether the adapter in a folder is a DoRA, according to its config."""
     return is_dora(_config(folder))
 
 

@@ -1,9 +1,9 @@
-"""Reads a LoRA adapter folder as PEFT writes it, straight from safetensors to numpy.
+"""Read a LoRA adapter folder as PEFT writes it, straight from safetensors to numpy.
 
-Opening a folder reads its config and the headers of its files; the values of a module are read
-when they are asked for, and not kept.  Every tensor in the file is used, listed by what it is in
-`Adapter.beside`, listed in `Adapter.unused`, or a reason to refuse the folder by name.  What the
-saved weights alone do not determine is refused too.
+Opening a folder reads its config and the headers of its files.  The values of a module are read
+on demand and not kept.  Every tensor of the file is used, listed in `Adapter.beside` (by kind) or
+in `Adapter.unused`, or makes the folder be refused.  Updates that the saved weights alone do not
+determine are refused too.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ Half = NDArray[np.float32] | StoredHalf
 class LoraModule:
     """One low-rank update ΔW = scaling · B A of y = W x.
 
-    `lora_A` is (r, d_in) and `lora_B` (d_out, r) for every kind of base layer: where the base
+    `lora_A` is (r, d_in) and `lora_B` (d_out, r) for every kind of base layer: if the base
     stores W transposed (Conv1D, `fan_in_fan_out`), PEFT transposes the product, not the halves.
-    An embedding is y = W x of a token's indicator x, so its d_in is the vocabulary.
+    An embedding is y = W x with x a token's one-hot vector, so its d_in is the vocabulary.
 
-    `A` and `B` are arrays, or halves that still lie in a file: then `lora_A` and `lora_B` read
-    them as float32 at every access, and keep nothing.
+    `A` and `B` are arrays, or halves in a file, which `lora_A` and `lora_B` then read as float32
+    at every access, without keeping them.
     """
 
     name: str
@@ -70,12 +70,12 @@ class LoraModule:
 
     @property
     def lora_A(self) -> NDArray[np.float32]:
-        """(r, d_in); raises AdapterError where the file cannot be read or holds NaN."""
+        """(r, d_in); raises AdapterError if the file cannot be read or has NaN."""
         return self.A.read() if isinstance(self.A, StoredHalf) else self.A
 
     @property
     def lora_B(self) -> NDArray[np.float32]:
-        """(d_out, r); raises AdapterError where the file cannot be read or holds NaN."""
+        """(d_out, r); raises AdapterError if the file cannot be read or has NaN."""
         return self.B.read() if isinstance(self.B, StoredHalf) else self.B
 
     @property
@@ -93,10 +93,10 @@ class LoraModule:
 class Adapter:
     """An opened adapter.
 
-    `beside` holds what was saved beside LoRA, by kind (`analysis.adapters.tensors.BESIDE`);
-    `unused` names the tensors that nothing explains; `others` names adapters in subfolders.
-    Under `low_rank_part` the modules are scaling · B A of a DoRA, not its ΔW.  `key_name` is the
-    adapter's name where it is part of the names of its tensors.
+    `beside` has what was saved next to the LoRA weights, by kind
+    (`analysis.adapters.tensors.BESIDE`); `unused` names unknown tensors, and `others` adapters in
+    subfolders.  With `low_rank_part` the modules are scaling · B A of a DoRA adapter, not its ΔW.
+    `key_name` is the adapter's name if the names of its tensors contain it.
     """
 
     path: Path
@@ -120,22 +120,21 @@ def load_adapter(
     family: Family | None = None,
     low_rank_part: bool = False,
 ) -> Adapter:
-    """Open a PEFT LoRA folder without torch; values are read as float32 when asked for.
+    """Open a PEFT LoRA folder without torch; values are read as float32 on demand.
 
-    A run folder whose subfolder `adapter/` holds the files is resolved to it.  Modules
-    are sorted by layer, then by their place in the layer.  Scaling is PEFT's:
-    lora_alpha / r, or lora_alpha / √r under rsLoRA, with `rank_pattern` and
-    `alpha_pattern` matched as PEFT matches them.
+    The folder of a run stands for its subfolder `adapter/`.  Modules are sorted by layer, then by
+    their place in the layer.  Scaling is PEFT's: lora_alpha / r, or lora_alpha / √r under rsLoRA,
+    with `rank_pattern` and `alpha_pattern` matched as PEFT does.
 
     Args:
         path: the folder.
-        name: which adapter, where the folder has several, in subfolders or in one file.
-        family: sides of modules that the package's own table does not know.
-        low_rank_part: accept DoRA, and give scaling · B A, which is not its ΔW.
+        name: the adapter, if the folder has several, in subfolders or in one file.
+        family: sides of modules that the package's own table lacks.
+        low_rank_part: accept DoRA and use scaling · B A, which is not its ΔW.
 
     Raises:
-        AdapterError: the folder cannot be read exactly; one sentence says why.  NaN and
-            infinite values are found when a module's values are read.
+        AdapterError: the folder cannot be read exactly; the message says why.  NaN and infinite
+            values are found only when a module's values are read.
 
     Source: peft 0.21 `tuners/lora/layer.py` (scaling), `utils/other.py` (patterns).
     """
@@ -155,8 +154,8 @@ def read_adapter(
         contents = sorted_tensors(tensors, config, adapter=place.name)
         is_dora = "dora_magnitudes" in contents.beside
         if is_dora and not low_rank_part:
-            reject("holds DoRA magnitudes, so that its update depends on the base weights",
-                   "ask for its low-rank part, scaling · B A, with --low-rank-part")  # fmt: skip
+            reject("holds DoRA magnitudes, so its update depends on the base weights",
+                   "use --low-rank-part to analyse only its low-rank part, scaling · B A")  # fmt: skip
         modules = _modules(contents, config, family)
     halves = [tensor for one in contents.halves.values() for tensor in one.tensors.values()]
     return Adapter(
@@ -186,7 +185,7 @@ def check_values(adapter: Adapter) -> None:
 
 
 def stream_width(modules: Iterable[LoraModule]) -> int | None:
-    """d_model as most modules of the layers that read or write the stream have it."""
+    """d_model of most modules in the layers that read or write the stream; None without any."""
     sizes = (
         module.shape[0 if module.side == "write" else 1]
         for module in modules
@@ -208,8 +207,8 @@ def _modules(contents: Contents, config: AdapterConfig, family: Family | None) -
         elif config.get("target_parameters"):
             fused[name] = halves.tensors
         else:
-            reject(f"holds weights for {name}, which target_modules does not name",
-                   "PEFT would ignore them; use the config they were trained with")  # fmt: skip
+            reject(f"holds weights for {name}, which is not a target module of its config, so "
+                   "PEFT would ignore them", "use the config they were trained with")  # fmt: skip
     found = [_plain(name, halves, config, family) for name, halves in plain.items()]
     width = stream_width(found)
     wrapped = parameters(fused, config)
@@ -230,7 +229,7 @@ def _plain(
     A, B, r = halves.tensors["A"], halves.tensors["B"], module_rank(config, name)
     if (A.shape[0], B.shape[1]) != (r, r):
         reject(f"has lora_A {A.shape} and lora_B {B.shape} for {name}",
-               f"expected rank {r} as {CONFIG} says")  # fmt: skip
+               f"expected the rank {r} in {CONFIG}")  # fmt: skip
     scaling = _scaling(config, name)
     return _module(name, StoredHalf(A, "A"), StoredHalf(B, "B"), scaling, family)
 
@@ -249,7 +248,7 @@ def _scaling(config: AdapterConfig, name: str) -> float:
 
 
 def _of_one_stream(modules: list[LoraModule]) -> list[LoraModule]:
-    """Embeddings narrower than the stream, which OPT-350m projects, touch it on neither side."""
+    """Set the side of embeddings narrower than the stream (as in OPT-350m) to "other"."""
     width = stream_width(modules)
     return [
         replace(module, side="other")

@@ -1,6 +1,6 @@
-"""Where an adapter lies: in a folder, in the `adapter/` of a run, or as one of several in either.
+"""Find an adapter: in a folder, in the `adapter/` of a run, or as one of several in either.
 
-A word on a command line, a run of the workbench and a page all come here in the end.
+Command-line arguments, runs of the workbench and pages are all resolved here.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})")
 
 @dataclass(frozen=True)
 class Place:
-    """The folder with an adapter's files; `name` is one still to be found inside of them."""
+    """The folder with an adapter's files; `name` chooses one of several within the files."""
 
     folder: Path
     name: str | None = None
 
 
 def find_adapter(path: str | Path, name: str | None = None) -> Place:
-    """The adapter in a folder or a run, and of several that which is named.
+    """The adapter in a folder or a run; `name` chooses one of several.
 
     Raises:
-        AdapterError: there is none, or there are several and none of them is named.
+        AdapterError: there is none, or there are several and none of them is chosen.
     """
     path = Path(path)
     if not path.is_dir():
-        refuse(path, "is not a folder", "give the folder that holds " + CONFIG)
+        refuse(path, "is not a folder", "give the folder that contains " + CONFIG)
     path = home(path)
     named = named_within(path)
     if name in named:
@@ -42,12 +42,12 @@ def find_adapter(path: str | Path, name: str | None = None) -> Place:
     if not named:
         raise AdapterError(f"{path} has no {CONFIG}; give a folder written by save_pretrained.")
     raise AdapterError(
-        f"{path} holds no adapter itself but subfolders do ({', '.join(named)}); give one of them."
+        f"{path} is not an adapter, but its subfolders are ({', '.join(named)}); give one of them."
     )
 
 
 def home(folder: Path) -> Path:
-    """A folder, or its `adapter/` where it is that which holds the files, as in a run."""
+    """The folder itself, or its `adapter/` if the files are there, as in a run."""
     if _has_files(folder) or not (within := adapter_of(folder) / CONFIG).is_file():
         return folder
     return within.parent
@@ -59,13 +59,13 @@ def is_adapter(folder: Path) -> bool:
 
 
 def named_within(folder: Path) -> list[str]:
-    """Subfolders that hold an adapter each, numbers in their names in order."""
+    """Subfolders with an adapter each; checkpoints are sorted by step."""
     found = (config.parent.name for config in folder.glob("*/" + CONFIG))
     return sorted(found, key=lambda one: (step_of(one) or 0, one))
 
 
 def step_of(name: str) -> int | None:
-    """100 for the folder name checkpoint-100; None for another name."""
+    """The step in a folder name such as checkpoint-100; None for any other name."""
     found = _CHECKPOINT.fullmatch(name)
     return int(found[1]) if found else None
 

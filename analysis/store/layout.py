@@ -1,4 +1,4 @@
-"""What lies where in a run's folder, said once."""
+"""The layout of a run's folder, defined once."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ def adapter_of(run: Path) -> Path:
 
 
 def run_of(folder: Path) -> Path | None:
-    """The run whose adapter a folder would be, by its name alone; None under another name."""
+    """The run's folder, if a folder has the name of a run's adapter folder; else None."""
     return folder.parent if folder.name == _ADAPTER else None

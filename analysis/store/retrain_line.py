@@ -1,4 +1,4 @@
-"""The line `grasp retrain …`, as jobs keep it: built from typed values, and read back."""
+"""The command line `grasp retrain …` of a job: built from typed values, and read back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from analysis.errors import InputError
 
 @dataclass(frozen=True)
 class Retrain:
-    """What a line asks for; None, no factors and False are left out of it.
+    """The arguments of a `grasp retrain` line; None, no factors and False are left out of it.
 
     The fields are the options of `grasp retrain`, in the order in which they are written.
     """
@@ -32,7 +32,7 @@ class Retrain:
     evaluate: bool = False
 
     def argv(self, workspace: Path | None = None) -> list[str]:
-        """The arguments of `grasp`; factors of the run itself are named without it."""
+        """The arguments of `grasp`; factors of the run itself are written without the run."""
         argv = ["retrain", self.run]
         for name in _READ:
             argv += self._words(name)
@@ -45,15 +45,15 @@ class Retrain:
         if value is True:
             return [option]
         text = _text(value, run=self.run)
-        # What begins with a dash would be taken for an option.
+        # argparse would take a value that begins with a dash for an option.
         return [f"{option}={text}"] if text.startswith("-") else [option, text]
 
 
 def read_retrain(argv: Sequence[str]) -> Retrain:
-    """What a line asks for, but for options that a `Retrain` has not.
+    """Read back the arguments of a line; options that `Retrain` lacks are ignored.
 
     Raises:
-        InputError: it is another command, or cannot be read.
+        InputError: it is another command, or cannot be parsed.
     """
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("command", choices=["retrain"])
@@ -68,7 +68,7 @@ def read_retrain(argv: Sequence[str]) -> Retrain:
 
 
 def names_of(text: str) -> tuple[str, ...]:
-    """The names in a list such as w1,w2."""
+    """The names in a comma-separated list such as w1,w2."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
@@ -85,13 +85,13 @@ _READ: dict[str, Callable[[str], Any] | None] = {
     "out": str,
     "evaluate": None,
 }
-"""How each option's value is read; None has no value."""
+"""How the value of each option is parsed; None for options without a value."""
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Raise what any other bad input raises."""
-        raise InputError(f"This is no line of grasp retrain: {message}.")
+        """Raise InputError, as for any other bad input."""
+        raise InputError(f"This is not a `grasp retrain` line: {message}.")
 
 
 def _option(name: str) -> str:
@@ -99,7 +99,7 @@ def _option(name: str) -> str:
 
 
 def _text(value: Any, *, run: str) -> str:
-    """A value as it is typed; a number to as many digits as it takes to be read as itself."""
+    """A value as it is typed; a number gets as many digits as it needs to be read back exactly."""
     if isinstance(value, tuple):
         return ",".join(name.removeprefix(f"{run}/") for name in value)
     short = f"{value:g}" if isinstance(value, float) else str(value)

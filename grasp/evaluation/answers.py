@@ -1,4 +1,4 @@
-"""Answers of a model to prompts, with what its run does at inference, and their scores."""
+"""Answer prompts with a model, including what its run does at inference time, and score them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BATCH = 64
 MAX_NEW_TOKENS = 64
 
 LAYER = "layer."
-"""Prefix of arrays in a run's `subspace.safetensors` that are of one decoder layer alone."""
+"""Prefix of arrays in a run's `subspace.safetensors` that belong to a single decoder layer."""
 
 
 @torch.inference_mode()
@@ -42,11 +42,11 @@ def answers(
     *,
     progress: Progress = silent,
 ) -> list[Answer]:
-    """An answer a prompt, greedy or drawn once as its sampling says, in the prompts' order.
+    """One answer per prompt, in order, greedy or sampled once as the prompt's sampling says.
 
-    A prompt is as often among them as it is to be answered (`grasp.evaluation.sampling.repeated`).
-    What is drawn depends on the seed and, as batches share random numbers, on the prompts beside
-    it.
+    Prompts with several samples must be repeated (`grasp.evaluation.sampling.repeated`).  A
+    sampled answer depends on the seed and, since a batch shares its random numbers, on the other
+    prompts of the batch.
     """
     found: dict[int, Answer] = {}
     for places in alike(prompts):
@@ -70,12 +70,12 @@ def generate(
     max_new_tokens: int | None = None,
     temperature: float = 0.0,
 ) -> tuple[list[list[int]], Tensor]:
-    """Answers to tokenised chats, as one batch: greedy at temperature 0, else drawn.
+    """Answer tokenised chats as one batch: greedily at temperature 0, else by sampling.
 
-    What is drawn comes from torch's own random numbers, without top-k or top-p.
+    Sampling uses torch's random state and the full distribution, without top-k or top-p.
 
     Returns:
-        replies: token ids of each answer, up to and with the token that stopped it.
+        replies: token ids of each answer, including the token that ended it, if any.
         first: (batch, vocabulary) log-probabilities at the first answer token.
     """
     batch = to_device(pad_sequences(tokenizer, chats, side="left"), device_of(model))
@@ -96,9 +96,9 @@ def generate(
 
 @contextmanager
 def _first_logits(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Logits (batch, vocabulary) at the last place of the first forward pass inside.
+    """Logits (batch, vocabulary) at the last position of the first forward pass in the block.
 
-    `generate` would keep those of every step, which for long answers are larger than the model.
+    `generate` could return those of every step, but for long answers these exceed the model.
     """
     kept: list[Tensor] = []
 
@@ -114,13 +114,13 @@ def _first_logits(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def stop_tokens(model: nn.Module) -> set[int]:
-    """Tokens that end an answer; those of the model's generation settings, which may be none."""
+    """Ids of the tokens that end an answer, from the model's generation settings; may be empty."""
     stops = base_of(model).generation_config.eos_token_id
     return set(stops if isinstance(stops, list) else [stops]) - {None}
 
 
 def score(tokenizer: Tokenizer, prompts: Sequence[Prompt], found: Sequence[Answer]) -> pd.DataFrame:
-    """One row an answer, with the columns of `evaluation.COLUMNS`, MORE_COLUMNS."""
+    """One row per answer: COLUMNS and MORE_COLUMNS of `analysis.comparison.evaluation`."""
     rows = []
     times: Counter[str] = Counter()
     for prompt, answer in zip(prompts, found, strict=True):
@@ -167,7 +167,7 @@ def _answer_batch(
 
 
 def as_pairs(prompts: Sequence[Prompt], found: Sequence[Pair]) -> list[Answer]:
-    """Log-probabilities of pairs as scorers take them; the text is the likelier answer."""
+    """Log-probabilities of pairs as answers for scorers; the text is the likelier answer."""
     return [
         Answer(first=None, text=(prompt.pair or ("", ""))[pair[1] > pair[0]], ended=True, pair=pair)
         for prompt, pair in zip(prompts, found, strict=True)
@@ -175,7 +175,7 @@ def as_pairs(prompts: Sequence[Prompt], found: Sequence[Pair]) -> list[Answer]:
 
 
 def as_answers(tokenizer: Tokenizer, replies: Sequence[list[int]], first: Tensor) -> list[Answer]:
-    """What `generate` gave, as scorers take it."""
+    """The result of `generate` as answers for scorers."""
     return [
         Answer(
             first=first[row],
@@ -187,7 +187,7 @@ def as_answers(tokenizer: Tokenizer, replies: Sequence[list[int]], first: Tensor
 
 
 def intervention(model: nn.Module, folder: Path, run: RunManifest) -> AbstractContextManager[None]:
-    """What the run also does at inference time, at its own strength: ablate, or steer against."""
+    """What the run does at inference time, at its own strength: ablation, or steering against."""
     if run.intervention is None:
         return nullcontext()
     saved = load_file(folder / "subspace.safetensors")

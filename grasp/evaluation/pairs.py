@@ -1,4 +1,4 @@
-"""Log-probabilities of whole answers: which of two a model would rather give."""
+"""Log-probabilities of whole answers: which of two answers a model prefers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from grasp.model.forward import to_device
 from grasp.model.loading import device_of
 
 BATCH = 16
-"""Answers scored at once: their logits are held at every place of the chat."""
+"""Answers scored at a time; small, because logits are held at every answer position."""
 
 MERGED = 3
-"""Tokens of a prompt that its answer's beginning may change; more, and the template rewrites it."""
+"""How many last tokens of a prompt may merge with the start of its answer.
+
+If more change, the template rewrites the prompt."""
 
 Pair = tuple[float, float]
 
@@ -29,13 +31,13 @@ Pair = tuple[float, float]
 def pair_log_probabilities(
     model: nn.Module, tokenizer: Tokenizer, prompts: Sequence[Prompt]
 ) -> list[Pair]:
-    """For each prompt the log-probabilities of the two answers of its `pair`.
+    """For each prompt, the log-probabilities in nats of the two answers of its `pair`.
 
-    Summed over the tokens from the first that an answer may change to the end of the turn, as
-    the chat template renders them; their mean where the prompt says `per_token`.
+    Summed over tokens as the chat template renders them, from the first one that the answer may
+    change to the end of the turn; the mean over these tokens if the prompt says `per_token`.
 
     Raises:
-        InputError: a prompt has no pair of answers that differ, to the tokenizer too, or the
+        InputError: a prompt's pair is missing, its answers are the same tokens, or the chat
             template rewrites the prompt.
     """
     rows = [row for prompt in prompts for row in continuations(tokenizer, prompt)]
@@ -56,9 +58,9 @@ def pair_by_steps(
     prompts: Sequence[Prompt],
     first: Callable[[Sequence[list[int]]], Tensor],
 ) -> list[Pair]:
-    """The same from `first`, which gives log-probabilities (batch, vocabulary) of a next token.
+    """The same, token by token, for models that one forward pass cannot score.
 
-    One call a token: for models that are asked in other ways than by one forward pass.
+    `first` maps tokenised chats to log-probabilities (batch, vocabulary) of the next token.
     """
     found = []
     for prompt in prompts:
@@ -73,7 +75,7 @@ def pair_by_steps(
 
 
 def share_of_first(pair: Pair) -> float:
-    """P(first) / (P(first) + P(second)) from their logarithms; NaN where both are impossible."""
+    """P(first) / (P(first) + P(second)) from log-probabilities; NaN if both are impossible."""
     first, second = pair
     if math.isinf(first) and math.isinf(second):
         return math.nan
@@ -81,10 +83,13 @@ def share_of_first(pair: Pair) -> float:
 
 
 def continuations(tokenizer: Tokenizer, prompt: Prompt) -> list[tuple[list[int], int]]:
-    """For both answers the token ids of the whole chat, and where the answers begin in them.
+    """For both answers, the token ids of the whole chat and the position where answers begin.
 
-    That is where the first of the two first differs from the prompt alone, so that both are
-    scored from one place even where an answer's first letters merge with the prompt's last.
+    That is the first position at which either chat differs from the prompt alone.  Both are thus
+    scored from the same position, even if the first letters of an answer merge with the prompt.
+
+    Raises:
+        InputError: as `pair_log_probabilities`.
     """
     if prompt.pair is None or not all(prompt.pair) or prompt.pair[0] == prompt.pair[1]:
         raise InputError(
@@ -98,13 +103,13 @@ def continuations(tokenizer: Tokenizer, prompt: Prompt) -> list[tuple[list[int],
     if wholes[0] == wholes[1]:
         raise InputError(
             f"Prompt {prompt.id!r}: the answers {prompt.pair[0]!r} and {prompt.pair[1]!r} are the "
-            "same tokens to this tokenizer, so nothing tells them apart; choose others."
+            "same tokens to this tokenizer, so they cannot be told apart; choose other answers."
         )
     begin = min(_shared(chat, whole) for whole in wholes)
     if begin == 0 or len(chat) - begin > MERGED:
         raise InputError(
             f"Prompt {prompt.id!r}: the chat template rewrites the prompt once it is answered, so "
-            "answers cannot be compared by 'pair'; use a template that only appends."
+            "scorer 'pair' cannot compare answers; use a template that only appends."
         )
     return [(whole, begin) for whole in wholes]
 
@@ -125,6 +130,6 @@ def _summed(
 
 
 def _shared(prefix: list[int], ids: list[int]) -> int:
-    """How many of the first tokens are the same."""
+    """How many leading tokens are equal."""
     differ = (i for i, (a, b) in enumerate(zip(prefix, ids, strict=False)) if a != b)
     return next(differ, min(len(prefix), len(ids)))

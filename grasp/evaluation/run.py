@@ -1,4 +1,4 @@
-"""Evaluation of a run as an action: answers to a prompt set, their scores, and the saved record."""
+"""Evaluate a run: answer a prompt set, score the answers, and save the record."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from grasp.settings.judge import Estimate, JudgeSettings, estimate_cost, saved_s
 from grasp.settings.model import NO_OPTIONS, ModelOptions
 
 UNJUDGED = "unjudged.parquet"
-"""Answers that a judge has yet to see, while an evaluation is being written."""
+"""File of answers not judged yet, while an evaluation is being written."""
 
 Summary = dict[str, dict[str, Interval]]
 
 
 @dataclass(frozen=True)
 class JudgePlan:
-    """A judge, and how many requests an evaluation may send to it; None is as many as it takes."""
+    """A judge, and the largest number of requests to it; None for no limit."""
 
     settings: JudgeSettings
     max_requests: int | None = None
@@ -46,7 +46,7 @@ class JudgePlan:
 
 @dataclass(frozen=True)
 class Questions:
-    """What an evaluation asks: the set's name or file, its hash, and its prompts, each once."""
+    """What an evaluation asks: the set's name or file, its hash, and its prompts, once each."""
 
     source: Path
     digest: str
@@ -61,16 +61,16 @@ def questions(
     prompts: str | Path | None = None,
     sampling: Changes | None = None,
 ) -> Questions:
-    """The prompts of a run, or others, to be answered as they say or as `sampling` says.
+    """The prompts of a run, or those of `prompts`, with their sampling changed by `sampling`.
 
     Raises:
-        InputError: neither the run nor the caller names a prompt set, or it does not fit.
+        InputError: neither the run nor the caller gives a prompt set, or it is invalid.
     """
     own = run.config.get("prompts")
     named = prompts or (own and workspace.resolve(own))
     if not named:
         raise InputError(
-            f"Run {run.id!r} names no prompt set; give one with --prompts FILE, or one that "
+            f"Run {run.id!r} has no prompt set; give one with --prompts, a file or a name that "
             "`grasp prompts` lists."
         )
     source = Path(named)
@@ -81,16 +81,17 @@ def questions(
 def judging(
     workspace: Workspace, run: RunManifest, asked: Questions, settings: JudgeSettings | None
 ) -> Estimate | None:
-    """What judging an evaluation of a run takes at most; None where no prompt needs a judge.
+    """An upper bound on what judging an evaluation costs; None if no prompt needs a judge.
 
     Raises:
-        InputError: a prompt needs a judge and there is none, or it does not fit.
+        InputError: a prompt needs a judge and there is none, or its judge prompts are invalid.
     """
     if not _needs_judge(asked):
         return None
     if settings is None:
         raise InputError(
-            f"{asked.source} has prompts that a judge scores; name its settings with --judge FILE."
+            f"{asked.source} has prompts that a judge scores; give the judge's settings with "
+            "--judge FILE."
         )
     arms = 1 if _up_to_date(workspace, f"{run.root}.base", asked, settings) else 2
     return estimate_cost(repeated(asked.prompts), settings, arms=arms, longest=MAX_NEW_TOKENS)
@@ -107,13 +108,13 @@ def evaluate_run(
     options: ModelOptions = NO_OPTIONS,
     progress: Progress = silent,
 ) -> Summary:
-    """Evaluate a run on its prompt set, and its base model too where that was not done yet.
+    """Evaluate a run on its prompt set, and its base model if that has not been done yet.
 
-    Writes `evaluations/<run>` and `evaluations/<root>.base`.  Where a judge is asked, what was
-    answered and judged is kept when it fails, and the next call goes on from there.
+    Writes `evaluations/<run>` and `evaluations/<root>.base`.  If a judge fails, answers and
+    judgements are kept, and the next call continues from there.
 
     Raises:
-        InputError: neither the run nor the caller names a prompt set, prompts lack what their
+        InputError: neither the run nor the caller gives a prompt set, prompts lack what their
             scorer needs, or the judge does not answer.
     """
     asked = questions(workspace, run, prompts=prompts, sampling=sampling)
@@ -136,7 +137,7 @@ def evaluate_run(
 
 @dataclass(frozen=True)
 class _Evaluating:
-    """One model with its adapter and one prompt set; `client` only where a judge is needed."""
+    """One model with its adapter and one prompt set; `client` is None if no judge is needed."""
 
     workspace: Workspace
     run: RunManifest
@@ -187,7 +188,7 @@ class _Evaluating:
         folder: Path | None,
         inside: AbstractContextManager[None],
     ) -> pd.DataFrame:
-        """Answers with their scores; what an earlier attempt left to a judge is taken as it is."""
+        """Answers with their scores; those an earlier attempt left for the judge are reused."""
         left, key = target / UNJUDGED, self._key(folder)
         if self.client is not None and left.is_file():
             table = pd.read_parquet(left)
@@ -203,7 +204,7 @@ class _Evaluating:
         return samples
 
     def _key(self, folder: Path | None) -> str:
-        """What decides the answers: prompts, sampling, model, adapter, and how the run is used."""
+        """Hash of all that affects answers: prompts, sampling, model, adapter, intervention."""
         made_by: Json = {
             "prompts": self.asked.digest,
             "sampling": self.asked.sampling,
@@ -218,7 +219,7 @@ class _Evaluating:
 def _up_to_date(
     workspace: Workspace, evaluation_id: str, asked: Questions, settings: JudgeSettings | None
 ) -> bool:
-    """Whether an evaluation is of these prompts, answered in this way and judged by this judge."""
+    """Whether a saved evaluation has the same prompts, sampling and judge."""
     if not workspace.folder("evaluations", evaluation_id).is_dir():
         return False
     found = workspace.evaluation(evaluation_id)

@@ -1,4 +1,4 @@
-"""Recording: the residual stream of base and adapted model on the same probes."""
+"""Record the residual streams of base and adapted model on the same probes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ from grasp.settings.model import NO_OPTIONS, ModelOptions
 BATCH = 32
 
 Put = Callable[[Model, int, int, NDArray[np.float16]], None]
-"""Takes which model, which of the chosen layers, the first token's row, and h (tokens, d_model)."""
+"""Takes the model's name, the place of the layer among those recorded, the row of the first
+token, and activations (tokens, d_model)."""
 
 
 @torch.inference_mode()
@@ -46,11 +47,11 @@ def record_streams(
     layers: Sequence[int],
     progress: Progress = silent,
 ) -> None:
-    """Give `put` h_ℓ of every token of every sequence, of the adapted and of the base model.
+    """Pass the activations of every token, in both models and at every layer, to `put`.
 
-    Tokens are numbered through, one sequence after the other.  Sequences of like length go
-    together, which saves padding, and each layer's output is passed on as it comes, so that no
-    more is held than by a plain forward pass.
+    Tokens are numbered consecutively over the sequences.  Sequences of similar length share a
+    batch, which saves padding, and each layer's output is passed on at once, so that memory stays
+    that of a plain forward pass.
     """
     rows = np.cumsum([0, *(len(sequence) for sequence in sequences)])
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
@@ -74,7 +75,7 @@ def _passed_on(
     put: Callable[[int, int, NDArray[np.float16]], None],
     spans: Sequence[tuple[int, int]],
 ) -> Iterator[None]:
-    """Give `put` each chosen layer's output; `spans` are first row and length of each sequence."""
+    """Pass each chosen layer's output to `put`; `spans` are first rows and lengths of sequences."""
     chosen = {layer: place for place, layer in enumerate(layers)}
 
     def take(layer: int, hidden: Tensor) -> None:
@@ -97,15 +98,15 @@ def record_run(
     options: ModelOptions = NO_OPTIONS,
     progress: Progress = silent,
 ) -> RecordingManifest:
-    """Record a run and its base model on the run's probes, into `recordings/<run>`.
+    """Record a run and its base model on the run's probes; save `recordings/<run>`.
 
     Raises:
-        InputError: neither the run nor the caller names probes, or there is no such layer.
+        InputError: neither the run nor the caller gives probes, or there is no such layer.
     """
     started = time.monotonic()
     named = probes or run.config.get("probes")
     if not named:
-        raise InputError(f"Run {run.id!r} names no probes; give them with --probes FILE.")
+        raise InputError(f"Run {run.id!r} has no probes; give them with --probes FILE.")
     path = Path(workspace.resolve(str(named)))
     rows = read_jsonl(path, Probe)
     reference = workspace.resolve(run.base_model)

@@ -1,4 +1,4 @@
-"""How every measurement of a factor in the model begins and ends: subject, prompts, record."""
+"""How every measurement of a factor in a model starts and ends: subject, prompts, saved record."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ Reply = Callable[[Sequence[list[int]], int | None], tuple[list[list[int]], Tenso
 """From tokenised chats and the longest answer to what `grasp.evaluation.answers.generate` gives."""
 
 FIRST_TOKEN = ("choice",)
-"""Scorers that look at the first answer token alone, for which nothing more is generated."""
+"""Scorers that need only the first answer token, so that no more is generated."""
 
 MAX_PROMPTS = 96
-"""Exploration prompts of one role that are asked, at most."""
+"""Largest number of exploration prompts asked for each role."""
 
 
 _HASHES: dict[str, Callable[[Path], str]] = {"prompts": prompts_sha256}
-"""A prompt set may be a shipped one, which is no file."""
+"""How inputs are hashed if not as files; a prompt set may be a shipped one, which has no file."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A run and the factor, or the factors together, that evidence is about.
+    """A run, and the factor or factors that evidence is about.
 
-    `name` is "w2", or "w1-w2" of several; `directions` are (k, d_model) unit rows in that order.
+    `name` is "w2", or "w1-w2" for several factors; `directions` are their (k, d_model) unit rows.
     """
 
     workspace: Workspace
@@ -65,7 +65,7 @@ class Subject:
         """The adapted model, its base loaded as `options` say.
 
         Raises:
-            InputError: the directions' width is not the model's.
+            InputError: the directions and the model differ in width.
         """
         reference = self.workspace.resolve(self.run.base_model)
         loaded = load_adapted(reference, adapter_of(self.folder), options=self.options)
@@ -73,7 +73,7 @@ class Subject:
         return loaded
 
     def id(self, kind: EvidenceKind) -> str:
-        """Name of the record of one kind of evidence."""
+        """The id of the record of one kind of evidence."""
         return evidence_id(self.folder.name, self.name, kind)
 
     def save(
@@ -89,9 +89,9 @@ class Subject:
         seconds: float,
         folder: Path | None = None,
     ) -> Evidence:
-        """Save tables as the record `id(kind)`, or into `folder`, which is to become it.
+        """Save tables as the record `id(kind)`, or into `folder`, which will become that record.
 
-        `model` is what the model that was measured was loaded with.
+        `model` has the settings with which the measured model was loaded.
         """
         owners = {factor.rpartition("/")[0] for factor in self.factors}
         manifest = EvidenceManifest(
@@ -129,22 +129,35 @@ def subject(
     *,
     options: ModelOptions = NO_OPTIONS,
 ) -> Subject:
-    """The factors of a run by name, as `factor_table.select_directions` takes them."""
+    """The subject for factors of a run.
+
+    Args:
+        workspace: of the run.
+        folder: the run's folder.
+        run: its manifest.
+        factors: ids, as for `analysis.store.factor_table.select_directions`.
+
+    Raises:
+        InputError: no factor is given, one is given twice, or their widths differ.
+        NotFoundError: a factor or its table does not exist.
+    """
     full, directions = select_directions(workspace, list(factors), run=folder.name)
     short = [name.removeprefix(f"{folder.name}/").replace("/", ".") for name in full]
     return Subject(workspace, folder, run, "-".join(short), full, directions, options)
 
 
 def exploration_prompts(subject: Subject, path: Path | None = None) -> tuple[Path, list[Prompt]]:
-    """The run's prompts that may be looked at, at most MAX_PROMPTS of each role; and their file.
+    """The file of the run's prompts, and its exploration prompts, at most MAX_PROMPTS per role.
+
+    Prompts that need a judge are left out.
 
     Raises:
-        InputError: neither the run nor the caller names a prompt set, or it has none to explore.
+        InputError: neither the run nor the caller gives a prompt set, or it has no such prompts.
     """
     named = path or subject.run.config.get("prompts")
     if not named:
         raise InputError(
-            f"Run {subject.folder.name!r} names no prompt set; give one with --prompts FILE."
+            f"Run {subject.folder.name!r} has no prompt set; give one with --prompts FILE."
         )
     file = Path(subject.workspace.resolve(str(named)))
     explored = [
@@ -154,7 +167,8 @@ def exploration_prompts(subject: Subject, path: Path | None = None) -> tuple[Pat
     ]
     if not explored:
         raise InputError(
-            f"{file} has no prompts for exploration that are scored without a judge; expected some."
+            f"{file} has no exploration prompts that are scored without a judge; give a set that "
+            "has some."
         )
     roles = dict.fromkeys(prompt.role for prompt in explored)
     return file, [
@@ -165,33 +179,33 @@ def exploration_prompts(subject: Subject, path: Path | None = None) -> tuple[Pat
 
 
 def training_settings(subject: Subject) -> TrainConfig:
-    """The settings that the run was trained with, its data among them.
+    """The settings that the run was trained with, including its data.
 
     Raises:
-        InputError: the run names no data, as one that was imported, or it is no longer there.
+        InputError: the training data are unknown, as for an imported run, or no longer exist.
     """
     if not subject.run.config.get("data"):
         raise InputError(
-            f"Run {subject.folder.name!r} was imported, so its training rows are not known; name "
-            "them with `grasp retrain`, or make it here with `grasp train`."
+            f"Run {subject.folder.name!r} was imported, so its training rows are unknown; give "
+            "them with `grasp retrain`, or train the run here with `grasp train`."
         )
     settings = run_settings(subject.run, adapter_of(subject.folder))
     settings = settings.map_paths(subject.workspace.resolve)
     if not str(settings.data).startswith(HUB) and not Path(str(settings.data)).exists():
-        raise InputError(f"The training data {settings.data} is no longer there; put it back.")
+        raise InputError(f"The training data {settings.data} no longer exist; put them back.")
     return settings
 
 
 def data_files(settings: TrainConfig) -> dict[str, Path]:
-    """What of the training data there is to hash; what is on the Hub has its commit's name."""
+    """The training data file, to be hashed; empty for data on the Hub, identified by its commit."""
     named = str(settings.data)
     return {} if named.startswith(HUB) else {"data": Path(named)}
 
 
 def scores(tokenizer: Tokenizer, prompts: Sequence[Prompt], reply: Reply) -> pd.DataFrame:
-    """Scores of prompts as `grasp.evaluation.answers.score` gives them, in an order of their own.
+    """The table of `grasp.evaluation.answers.score` for prompts answered by `reply`, in any order.
 
-    Prompts whose scorer looks at the first token alone are answered by that token.
+    Prompts whose scorer needs only the first token are answered by that token.
     """
     short = [prompt for prompt in prompts if prompt.scorer in FIRST_TOKEN]
     pairs = [prompt for prompt in prompts if prompt.scorer == "pair"]

@@ -119,7 +119,9 @@ def test_several_adapters_of_a_model_lie_in_subfolders(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=r"holds no adapter 'none', but .without a name.; give"):
         load_adapter(tmp_path / "all", name="none")
     model.save_pretrained(tmp_path / "two", selected_adapters=["persona", "task"])
-    with pytest.raises(AdapterError, match=r"subfolders do \(persona, task\); give one of them"):
+    with pytest.raises(
+        AdapterError, match=r"its subfolders are \(persona, task\); give one of them"
+    ):
         load_adapter(tmp_path / "two")
     assert load_adapter(tmp_path / "two", name="task").path == tmp_path / "two" / "task"
 
@@ -181,7 +183,7 @@ def test_checkpoints_come_in_the_order_of_their_steps(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     assert [one.step for one in checkpoints(tmp_path)] == [50, 900, 1000, None]
     assert checkpoints(tmp_path)[-1].path == tmp_path
-    with pytest.raises(AdapterError, match="holds no checkpoints; expected folders checkpoint-100"):
+    with pytest.raises(AdapterError, match="has no checkpoints; expected folders checkpoint-100"):
         checkpoints(tmp_path / "checkpoint-50")
 
 

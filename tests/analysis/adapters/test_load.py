@@ -115,23 +115,26 @@ CONFIGS = {
         {"target_modules": r"(\w|\.|[a-z])*(?:Q|Z)"},
         "takes more than 2 s to match .*; write it without nested repetitions",
     ),
-    "targets others": ({"target_modules": ["v_proj"]}, "which target_modules does not name"),
+    "targets others": (
+        {"target_modules": ["v_proj"]},
+        "which is not a target module of its config",
+    ),
     "base number": ({"base_model_name_or_path": 3}, "base_model_name_or_path = 3"),
     "targets among excluded": (
         {"exclude_modules": ["q_proj"]},
-        "weights for .*q_proj, which target_modules does not name",
+        "weights for .*q_proj, which is not a target module of its config",
     ),
     "targets saved whole": (
         {"modules_to_save": ["o_proj"]},
-        "weights for .*o_proj, which target_modules does not name",
+        "weights for .*o_proj, which is not a target module of its config",
     ),
     "targets of other layers": (
         {"layers_to_transform": [1]},
-        r"weights for model.layers.0.*, which target_modules does not name",
+        r"weights for model.layers.0.*, which is not a target module of its config",
     ),
     "targets of layers of another name": (
         {"layers_to_transform": 0, "layers_pattern": "blocks"},
-        "which target_modules does not name",
+        "which is not a target module of its config",
     ),
     "layers text": ({"layers_to_transform": ["1"]}, r"layers_to_transform = \['1'\]; expected"),
     "layers pattern regex": ({"layers_pattern": "("}, r"pattern '\(' in layers_pattern"),
@@ -170,7 +173,7 @@ def test_config_refused(case: str, write_adapter) -> None:
 
 TENSORS = {
     "half missing": ({Q_B: None}, "has no lora_B for model.layers.0.self_attn.q_proj"),
-    "halves of two ranks": ({Q_B: np.ones((6, 3), np.float32)}, "expected rank 2"),
+    "halves of two ranks": ({Q_B: np.ones((6, 3), np.float32)}, "expected the rank 2"),
     "NaN": ({Q_A: np.full((2, 8), np.nan, np.float32)}, "NaN or infinite values in .*q_proj"),
     "Inf": ({Q_B: np.full((6, 2), np.inf, np.float16)}, "NaN or infinite values in .*q_proj"),
     "above float32": ({Q_A: np.full((2, 8), 1e300)}, "NaN or infinite values in .*q_proj"),
@@ -179,7 +182,7 @@ TENSORS = {
     "ungathered": ({Q_A: np.ones((2, 0), np.float32)}, "is empty; gather the weights"),
     "DoRA magnitude": (
         {"base_model.model.x.lora_magnitude_vector": np.ones(3, np.float32)},
-        "holds DoRA magnitudes, so that its update depends on the base weights",
+        "holds DoRA magnitudes, so its update depends on the base weights",
     ),
     "embedding without a half": (
         {"base_model.model.x.lora_embedding_A": np.ones((2, 3), np.float32)},
@@ -401,7 +404,7 @@ FILES = {
     spoil_shard_twice: "holds .*q_proj.lora_A.weight in .*00001-of.* and in .*00002-of",
     spoil_shard_link: "links adapter_model-00002-of-00002.safetensors to a file outside",
     spoil_away: "is not a folder",
-    spoil_named: r"subfolders do \(persona\)",
+    spoil_named: r"its subfolders are \(persona\)",
 }
 
 

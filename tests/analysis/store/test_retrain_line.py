@@ -77,5 +77,5 @@ def test_numbers_are_short_where_that_is_exact() -> None:
     ],
 )
 def test_another_line_is_refused(argv: list[str]) -> None:
-    with pytest.raises(InputError, match="This is no line of grasp retrain"):
+    with pytest.raises(InputError, match="This is not a `grasp retrain` line"):
         read_retrain(argv)

@@ -186,7 +186,7 @@ def test_the_checkpoints_of_a_run_are_not_taken_for_the_run(tmp_path: Path, caps
         data = run(capsys, "spectrum", folder, "--checkpoints")
         assert [one["step"] for one in data["checkpoints"]] == steps
     error = run(capsys, "spectrum", tmp_path / "checkpoints", code=2)["error"]
-    assert "subfolders do (checkpoint-2, checkpoint-4)" in error
+    assert "its subfolders are (checkpoint-2, checkpoint-4)" in error
 
 
 def test_sides_are_given_in_a_file(tmp_path: Path, capsys, write_adapter) -> None:

@@ -172,8 +172,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "requeue no job": (["jobs", "--requeue", "9"], "There is no job 9; `grasp jobs` lists"),
     "export into itself": (["export", "--out", "workspace/x.zip"], "be outside the workspace"),
     "export to no zip": (["export", "--out", "x.tar"], "x.tar must end in .zip"),
-    "no prompts named": (["evaluate", "a"], "Run 'a' names no prompt set; give one with --prompts"),
-    "no probes named": (["record", "a"], "Run 'a' names no probes; give them with --probes FILE"),
+    "no prompts named": (["evaluate", "a"], "Run 'a' has no prompt set; give one with --prompts"),
+    "no probes named": (["record", "a"], "Run 'a' has no probes; give them with --probes FILE"),
     "effects without prompts": (
         ["factors", "a", "--base", "b"],
         "give a prompt set with --prompts",

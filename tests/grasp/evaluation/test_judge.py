@@ -522,7 +522,7 @@ def test_the_command_asks_first_and_shows_what_was_judged(
         file.write_text(yaml.safe_dump(settings(server.url).model_dump(exclude={"prompts"})))
         with_judge = command(workspace, "--judge", str(file), "--json")
         for line, message in (
-            (command(workspace), "name its settings with --judge FILE"),
+            (command(workspace), "give the judge's settings with --judge FILE"),
             (with_judge, "Add --yes to go on, or set a limit with --max-requests"),
             ([*with_judge, "--max-requests", "23"], "more than --max-requests 23"),
         ):

@@ -314,7 +314,7 @@ def test_the_base_is_evaluated_once_and_again_when_the_prompts_change(workspace:
 
 def test_a_run_without_prompts_is_refused(workspace: Workspace) -> None:
     run = workspace.run("naive").model_copy(update={"config": {}})
-    with pytest.raises(InputError, match="'naive' names no prompt set; give one with --prompts"):
+    with pytest.raises(InputError, match="'naive' has no prompt set; give one with --prompts"):
         evaluate_run(workspace, workspace.folder("runs", "naive"), run)
 
 

@@ -191,12 +191,12 @@ def test_rows_drive_one_factor_of_a_run_whose_data_are_known(tmp_path: Path) -> 
     with pytest.raises(InputError, match="Got 2 factors; rows are measured for one factor"):
         rows_run(planted.about(workspace, "w1", "w2"))
     (workspace.root / "data" / "rows.jsonl").unlink()
-    with pytest.raises(InputError, match="is no longer there; put it back"):
+    with pytest.raises(InputError, match="no longer exist; put them back"):
         rows_run(planted.about(workspace))
     about = planted.about(workspace)
     config = {key: value for key, value in about.run.config.items() if key != "data"}
     imported = about.run.model_copy(update={"config": config})
-    with pytest.raises(InputError, match="was imported, so its training rows are not known"):
+    with pytest.raises(InputError, match="was imported, so its training rows are unknown"):
         rows_run(type(about)(**{**about.__dict__, "run": imported}))
 
 

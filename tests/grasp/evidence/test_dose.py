@@ -302,7 +302,7 @@ def test_prompts_must_be_there_to_explore(tmp_path: Path) -> None:
         dose_run(planted.about(workspace))
     about = planted.about(workspace)
     bare = about.run.model_copy(update={"config": {}})
-    with pytest.raises(InputError, match="names no prompt set; give one with --prompts"):
+    with pytest.raises(InputError, match="has no prompt set; give one with --prompts"):
         dose_run(type(about)(**{**about.__dict__, "run": bare}))
 
 
