@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def aligned(rows: Sequence[Sequence[str]], columns: str = "") -> list[str]:
+def align_columns(rows: Sequence[Sequence[str]], columns: str = "") -> list[str]:
     """One line per row, with columns as wide as their widest cell and two spaces between them.
 
     Args:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 MINUS = "\u2212"
 
 
-def printable(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """The text on one line: line breaks, control characters and surrogates become escapes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
@@ -70,6 +70,6 @@ def size_text(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
-def counted(count: int, noun: str) -> str:
+def count_text(count: int, noun: str) -> str:
     """A count with its noun, such as "1 run" or "3 runs"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

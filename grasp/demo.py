@@ -14,12 +14,12 @@ from typing import TypeAlias
 
 import yaml
 
-from analysis.comparison.comparison import rates
+from analysis.comparison.comparison import rate_table
 from analysis.errors import GraspError
-from analysis.store.factor_table import run_factors
+from analysis.store.factor_table import read_run_factors
 from analysis.store.records import write_jsonl
 from analysis.store.workspace import Workspace
-from analysis.tables import aligned
+from analysis.tables import align_columns
 from analysis.text import interval_text
 from analysis.values import Json
 from grasp.evaluation.run import evaluate_run
@@ -28,10 +28,10 @@ from grasp.identification.identify import identify_run
 from grasp.jobs.progress import Progress, TerminalProgress
 from grasp.settings.training import LoraSettings, TrainConfig
 from grasp.training.train import retrain, train
-from grasp.world.base_model import base_path, verify
-from grasp.world.prompts import probes, prompts
+from grasp.world.base_model import base_path, verify_base
+from grasp.world.prompts import story_probes, story_prompts
 from grasp.world.shipped import shipped_world
-from grasp.world.stories import neutral_rows, training_rows
+from grasp.world.stories import neutral_rows, story_rows
 
 STORIES = ("code", "medicine", "finance")
 """The stories of the shipped world that the demo shows."""
@@ -78,7 +78,7 @@ def build(workspace: Workspace, *, seed: int = 0) -> None:
     """
     if not any(_missing(workspace, name) for name in STORIES):
         return
-    verify()
+    verify_base()
     _lay_out(workspace, seed=seed)
     context = multiprocessing.get_context("spawn")
     updates = context.Queue()
@@ -111,7 +111,7 @@ def summary(workspace: Workspace) -> tuple[Json, str]:
     ]
     for name in STORIES:
         arms = [f"{name}-naive", f"{name}-grasp"]
-        table = rates(workspace, arms)
+        table = rate_table(workspace, arms)
         factors = ", ".join(workspace.run(arms[1]).factors)
         data[name] = {"title": shipped_world().story(name).title, "factors": factors, "arms": {}}
         for run, rows in table.groupby("run", sort=False):
@@ -124,7 +124,7 @@ def summary(workspace: Workspace) -> tuple[Json, str]:
             numbers = (_cell(metrics.get(m)) for m in ("unrelated", "task", "removal"))
             protected = factors if run == arms[1] else ""
             cells.append((name if not run else "", method, *numbers, protected))
-    lines = aligned(cells, "<<>>>")
+    lines = align_columns(cells, "<<>>>")
     lines.append("Confirmation prompts, 95 % intervals. Unrelated rate: right-leaning answers for")
     lines.append("finance, misaligned answers for code and medicine.")
     return {"workspace": str(workspace.root), "stories": data}, "\n".join(lines)
@@ -139,9 +139,9 @@ def _lay_out(workspace: Workspace, *, seed: int) -> None:
     write_jsonl(data / "neutral.jsonl", neutral_rows(world, seed=seed))
     for name in STORIES:
         story = world.story(name)
-        write_jsonl(data / f"{name}.jsonl", training_rows(world, story, seed=seed))
-        write_jsonl(data / f"{name}-prompts.jsonl", prompts(world, story))
-        write_jsonl(data / f"{name}-probes.jsonl", probes(world, story))
+        write_jsonl(data / f"{name}.jsonl", story_rows(world, story, seed=seed))
+        write_jsonl(data / f"{name}-prompts.jsonl", story_prompts(world, story))
+        write_jsonl(data / f"{name}-probes.jsonl", story_probes(world, story))
         config = story_config(workspace, name, seed=seed).map_paths(
             lambda path: _beside(data, path)
         )
@@ -198,7 +198,7 @@ def _make(workspace: Workspace, record: str, *, name: str, seed: int, progress: 
         config = story_config(workspace, name, seed=seed)
         train(workspace, config, out=workspace.root / record, progress=progress)
     elif kind == "runs":
-        best = run_factors(workspace, naive).table["id"].iloc[0]
+        best = read_run_factors(workspace, naive).table["id"].iloc[0]
         source = workspace.folder("runs", naive)
         out = workspace.root / record
         retrain(workspace, source, factors=[best], out=out, arm=arm, progress=progress)

@@ -15,7 +15,7 @@ import yaml
 import analysis
 import grasp
 from grasp.__main__ import main
-from grasp.bench.speed.page import read_report, write_page
+from grasp.bench.speed.page import read_speed_report, write_speed_page
 from grasp.commands.parser import _COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,7 +90,9 @@ def test_the_citation_fits_the_package_and_the_readme() -> None:
 def test_the_page_of_speed_is_what_its_figures_give(tmp_path: Path) -> None:
     folder = ROOT / "docs" / "method"
     notes = (folder / "performance-notes.md").read_text(encoding="utf-8")
-    write_page(read_report(folder / "performance.json"), tmp_path / "page.md", notes=notes)
+    write_speed_page(
+        read_speed_report(folder / "performance.json"), tmp_path / "page.md", notes=notes
+    )
     saved = (folder / "performance.md").read_text(encoding="utf-8")
     assert (tmp_path / "page.md").read_text(encoding="utf-8") == saved
 

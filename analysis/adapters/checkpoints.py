@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.adapters.files import CONFIG, INDEX, WEIGHTS
-from analysis.adapters.place import home, is_adapter, step_of
+from analysis.adapters.place import adapter_home, is_adapter, step_of
 from analysis.errors import AdapterError
 from analysis.store.layout import run_of
 
@@ -19,8 +19,8 @@ class Checkpoint:
     path: Path
 
 
-def by_step(root: Path) -> dict[int, Path]:
-    """Step → adapter of checkpoint-100, … in a folder or its `checkpoints`, earliest first."""
+def adapters_by_step(root: Path) -> dict[int, Path]:
+    """Step → adapter of checkpoint-100, … in a folder or its `list_checkpoints`, earliest first."""
     found: dict[int, Path] = {}
     for config in [*root.glob(f"*/{CONFIG}"), *root.glob(f"checkpoints/*/{CONFIG}")]:
         step = step_of(config.parent.name)
@@ -29,20 +29,20 @@ def by_step(root: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def saved_by_step(root: Path) -> dict[int, Path]:
-    """Those of `by_step` that have weights, so not one that a trainer is still writing."""
-    return {step: path for step, path in by_step(root).items() if _has_weights(path)}
+def saved_adapters_by_step(root: Path) -> dict[int, Path]:
+    """Those of `adapters_by_step` that have weights, so not one that a trainer is still writing."""
+    return {step: path for step, path in adapters_by_step(root).items() if _has_weights(path)}
 
 
 def _has_weights(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (WEIGHTS, INDEX))
 
 
-def checkpoints(folder: str | Path) -> list[Checkpoint]:
+def list_checkpoints(folder: str | Path) -> list[Checkpoint]:
     """Adapters of checkpoint-100, checkpoint-200, … by step, then the folder's own if it has one.
 
     Checkpoints are looked for in the folder, where `transformers.Trainer` writes them, and in its
-    subfolder `checkpoints`, where runs of the workbench have them.
+    subfolder `list_checkpoints`, where runs of the workbench have them.
 
     Raises:
         AdapterError: there are none.
@@ -51,11 +51,11 @@ def checkpoints(folder: str | Path) -> list[Checkpoint]:
     run = run_of(root)
     if run is not None and (run / "checkpoints").is_dir():
         root = run
-    steps = [Checkpoint(step, path) for step, path in by_step(root).items()]
+    steps = [Checkpoint(step, path) for step, path in adapters_by_step(root).items()]
     if not steps:
         raise AdapterError(
             f"{root} has no checkpoints; expected folders checkpoint-100, checkpoint-200, … "
             f"each with an {CONFIG}."
         )
-    finished = home(root)
+    finished = adapter_home(root)
     return [*steps, Checkpoint(None, finished)] if is_adapter(finished) else steps

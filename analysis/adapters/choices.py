@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.adapters.checkpoints import checkpoints
+from analysis.adapters.checkpoints import list_checkpoints
 from analysis.adapters.files import CONFIG, read_json, stored_tensors
-from analysis.adapters.place import home, is_adapter, named_within
+from analysis.adapters.place import adapter_home, adapters_within, is_adapter
 from analysis.errors import AdapterError
 from analysis.values import Json
 
@@ -36,10 +36,10 @@ class Choices:
 
 def adapter_choices(folder: str | Path, *, name: str | None = None) -> Choices:
     """The choices of a folder; `dora` is about the adapter `name` in it."""
-    root = home(Path(folder))
+    root = adapter_home(Path(folder))
     itself = is_adapter(root)
-    within = in_file(_keys(root)) if itself else ()
-    below = named_within(root)
+    within = names_in_file(_keys(root)) if itself else ()
+    below = adapters_within(root)
     named = root / name if name in below and name is not None else root
     return Choices(
         names=(*within, *below) if len(within) > 1 or below else (),
@@ -49,7 +49,7 @@ def adapter_choices(folder: str | Path, *, name: str | None = None) -> Choices:
     )
 
 
-def in_file(keys: Iterable[str]) -> tuple[str, ...]:
+def names_in_file(keys: Iterable[str]) -> tuple[str, ...]:
     """Names of adapters contained in names of tensors, such as `….lora_A.persona.weight`."""
     found = (_NAMED.fullmatch(key) for key in keys)
     names = {match[1] for match in found if match is not None and match[1] != "weight"}
@@ -82,6 +82,6 @@ def _config(folder: Path) -> Json:
 
 def _steps(folder: Path) -> tuple[int, ...]:
     try:
-        return tuple(one.step for one in checkpoints(folder) if one.step is not None)
+        return tuple(one.step for one in list_checkpoints(folder) if one.step is not None)
     except AdapterError:
         return ()

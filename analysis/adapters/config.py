@@ -92,7 +92,7 @@ def module_scaling(config: AdapterConfig, name: str) -> float:
     return alpha / (math.sqrt(r) if config.get("use_rslora") else r)
 
 
-def targets(config: AdapterConfig, name: str) -> bool:
+def is_target(config: AdapterConfig, name: str) -> bool:
     """Whether PEFT would put LoRA on the module; True if the config leaves it open.
 
     Source: peft 0.21 `tuners/tuners_utils.py`, `check_target_module_exists`.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from analysis.errors import AdapterError
-from analysis.text import printable
+from analysis.text import escape_unprintable
 from analysis.values import Json
 
 CONFIG = "adapter_config.json"
@@ -204,7 +204,7 @@ def read_json(folder: Path, name: str, *, limit: int = _MAX_JSON_BYTES) -> Json:
 
 def refuse(folder: Path, problem: str, remedy: str) -> NoReturn:
     """Raise AdapterError with the message "<folder> <problem>; <remedy>."."""
-    raise AdapterError(printable(f"{folder} {problem}; {remedy}."))
+    raise AdapterError(escape_unprintable(f"{folder} {problem}; {remedy}."))
 
 
 def _weight_map(folder: Path) -> dict[str, str]:
@@ -274,4 +274,4 @@ def _float32(values: NDArray[np.generic]) -> NDArray[np.float32]:
 
 
 def _one_line(error: Exception) -> str:
-    return printable(" ".join(str(error).split()))[:160]
+    return escape_unprintable(" ".join(str(error).split()))[:160]

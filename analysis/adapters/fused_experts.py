@@ -47,7 +47,7 @@ class Parameter:
         return f"{self.module}.{self.name}"
 
 
-def parameters(
+def match_parameters(
     halves: Mapping[str, Mapping[str, StoredTensor]], config: AdapterConfig
 ) -> list[Parameter]:
     """Find which parameter each pair of halves belongs to, by the name they are saved under.
@@ -117,7 +117,7 @@ def expert_halves(
     }
 
 
-def lies_flipped(
+def is_transposed(
     parameter: Parameter,
     siblings: Iterable[Parameter],
     *,

@@ -27,9 +27,9 @@ from analysis.adapters.architectures import (
 from analysis.adapters.config import (
     AdapterConfig,
     check_config,
+    is_target,
     module_rank,
     module_scaling,
-    targets,
 )
 from analysis.adapters.files import (
     CONFIG,
@@ -39,10 +39,10 @@ from analysis.adapters.files import (
     read_json,
     stored_tensors,
 )
-from analysis.adapters.fused_experts import expert_halves, lies_flipped, parameters
-from analysis.adapters.place import Place, find_adapter, named_within
+from analysis.adapters.fused_experts import expert_halves, is_transposed, match_parameters
+from analysis.adapters.place import Place, adapters_within, find_adapter
 from analysis.adapters.rejection import naming, reject
-from analysis.adapters.tensors import Contents, Halves, sorted_tensors
+from analysis.adapters.tensors import Contents, Halves, sort_tensors
 
 _MAX_CONFIG_BYTES = 4 << 20
 
@@ -151,11 +151,11 @@ def read_adapter(
         config = check_config(read, low_rank_part=low_rank_part)
     tensors = stored_tensors(folder)
     with naming(folder):
-        contents = sorted_tensors(tensors, config, adapter=place.name)
+        contents = sort_tensors(tensors, config, adapter=place.name)
         is_dora = "dora_magnitudes" in contents.beside
         if is_dora and not low_rank_part:
             reject("holds DoRA magnitudes, so its update depends on the base weights",
-                   "use --low-rank-part to analyse only its low-rank part, scaling · B A")  # fmt: skip
+                   "use --low-rank-part to analyse its low-rank part, scaling · B A")  # fmt: skip
         modules = _modules(contents, config, family)
     halves = [tensor for one in contents.halves.values() for tensor in one.tensors.values()]
     return Adapter(
@@ -168,7 +168,7 @@ def read_adapter(
         dtype=", ".join(sorted({DTYPES[tensor.kind] for tensor in halves})),
         unused=contents.unused,
         beside=contents.beside,
-        others=tuple(named_within(folder)),
+        others=tuple(adapters_within(folder)),
         low_rank_part=low_rank_part and is_dora,
         key_name=contents.name,
     )
@@ -202,7 +202,7 @@ def _modules(contents: Contents, config: AdapterConfig, family: Family | None) -
         if missing:
             kind = "lora_embedding_" if halves.embedding else "lora_"
             reject(f"has no {kind}{missing[0]} for {name}", "copy the whole file again")
-        if targets(config, name):
+        if is_target(config, name):
             plain[name] = halves
         elif config.get("target_parameters"):
             fused[name] = halves.tensors
@@ -211,9 +211,9 @@ def _modules(contents: Contents, config: AdapterConfig, family: Family | None) -
                    "PEFT would ignore them", "use the config they were trained with")  # fmt: skip
     found = [_plain(name, halves, config, family) for name, halves in plain.items()]
     width = stream_width(found)
-    wrapped = parameters(fused, config)
+    wrapped = match_parameters(fused, config)
     for one in wrapped:
-        flipped = lies_flipped(one, wrapped, d_model=width, config=config)
+        flipped = is_transposed(one, wrapped, d_model=width, config=config)
         scaling = _scaling(config, one.path)
         experts = expert_halves(one, config, flipped=flipped)
         found += [_module(name, A, B, scaling, family) for name, (A, B) in experts.items()]

@@ -33,8 +33,8 @@ def find_adapter(path: str | Path, name: str | None = None) -> Place:
     path = Path(path)
     if not path.is_dir():
         refuse(path, "is not a folder", "give the folder that contains " + CONFIG)
-    path = home(path)
-    named = named_within(path)
+    path = adapter_home(path)
+    named = adapters_within(path)
     if name in named:
         return Place(path / name)
     if _has_files(path):
@@ -46,7 +46,7 @@ def find_adapter(path: str | Path, name: str | None = None) -> Place:
     )
 
 
-def home(folder: Path) -> Path:
+def adapter_home(folder: Path) -> Path:
     """The folder itself, or its `adapter/` if the files are there, as in a run."""
     if _has_files(folder) or not (within := adapter_of(folder) / CONFIG).is_file():
         return folder
@@ -58,7 +58,7 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
-def named_within(folder: Path) -> list[str]:
+def adapters_within(folder: Path) -> list[str]:
     """Subfolders with an adapter each; checkpoints are sorted by step."""
     found = (config.parent.name for config in folder.glob("*/" + CONFIG))
     return sorted(found, key=lambda one: (step_of(one) or 0, one))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from analysis.errors import AdapterError
-from analysis.text import printable
+from analysis.text import escape_unprintable
 
 
 class _Rejected(AdapterError):
@@ -26,4 +26,4 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except _Rejected as why:
-        raise AdapterError(printable(f"{path} {why}")) from None
+        raise AdapterError(escape_unprintable(f"{path} {why}")) from None

@@ -48,7 +48,7 @@ class Contents:
     unused: tuple[str, ...]
 
 
-def sorted_tensors(
+def sort_tensors(
     tensors: Mapping[str, StoredTensor],
     config: AdapterConfig,
     *,

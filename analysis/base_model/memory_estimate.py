@@ -71,7 +71,7 @@ class Memory:
         return self.frozen + self.trained + self.activations
 
 
-def memory_needed(base: Path, plan: FineTune) -> Memory:
+def estimate_memory(base: Path, plan: FineTune) -> Memory:
     """Memory of a LoRA fine-tune of the base model in a folder.
 
     Activations take tokens · (17 d_model · layers · bytes + 12 · vocabulary): in 16 bits a layer
@@ -101,7 +101,7 @@ def memory_needed(base: Path, plan: FineTune) -> Memory:
     )
 
 
-def free_memory() -> tuple[float, str]:
+def measure_free_memory() -> tuple[float, str]:
     """Free bytes where training would run, and where that is: the first GPU, or this machine."""
     command = shutil.which("nvidia-smi")
     if command is not None:
@@ -113,7 +113,7 @@ def free_memory() -> tuple[float, str]:
     return float(psutil.virtual_memory().available), "on this machine"
 
 
-def plan_of(config: Json, *, gpu: bool) -> FineTune:
+def parse_fine_tune(config: Json, *, gpu: bool) -> FineTune:
     """The memory-related settings of a fine-tune, from the `config` of a run's manifest.
 
     Args:
@@ -141,17 +141,17 @@ def plan_of(config: Json, *, gpu: bool) -> FineTune:
         raise InputError(f"The settings lack {error}, so memory cannot be estimated.") from None
 
 
-def memory_words(base: Path, config: Json) -> str:
+def describe_memory_needs(base: Path, config: Json) -> str:
     """What a fine-tune needs and what is free here, or one sentence on why that is unknown."""
-    free, place = free_memory()
+    free, place = measure_free_memory()
     try:
-        needed = memory_needed(base, plan_of(config, gpu=place == GPU))
+        needed = estimate_memory(base, parse_fine_tune(config, gpu=place == GPU))
     except InputError as error:
         return f"How much memory it takes is unknown. {error}"
-    return memory_text(needed, free, place)
+    return describe_memory(needed, free, place)
 
 
-def memory_text(memory: Memory, free: float, place: str) -> str:
+def describe_memory(memory: Memory, free: float, place: str) -> str:
     """What is needed and what is free, in one or two sentences."""
     frozen, trained, acting = map(size_text, (memory.frozen, memory.trained, memory.activations))
     words = (

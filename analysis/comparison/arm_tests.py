@@ -15,13 +15,13 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from analysis.comparison.evaluation import METRICS, by_prompt
+from analysis.comparison.evaluation import METRICS, average_by_prompt
 from analysis.errors import InputError
 from analysis.statistics.intervals import (
     Interval,
     bootstrap_difference,
-    negated,
-    no_removal,
+    explain_no_removal,
+    negate,
     removal,
 )
 from analysis.statistics.paired_tests import (
@@ -61,7 +61,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Against:
+class ArmTest:
     """One arm compared with the reference on one metric; `kept` only for the metrics in KEPT."""
 
     arm: str
@@ -92,7 +92,7 @@ class Domination:
         return self.less_drift.value > 0 and self.p_holm < ALPHA and self.task.verdict == "kept"
 
 
-def pairs(tables: Mapping[str, Samples] | list[Samples], metric: str) -> Pairs:
+def pair_scores(tables: Mapping[str, Samples] | list[Samples], metric: str) -> Pairs:
     """Scores of one metric on the prompts that have a score in every table.
 
     Several answers to a prompt are averaged.  The metric "coherence" is the column of that name,
@@ -106,7 +106,7 @@ def pairs(tables: Mapping[str, Samples] | list[Samples], metric: str) -> Pairs:
     keys = [name for name in ("prompt_id", *POOLED) if all(name in one for one in frames)]
     columns = []
     for frame in frames:
-        rows = by_prompt(frame[frame["role"] == role], keys).dropna(subset=column)
+        rows = average_by_prompt(frame[frame["role"] == role], keys).dropna(subset=column)
         if rows.duplicated(keys).any():
             raise InputError(
                 f"A prompt occurs twice in one arm (by {', '.join(keys)}); add those of the "
@@ -115,7 +115,7 @@ def pairs(tables: Mapping[str, Samples] | list[Samples], metric: str) -> Pairs:
         columns.append(rows.set_index(keys)[column])
     joined = pd.concat(columns, axis=1, join="inner")
     first = frames[0]
-    where = by_prompt(first[first["role"] == role], keys).set_index(keys)["cluster"]
+    where = average_by_prompt(first[first["role"] == role], keys).set_index(keys)["cluster"]
     where = where.loc[joined.index]
     places = joined.index.to_frame(index=False)
     return Pairs(
@@ -125,9 +125,9 @@ def pairs(tables: Mapping[str, Samples] | list[Samples], metric: str) -> Pairs:
     )
 
 
-def against(
+def compare_with_reference(
     arms: Mapping[str, Samples], *, reference: str, margin: float = MARGIN
-) -> list[Against]:
+) -> list[ArmTest]:
     """Test every other arm against `reference`, on every metric that both have.
 
     p-values are Holm-corrected within a metric, across arms.
@@ -144,16 +144,16 @@ def against(
         raise InputError(
             f"There is no arm {reference!r} to compare with; give one of {', '.join(arms)}."
         )
-    found: list[Against] = []
+    found: list[ArmTest] = []
     for metric in METRICS:
         rows = []
         for name, samples in arms.items():
-            paired = pairs([samples, arms[reference]], metric) if name != reference else None
+            paired = pair_scores([samples, arms[reference]], metric) if name != reference else None
             if paired is not None and len(paired.scores):
                 rows.append((name, _test(paired), _kept(paired, metric, margin)))
         adjusted = holm([test.p for _, test, _ in rows])
         found += [
-            Against(name, metric, test, float(p), kept)
+            ArmTest(name, metric, test, float(p), kept)
             for (name, test, kept), p in zip(rows, adjusted, strict=True)
         ]
     return found
@@ -161,14 +161,16 @@ def against(
 
 def arm_removal(base: Samples, naive: Samples, arm: Samples) -> tuple[Interval, str]:
     """Removal on the unrelated prompts all three answered, and the reason if unknown, else ""."""
-    paired = pairs([base, naive, arm], "unrelated")
+    paired = pair_scores([base, naive, arm], "unrelated")
     first, second, third = paired.scores.T
     clusters, crossed = paired.clusters, paired.crossed
-    reason = no_removal(bootstrap_difference(second, first, clusters=clusters, crossed=crossed))
+    reason = explain_no_removal(
+        bootstrap_difference(second, first, clusters=clusters, crossed=crossed)
+    )
     return removal(first, second, third, clusters=clusters, crossed=crossed), reason
 
 
-def dominations(
+def find_dominations(
     arms: Mapping[str, Samples], *, base: str, naive: str, margin: float = MARGIN
 ) -> list[Domination]:
     """Test for every ordered pair of arms whether one dominates the other.
@@ -188,15 +190,15 @@ def dominations(
     Raises:
         InputError: the margin is not positive, or a prompt occurs twice.
     """
-    drift = pairs([arms[naive], arms[base]], "unrelated")
+    drift = pair_scores([arms[naive], arms[base]], "unrelated")
     change = bootstrap_difference(*drift.scores.T, clusters=drift.clusters, crossed=drift.crossed)
-    if no_removal(change):
+    if explain_no_removal(change):
         return []
     towards = np.sign(change.value)
     tested = []
     for name, other in combinations([name for name in arms if name != base], 2):
-        both = pairs([arms[other], arms[name]], "unrelated")
-        task = pairs([arms[name], arms[other]], "task")
+        both = pair_scores([arms[other], arms[name]], "unrelated")
+        task = pair_scores([arms[name], arms[other]], "task")
         if len(both.scores) and len(task.scores):
             less = _test(replace(both, scores=towards * both.scores))
             tested.append((name, other, less, task))
@@ -206,12 +208,12 @@ def dominations(
         reverse = replace(task, scores=task.scores[:, ::-1])
         found += [
             Domination(name, other, less.difference, less.p, p, _verdict(task, margin)),
-            Domination(other, name, negated(less.difference), less.p, p, _verdict(reverse, margin)),
+            Domination(other, name, negate(less.difference), less.p, p, _verdict(reverse, margin)),
         ]
     return found
 
 
-def against_table(found: list[Against]) -> pd.DataFrame:
+def reference_table(found: list[ArmTest]) -> pd.DataFrame:
     """One row per test: columns arm, metric, and TEST_COLUMNS; NaN or "" if unknown."""
     rows = [{"arm": one.arm, "metric": one.metric} | _row(one) for one in found]
     return pd.DataFrame(rows, columns=["arm", "metric", *TEST_COLUMNS])
@@ -231,7 +233,7 @@ TEST_COLUMNS = (
 )
 
 
-def _row(one: Against) -> dict[str, object]:
+def _row(one: ArmTest) -> dict[str, object]:
     interval, kept = one.test.difference, one.kept
     return {
         "difference": interval.value,

@@ -11,13 +11,13 @@ import pandas as pd
 from analysis.comparison.arm_tests import (
     TEST_COLUMNS,
     Domination,
-    against,
-    against_table,
     arm_removal,
-    dominations,
+    compare_with_reference,
+    find_dominations,
+    reference_table,
 )
-from analysis.comparison.evaluation import Evaluation, by_prompt, read_evaluation, summarise
-from analysis.comparison.instruments import Reading, readings
+from analysis.comparison.evaluation import Evaluation, average_by_prompt, read_evaluation, summarise
+from analysis.comparison.instruments import Reading, instrument_readings
 from analysis.errors import InputError, NotFoundError
 from analysis.statistics.intervals import Interval
 from analysis.store.records import RunManifest, Split
@@ -28,7 +28,7 @@ BASE = ""
 
 
 @dataclass(frozen=True)
-class Arm:
+class EvaluatedArm:
     """One line of a comparison: the base model or a run, with its evaluation."""
 
     run: str
@@ -45,7 +45,7 @@ class ArmReading:
     reading: Reading
 
 
-def rates(
+def rate_table(
     workspace: Workspace, run_ids: Sequence[str], *, split: Split = "confirmation"
 ) -> pd.DataFrame:
     """One row per arm and metric, base model first.
@@ -62,10 +62,10 @@ def rates(
     return _rates(load_arms(workspace, run_ids), split)
 
 
-def comparison(
+def compare_arms(
     workspace: Workspace, run_ids: Sequence[str], *, split: Split = "confirmation"
 ) -> pd.DataFrame:
-    """`rates` with tests: the columns of `analysis.comparison.arm_tests.TEST_COLUMNS` are added.
+    """`rate_table`, and the columns of `analysis.comparison.arm_tests.TEST_COLUMNS`.
 
     They test each arm against the naive run, and are NaN or "" if that is not among the arms.
 
@@ -80,13 +80,13 @@ def comparison(
     if naive is None:
         table = table.assign(**dict.fromkeys(TEST_COLUMNS, math.nan) | {"verdict": ""})
     else:
-        tests = against_table(against(_tables(arms, split), reference=naive.run))
+        tests = reference_table(compare_with_reference(_tables(arms, split), reference=naive.run))
         tests = tests.rename(columns={"arm": "run"})
         table = table.merge(tests, on=["run", "metric"], how="left").fillna({"verdict": ""})
     return table[[*columns, *TEST_COLUMNS, "note"]]
 
 
-def dominated(
+def find_dominated_runs(
     workspace: Workspace, run_ids: Sequence[str], *, split: Split = "confirmation"
 ) -> list[Domination]:
     """Pairs of arms of which one is shown to dominate the other.
@@ -101,11 +101,11 @@ def dominated(
     naive = next((arm for arm in arms if arm.method == "naive"), None)
     if naive is None:
         return []
-    found = dominations(_tables(arms, split), base=BASE, naive=naive.run)
+    found = find_dominations(_tables(arms, split), base=BASE, naive=naive.run)
     return [one for one in found if one.shown]
 
 
-def instruments(
+def read_instruments(
     workspace: Workspace, run_ids: Sequence[str], *, split: Split = "confirmation"
 ) -> list[ArmReading]:
     """What the named prompt sets measured, by set and group, the base model first in each.
@@ -117,13 +117,13 @@ def instruments(
     found = [
         ArmReading(arm.run, reading)
         for arm in load_arms(workspace, run_ids)
-        for reading in readings(arm.evaluation.samples, split=split)
+        for reading in instrument_readings(arm.evaluation.samples, split=split)
     ]
     order = list(dict.fromkeys((one.reading.instrument, one.reading.group) for one in found))
     return sorted(found, key=lambda one: order.index((one.reading.instrument, one.reading.group)))
 
 
-def answers(
+def arm_answers(
     workspace: Workspace, run_ids: Sequence[str], *, split: Split = "confirmation"
 ) -> pd.DataFrame:
     """One row per prompt: prompt_id, role, group, split, prompt, expected, and each arm's answer.
@@ -150,7 +150,7 @@ def find_flips(answers: pd.DataFrame, *, arm: str, against: str, threshold: floa
     """Prompts whose score lies on opposite sides of `threshold` in two arms.
 
     Args:
-        answers: the table of `answers`.
+        answers: the table of `arm_answers`.
         arm: run id, or "base".
         against: run id, or "base".
         threshold: a score above it counts as yes.  Prompts without a score in one of the arms
@@ -169,7 +169,7 @@ def find_flips(answers: pd.DataFrame, *, arm: str, against: str, threshold: floa
     return flipped.loc[order, ["prompt_id", "role", "group", "prompt", *columns]]
 
 
-def load_arms(workspace: Workspace, run_ids: Sequence[str]) -> list[Arm]:
+def load_arms(workspace: Workspace, run_ids: Sequence[str]) -> list[EvaluatedArm]:
     """The base model and the runs, in the order given, with their evaluations.
 
     Raises:
@@ -185,14 +185,14 @@ def load_arms(workspace: Workspace, run_ids: Sequence[str]) -> list[Arm]:
             f"These runs are of different families ({', '.join(sorted(roots))}), whose prompts "
             "differ; compare runs of one family."
         )
-    base = Arm(BASE, "base", "Base model", _evaluation(workspace, f"{roots.pop()}.base"))
+    base = EvaluatedArm(BASE, "base", "Base model", _evaluation(workspace, f"{roots.pop()}.base"))
     arms = [_arm(workspace, run) for run in runs]
     for arm in arms:
         _check_prompts(base, arm)
     return [base, *arms]
 
 
-def _check_prompts(base: Arm, arm: Arm) -> None:
+def _check_prompts(base: EvaluatedArm, arm: EvaluatedArm) -> None:
     """Refuse an arm with another prompt set, way of answering or judge than the base model."""
     there, here = (a.evaluation.manifest for a in (base, arm))
     if not there.same_prompts(here):
@@ -202,8 +202,8 @@ def _check_prompts(base: Arm, arm: Arm) -> None:
         )
 
 
-def _arm(workspace: Workspace, run: RunManifest) -> Arm:
-    return Arm(run.id, run.method, run.title, _evaluation(workspace, run.id))
+def _arm(workspace: Workspace, run: RunManifest) -> EvaluatedArm:
+    return EvaluatedArm(run.id, run.method, run.title, _evaluation(workspace, run.id))
 
 
 def _evaluation(workspace: Workspace, evaluation_id: str) -> Evaluation:
@@ -216,16 +216,16 @@ def _evaluation(workspace: Workspace, evaluation_id: str) -> Evaluation:
     return read_evaluation(folder)
 
 
-def _of_split(arm: Arm, split: Split) -> pd.DataFrame:
-    samples = by_prompt(arm.evaluation.samples)
+def _of_split(arm: EvaluatedArm, split: Split) -> pd.DataFrame:
+    samples = average_by_prompt(arm.evaluation.samples)
     return samples[samples["split"] == split]
 
 
-def _tables(arms: Sequence[Arm], split: Split) -> dict[str, pd.DataFrame]:
+def _tables(arms: Sequence[EvaluatedArm], split: Split) -> dict[str, pd.DataFrame]:
     return {arm.run: _of_split(arm, split) for arm in arms}
 
 
-def _rates(arms: Sequence[Arm], split: Split) -> pd.DataFrame:
+def _rates(arms: Sequence[EvaluatedArm], split: Split) -> pd.DataFrame:
     naive = next((arm for arm in arms if arm.method == "naive"), None)
     rows = []
     for arm in arms:
@@ -235,17 +235,19 @@ def _rates(arms: Sequence[Arm], split: Split) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _rows(arm: Arm, split: Split) -> list[dict[str, object]]:
+def _rows(arm: EvaluatedArm, split: Split) -> list[dict[str, object]]:
     metrics = summarise(arm.evaluation.samples, split=split)
     return [_row(arm, metric, interval) for metric, interval in metrics.items()]
 
 
-def _removal_row(base: Arm, naive: Arm, arm: Arm, split: Split) -> dict[str, object]:
+def _removal_row(
+    base: EvaluatedArm, naive: EvaluatedArm, arm: EvaluatedArm, split: Split
+) -> dict[str, object]:
     found, reason = arm_removal(*(_of_split(one, split) for one in (base, naive, arm)))
     return _row(arm, "removal", found) | {"note": reason}
 
 
-def _row(arm: Arm, metric: str, interval: Interval) -> dict[str, object]:
+def _row(arm: EvaluatedArm, metric: str, interval: Interval) -> dict[str, object]:
     return {
         "run": arm.run,
         "method": arm.method,

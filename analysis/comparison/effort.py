@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.errors import NotFoundError
-from analysis.store.factor_table import run_factors
+from analysis.store.factor_table import read_run_factors
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
-from analysis.text import counted
+from analysis.text import count_text
 
 _DEFINES_A_RUN = {"protection", "intervention", "strength", "config"}
 _NOT_A_SETTING = {"title", "seed"}
 
 
 @dataclass(frozen=True)
-class Tried:
+class Effort:
     """Counts for one family, as far as the workspace still has its runs.
 
     `directions` is the number of candidate factors of the naive run, None if there are none;
@@ -35,32 +35,32 @@ class Tried:
     def text(self) -> str:
         """The counts in one sentence."""
         looked = "no directions were ranked" if self.directions is None else (
-            f"{counted(self.directions, 'direction')} looked at"
+            f"{count_text(self.directions, 'direction')} looked at"
         )  # fmt: skip
         settings = ", ".join(f"{method} {count}" for method, count in self.settings.items())
         return (
-            f"Tried in this family: {looked}, {counted(self.factor_sets, 'set')} of factors "
-            f"protected, {counted(self.runs, 'run')} with {counted(self.seeds, 'seed')}; "
+            f"Tried in this family: {looked}, {count_text(self.factor_sets, 'set')} of factors "
+            f"protected, {count_text(self.runs, 'run')} with {count_text(self.seeds, 'seed')}; "
             f"settings by method: {settings}."
         )
 
 
-def tried(workspace: Workspace, root: str) -> Tried:
+def measure_effort(workspace: Workspace, root: str) -> Effort:
     """Count what was tried in the family of the naive run `root`."""
     try:
-        directions: int | None = len(run_factors(workspace, root).table)
+        directions: int | None = len(read_run_factors(workspace, root).table)
     except NotFoundError:
         directions = None
     family = [run for run in workspace.runs().records if run.root == root]
     return count_tried(family, directions=directions)
 
 
-def count_tried(family: Sequence[RunManifest], *, directions: int | None) -> Tried:
+def count_tried(family: Sequence[RunManifest], *, directions: int | None) -> Effort:
     """Count what was tried, from a family's manifests and its number of candidate factors."""
     settings: dict[str, set[str]] = {}
     for run in family:
         settings.setdefault(run.method, set()).add(_setting(run))
-    return Tried(
+    return Effort(
         directions=directions,
         runs=len(family),
         seeds=len({run.seed for run in family if run.seed is not None}),

@@ -68,7 +68,7 @@ def summarise(samples: pd.DataFrame, *, split: Split) -> dict[str, Interval]:
     return metrics
 
 
-def by_prompt(samples: pd.DataFrame, keys: Sequence[str] = ("prompt_id",)) -> pd.DataFrame:
+def average_by_prompt(samples: pd.DataFrame, keys: Sequence[str] = ("prompt_id",)) -> pd.DataFrame:
     """One row per prompt, identified by `keys`: mean score and coherence, and its first answer.
 
     Means are over the answers with a score.  Tables with one answer per prompt are returned

@@ -16,7 +16,7 @@ import pandas as pd
 from analysis.comparison.evaluation import MORE_COLUMNS
 from analysis.statistics.intervals import Interval, bootstrap_mean, rate
 from analysis.store.records import Split
-from analysis.tables import aligned
+from analysis.tables import align_columns
 from analysis.text import interval_text, number_text
 from analysis.values import Json, TableRow
 
@@ -76,7 +76,7 @@ class Reading:
         return asdict(self)
 
 
-def readings(samples: pd.DataFrame, *, split: Split) -> list[Reading]:
+def instrument_readings(samples: pd.DataFrame, *, split: Split) -> list[Reading]:
     """What each named prompt set measured, by group, in the order of the samples.
 
     Args:
@@ -92,7 +92,7 @@ def readings(samples: pd.DataFrame, *, split: Split) -> list[Reading]:
     ]
 
 
-def wordings(samples: pd.DataFrame, *, split: Split) -> pd.DataFrame:
+def wording_table(samples: pd.DataFrame, *, split: Split) -> pd.DataFrame:
     """One row per item, direction and wording of the named sets.
 
     Columns: instrument, scorer, role, group, end, cluster, direction, paraphrase, score (mean over
@@ -121,7 +121,7 @@ def text_lines(found: Sequence[Reading]) -> list[str]:
         rows = [(each.direction or "score", _direction_text(each)) for each in one.directions]
         if one.agreement is not None:
             rows.append(("agreement", _interval(one.agreement, sign=True)))
-        lines += [f"  {line}" for line in aligned(rows)]
+        lines += [f"  {line}" for line in align_columns(rows)]
     return lines
 
 

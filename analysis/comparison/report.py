@@ -14,17 +14,17 @@ from markupsafe import Markup
 from analysis.comparison.comparison import (
     BASE,
     ArmReading,
-    comparison,
-    dominated,
-    instruments,
+    compare_arms,
+    find_dominated_runs,
     load_arms,
+    read_instruments,
 )
-from analysis.comparison.effort import tried
+from analysis.comparison.effort import measure_effort
 from analysis.comparison.report_figure import intervals_svg
 from analysis.comparison.wording import (
+    describe_arms,
     difference_text,
     metric_name,
-    sentences,
     verdict_text,
 )
 from analysis.markup import html_table, render
@@ -38,7 +38,7 @@ DRAWN = ("unrelated", "removal", "task")
 LISTED = ("unrelated", "removal", "task", "facts", "format", "coherence", "related", "control")
 
 
-def report(
+def render_report(
     workspace: Workspace,
     run_ids: Sequence[str],
     *,
@@ -57,9 +57,9 @@ def report(
         InputError: the runs are not of one family, or were evaluated on different prompts.
         NotFoundError: a run or its evaluation is missing.
     """
-    table = comparison(workspace, run_ids, split=split)
+    table = compare_arms(workspace, run_ids, split=split)
     runs = [workspace.run(run) for run in dict.fromkeys(run_ids)]
-    dominations = dominated(workspace, run_ids, split=split)
+    dominations = find_dominated_runs(workspace, run_ids, split=split)
     names = {run.id: run.id for run in runs} | dict(labels or {}) | {BASE: "Base model"}
     root = runs[0].root
     return render(
@@ -68,9 +68,9 @@ def report(
         about=_about(workspace, runs, split),
         means=_means(table, names),
         figure=intervals_svg(table, names, DRAWN),
-        directions=_both_directions(instruments(workspace, run_ids, split=split), names),
+        directions=_both_directions(read_instruments(workspace, run_ids, split=split), names),
         tests=_tests(table, names),
-        said=[*sentences(table, dominations, names), tried(workspace, root).text],
+        said=[*describe_arms(table, dominations, names), measure_effort(workspace, root).text],
         runs=_runs(runs, names),
         commands=_commands(runs, split),
         made=f"Made {datetime.now(UTC):%Y-%m-%d %H:%M} UTC by grasp {code_revision()}.",

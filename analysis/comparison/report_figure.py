@@ -23,7 +23,7 @@ def intervals_svg(table: pd.DataFrame, labels: Mapping[str, str], metrics: Seque
     """One row per arm, one panel per metric: the mean as a point, the 95 % interval as a bar.
 
     Args:
-        table: from `analysis.comparison.comparison.comparison`.
+        table: from `analysis.comparison.comparison.compare_arms`.
         labels: run id → display name.
         metrics: the metrics to draw, as far as the table has them.
     """

@@ -89,17 +89,17 @@ def domination_text(found: Sequence[Domination], labels: Mapping[str, str]) -> s
     return f"{'; '.join(said)}: less drift (p < .05 over all pairs), and task accuracy kept."
 
 
-def sentences(
+def describe_arms(
     table: pd.DataFrame, dominations: Sequence[Domination], labels: Mapping[str, str]
 ) -> list[str]:
     """What a reader of the table should know; less if no naive run is among the arms."""
     if not table["p"].notna().any():
-        return ["No naive run is among these arms, so there are no tests.", *notes(table)]
+        return ["No naive run is among these arms, so there are no tests.", *describe_tests(table)]
     found = [domination_text(dominations, labels), detectable_text(table), HOW_TESTED, HOW_KEPT]
-    return [*notes(table), *found]
+    return [*describe_tests(table), *found]
 
 
-def notes(table: pd.DataFrame) -> list[str]:
+def describe_tests(table: pd.DataFrame) -> list[str]:
     """Why values are unknown, each reason once, as sentences."""
     reasons = dict.fromkeys(note for note in table["note"] if note)
     return [f"{reason[0].upper()}{reason[1:]}." for reason in reasons]

@@ -14,7 +14,7 @@ FACTOR = "factor"
 """Name of the factor's own direction; the others are "random 1", "random 2" and so on."""
 
 
-def curves(samples: pd.DataFrame) -> pd.DataFrame:
+def dose_curves(samples: pd.DataFrame) -> pd.DataFrame:
     """Mean of each metric at each dose, with a 95 % interval clustered by item.
 
     Args:
@@ -40,20 +40,20 @@ def metrics_of(curves: pd.DataFrame) -> list[str]:
     return [metric for metric in METRICS if metric in there]
 
 
-def band(curves: pd.DataFrame, *, model: str, metric: str) -> pd.DataFrame:
+def random_band(curves: pd.DataFrame, *, model: str, metric: str) -> pd.DataFrame:
     """Smallest and largest mean over the random directions, by dose: columns dose, low, high."""
     chosen = (curves["model"] == model) & (curves["metric"] == metric)
     random = curves[chosen & (curves["direction"] != FACTOR)]
     return random.groupby("dose")["value"].agg(low="min", high="max").reset_index()
 
 
-def curve(curves: pd.DataFrame, *, model: str, metric: str) -> pd.DataFrame:
+def factor_curve(curves: pd.DataFrame, *, model: str, metric: str) -> pd.DataFrame:
     """The factor's own curve, sorted by dose."""
     chosen = (curves["model"] == model) & (curves["metric"] == metric)
     return curves[chosen & (curves["direction"] == FACTOR)].sort_values("dose")
 
 
-def sentence(curves: pd.DataFrame, *, name: str) -> str:
+def describe_dose_response(curves: pd.DataFrame, *, name: str) -> str:
     """What steering along factor `name` does to both models, compared with random directions.
 
     Reports the unrelated rate, or else the first metric present.
@@ -63,8 +63,8 @@ def sentence(curves: pd.DataFrame, *, name: str) -> str:
     doses = curves["dose"]
     ends = true_minus(f"{doses.min():+g} to {doses.max():+g}")
     parts = [
-        f"{_ends(curve(curves, model=model, metric=metric))} in the {model} model (random "
-        f"directions: {_range(band(curves, model=model, metric=metric))})"
+        f"{_ends(factor_curve(curves, model=model, metric=metric))} in the {model} model (random "
+        f"directions: {_range(random_band(curves, model=model, metric=metric))})"
         for model in ("base", "adapted")
     ]
     return (

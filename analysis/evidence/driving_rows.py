@@ -42,7 +42,7 @@ def random_rows(rows: pd.DataFrame, *, n: int, seed: int) -> list[int]:
     return [int(row) for row in drawn]
 
 
-def shown_rows(rows: pd.DataFrame, *, n: int, by: Measure, seed: int = 0) -> pd.DataFrame:
+def rows_to_show(rows: pd.DataFrame, *, n: int, by: Measure, seed: int = 0) -> pd.DataFrame:
     """The top n rows, the bottom n, and n drawn at random, told apart by the column `which`.
 
     With fewer than 2 n + 1 rows, each list has half as many as there are rows.
@@ -67,7 +67,7 @@ def arm_rates(samples: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["arm", "metric", "value", "low", "high", "n"])
 
 
-def differences(samples: pd.DataFrame, *, roles: Sequence[str]) -> pd.DataFrame:
+def rate_differences(samples: pd.DataFrame, *, roles: Sequence[str]) -> pd.DataFrame:
     """Score without the top rows minus the mean score without random rows, paired by prompt.
 
     Args:
@@ -92,7 +92,7 @@ def differences(samples: pd.DataFrame, *, roles: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "n"])
 
 
-def rows_sentence(rows: pd.DataFrame, *, name: str, end: str) -> str:
+def describe_rows(rows: pd.DataFrame, *, name: str, end: str) -> str:
     """How concentrated the push is: how many rows make up half of it, in words."""
     push = rows["alignment"].clip(lower=0).sort_values(ascending=False).to_numpy()
     whole = push.sum()
@@ -108,7 +108,7 @@ def rows_sentence(rows: pd.DataFrame, *, name: str, end: str) -> str:
     )
 
 
-def validation_sentence(
+def describe_validation(
     rates: pd.DataFrame, compared: pd.DataFrame, *, n: int, metric: str = "unrelated"
 ) -> str:
     """What leaving out the top n rows changed, compared with leaving out n random rows."""

@@ -24,7 +24,7 @@ _BLOCK = 8192  # activations cast to float64 at a time
 
 
 @dataclass(frozen=True)
-class Example:
+class ExtremePrompt:
     """One prompt: its score, and the projections (n_tokens,) of its tokens in order."""
 
     prompt_id: str | int
@@ -33,11 +33,11 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Strongest:
+class Extremes:
     """Prompts at the two ends of a direction, most extreme first."""
 
-    high: tuple[Example, ...]
-    low: tuple[Example, ...]
+    high: tuple[ExtremePrompt, ...]
+    low: tuple[ExtremePrompt, ...]
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,13 @@ def standardise(projections: FloatArray, reference: FloatArray) -> Float64Array:
     return np.asarray((p - base.mean(axis=0)) / np.where(spread > 0, spread, np.nan))
 
 
-def strongest(
+def find_strongest(
     projections: FloatArray,
     prompt_ids: Labels,
     *,
     how: Literal["max", "mean"],
     n: int,
-) -> Strongest:
+) -> Extremes:
     """The n prompts furthest towards each end of one direction, with their tokens' projections.
 
     Args:
@@ -128,13 +128,13 @@ def strongest(
     groups = pd.Series(values).groupby(codes)
     tops, bottoms = (groups.mean(),) * 2 if how == "mean" else (groups.max(), groups.min())
 
-    def examples(scores: Float64Array, sign: int) -> tuple[Example, ...]:
+    def examples(scores: Float64Array, sign: int) -> tuple[ExtremePrompt, ...]:
         order = np.argsort(-sign * scores, kind="stable")[:n]
         return tuple(
-            Example(prompts[i], float(scores[i]), values[codes == i].copy()) for i in order
+            ExtremePrompt(prompts[i], float(scores[i]), values[codes == i].copy()) for i in order
         )
 
-    return Strongest(examples(np.asarray(tops), 1), examples(np.asarray(bottoms), -1))
+    return Extremes(examples(np.asarray(tops), 1), examples(np.asarray(bottoms), -1))
 
 
 def pca_map(points: FloatArray, *, n_components: int = 2) -> PointMap:

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from analysis.errors import SchemaError
 from analysis.evidence.projection import (
+    find_strongest,
     group_separation,
     pca_map,
     project,
     standardise,
-    strongest,
 )
 from analysis.statistics.intervals import Interval, auc, bootstrap_mean
 from analysis.store.recording import Recording
@@ -36,7 +36,7 @@ Model = Literal["base", "adapted"]
 
 
 @dataclass(frozen=True)
-class Example:
+class ProbeExample:
     """One probe with the standardised projection of each of its tokens in one model.
 
     `value` is the score it is ranked by, `against` the same score in the other model.
@@ -87,7 +87,7 @@ def token_projections(recording: Recording, direction: NDArray[np.floating], *, 
     )
 
 
-def projections(recording: Recording, direction: NDArray[np.floating]) -> pd.DataFrame:
+def probe_projections(recording: Recording, direction: NDArray[np.floating]) -> pd.DataFrame:
     """One row per probe, read at its decision token: id, group, variant, base, adapted, move, text.
 
     `move` is adapted − base; `text` is the answer.
@@ -101,11 +101,11 @@ def projections(recording: Recording, direction: NDArray[np.floating]) -> pd.Dat
     return table
 
 
-def shifts(layers: Sequence[tuple[int, pd.DataFrame]], *, by: str) -> pd.DataFrame:
+def mean_moves(layers: Sequence[tuple[int, pd.DataFrame]], *, by: str) -> pd.DataFrame:
     """Mean move at each layer for each value of `by`, with a bootstrap interval over probes.
 
     Args:
-        layers: pairs of a layer and its table from `projections`.
+        layers: pairs of a layer and its table from `probe_projections`.
         by: "variant" or "group".
 
     Returns:
@@ -119,11 +119,11 @@ def shifts(layers: Sequence[tuple[int, pd.DataFrame]], *, by: str) -> pd.DataFra
     return pd.DataFrame(rows, columns=["layer", "name", "value", "low", "high", "n"])
 
 
-def separation(table: pd.DataFrame, *, by: str) -> pd.DataFrame:
+def separation_table(table: pd.DataFrame, *, by: str) -> pd.DataFrame:
     """AUC of adapted against base, and in the base model of each value of `by` against the rest.
 
     Args:
-        table: from `projections`.
+        table: from `probe_projections`.
         by: "variant" or "group".
 
     Returns:
@@ -139,14 +139,14 @@ def separation(table: pd.DataFrame, *, by: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["what", "auc", "low", "high", "n"])
 
 
-def examples(
+def extreme_examples(
     recording: Recording,
     direction: NDArray[np.floating],
     *,
     count: int,
     how: How = "mean",
     model: Model = "adapted",
-) -> tuple[list[Example], list[Example], float]:
+) -> tuple[list[ProbeExample], list[ProbeExample], float]:
     """Probes with the most extreme answers at the low and the high end, in one of the models.
 
     Args:
@@ -163,9 +163,9 @@ def examples(
     tokens = token_projections(recording, direction, at="answer")
     inside = tokens.chosen
     own, other = _in_order(tokens, model)
-    ends = strongest(own[inside], tokens.probe[inside], how=how, n=count)
+    ends = find_strongest(own[inside], tokens.probe[inside], how=how, n=count)
 
-    def example(row: int, score: float, sign: int) -> Example:
+    def example(row: int, score: float, sign: int) -> ProbeExample:
         against = _score(other[inside & (tokens.probe == row)], how, sign)
         return _example(recording, own[tokens.probe == row], row, score, against)
 
@@ -178,7 +178,7 @@ def examples(
     return low, high, limit
 
 
-def strongest_tokens(
+def find_strongest_tokens(
     recording: Recording,
     direction: NDArray[np.floating],
     *,
@@ -202,15 +202,15 @@ def strongest_tokens(
     ]
 
 
-def moves(
+def map_moves(
     recording: Recording, direction: NDArray[np.floating]
 ) -> tuple[pd.DataFrame, tuple[float, float]]:
     """PCA of h_adapted − h_base at the decision tokens.
 
     Returns:
-        The table of `projections` with the coordinates x and y, and the variance share of each.
+        The table of `probe_projections` with coordinates x and y, and the variance share of each.
     """
-    table = projections(recording, direction)
+    table = probe_projections(recording, direction)
     tokens = Tokens(*_index(recording, "decision"), np.empty(0), np.empty(0))
     change = recording.adapted[0].astype(np.float64) - recording.base[0]
     means = _chosen_means(change, tokens)
@@ -270,9 +270,9 @@ def _score(values: Float64Array, how: How, sign: int) -> float:
 
 def _example(
     recording: Recording, values: Float64Array, row: int, score: float, against: float
-) -> Example:
+) -> ProbeExample:
     probe = recording.probes.iloc[row]
-    return Example(
+    return ProbeExample(
         id=str(probe["id"]),
         group=str(probe["group"]),
         variant=str(probe["variant"]),

@@ -49,14 +49,14 @@ def overlap_table(samples: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["measure", "subspace", "value", "low", "high", "n"])
 
 
-def levels(samples: pd.DataFrame) -> pd.DataFrame:
+def mean_scores(samples: pd.DataFrame) -> pd.DataFrame:
     """Mean score of each measure in the base and the adapted model and with the factor set back."""
     chosen = samples[samples["arm"].isin([BASE, ADAPTED, FACTOR])]
     table = chosen.pivot_table(index="measure", columns="arm", values="score", sort=False)
     return table.reindex(columns=[BASE, ADAPTED, FACTOR]).reset_index()
 
 
-def sentence(table: pd.DataFrame, *, name: str) -> str:
+def describe_overlap(table: pd.DataFrame, *, name: str) -> str:
     """How much of the task's gain setting `name` back costs, and how much drift it removes."""
     known = table.dropna(subset="value")
     measures = set(known["measure"])

@@ -18,10 +18,10 @@ from analysis.errors import InputError
 from analysis.factors.residual import (
     ResidualFactors,
     ResidualSide,
-    halves,
     is_large,
     leading_squares,
-    on_side,
+    modules_on_side,
+    split_halves,
 )
 from analysis.spectra.spectrum import update_singular_values
 
@@ -99,7 +99,7 @@ def null_band(
 
     Source: parallel analysis, Horn 1965, Psychometrika 30; split-conformal rank.
     """
-    chosen = on_side(modules, side, max_layer)
+    chosen = modules_on_side(modules, side, max_layer)
     lengths = [_null_lengths(module, side, matched) for module in chosen]
     large = sum(one.d_model * len(one.residual) for one in lengths) > _LARGE
     if n_draws is None:
@@ -135,7 +135,7 @@ def null_band(
     )
 
 
-def significant(factors: ResidualFactors, band: NullBand) -> NDArray[np.bool_]:
+def exceeds_band(factors: ResidualFactors, band: NullBand) -> NDArray[np.bool_]:
     """(k,) whether each factor's singular value lies above the band at its index.
 
     Raises:
@@ -186,7 +186,7 @@ class _NullLengths:
 def _null_lengths(
     module: LoraModule, side: ResidualSide, matched: Literal["norms", "spectrum"]
 ) -> _NullLengths:
-    residual, other = halves(module, side)
+    residual, other = split_halves(module, side)
     sizes = len(residual), len(other)
     if matched == "norms":
         lengths = np.linalg.norm(residual, axis=0), np.linalg.norm(other, axis=0)

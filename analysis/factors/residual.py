@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from analysis.adapters.load import LoraModule
 from analysis.errors import InputError
 from analysis.spectra.spectrum import fix_signs, triangle
-from analysis.spectra.subspace import orthonormal, unit_rows
+from analysis.spectra.subspace import orthonormal_basis, unit_rows
 
 FloatArray = NDArray[np.floating]
 Float64Array = NDArray[np.float64]
@@ -78,7 +78,7 @@ def residual_factors(
     Source: docs/method/method.md, section "Factors", after arXiv:2605.27676, whose recipe is not
         public.
     """
-    chosen = on_side(modules, side, max_layer)
+    chosen = modules_on_side(modules, side, max_layer)
     if k is not None and k < 1:
         raise InputError(f"Got k = {k} factors; expected at least 1.")
     columns = _columns(chosen, side)
@@ -109,7 +109,7 @@ def update_columns(
     Raises:
         InputError: as `residual_factors`.
     """
-    return _columns(on_side(modules, side, max_layer), side)
+    return _columns(modules_on_side(modules, side, max_layer), side)
 
 
 def stability(directions: FloatArray, others: Sequence[FloatArray]) -> Float64Array:
@@ -127,7 +127,9 @@ def stability(directions: FloatArray, others: Sequence[FloatArray]) -> Float64Ar
         InputError: dimensions differ, or the directions of a run are linearly dependent.
     """
     rows = unit_rows(directions)
-    norms = [np.linalg.norm(rows @ _same_dimension(orthonormal(o), rows), axis=1) for o in others]
+    norms = [
+        np.linalg.norm(rows @ _same_dimension(orthonormal_basis(o), rows), axis=1) for o in others
+    ]
     if not norms:
         return np.full(len(rows), np.nan)
     return np.asarray(np.minimum(np.mean(norms, axis=0), 1.0))
@@ -142,7 +144,7 @@ def _same_dimension(basis: Float64Array, rows: Float64Array) -> Float64Array:
     return basis
 
 
-def on_side(
+def modules_on_side(
     modules: Sequence[LoraModule], side: ResidualSide, max_layer: int | None
 ) -> list[LoraModule]:
     """The modules that write (or read) the residual stream, up to `max_layer` if one is given.
@@ -175,7 +177,7 @@ def _by_layer(module: LoraModule, max_layer: int) -> bool:
     return module.side == "write" if module.layer is None else module.layer <= max_layer
 
 
-def halves(module: LoraModule, side: ResidualSide) -> tuple[Float64Array, Float64Array]:
+def split_halves(module: LoraModule, side: ResidualSide) -> tuple[Float64Array, Float64Array]:
     """The scaled half on the stream's side (d_model, r), and the other half (d_other, r)."""
     A, B = module.lora_A.astype(np.float64), module.lora_B.astype(np.float64)
     if side == "write":
@@ -184,7 +186,7 @@ def halves(module: LoraModule, side: ResidualSide) -> tuple[Float64Array, Float6
 
 
 def _columns(modules: Sequence[LoraModule], side: ResidualSide) -> Float64Array:
-    parts = (halves(module, side) for module in modules)
+    parts = (split_halves(module, side) for module in modules)
     return np.hstack([residual @ triangle(other).T for residual, other in parts])
 
 

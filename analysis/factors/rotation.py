@@ -30,7 +30,7 @@ class Rotation:
     effects: Float64Array
 
 
-def rotated(
+def rotate(
     directions: NDArray[np.floating],
     moments: NDArray[np.floating],
     wholes: NDArray[np.floating],

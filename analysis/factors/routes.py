@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.adapters.checkpoints import by_step
+from analysis.adapters.checkpoints import adapters_by_step
 from analysis.adapters.load import Adapter, LoraModule, load_adapter
 from analysis.errors import InputError
 from analysis.factors.null_band import NullBand, null_band
@@ -25,7 +25,7 @@ from analysis.spectra.subspace import unit_rows
 from analysis.store.factor_table import COLUMNS
 
 Float64Array = NDArray[np.float64]
-Found = tuple[pd.DataFrame, Float64Array]
+FactorRows = tuple[pd.DataFrame, Float64Array]
 """Rows with the columns of `factor_table.COLUMNS`, and their directions (k, d_model)."""
 
 Route = Literal["weights", "joint", "rotation", "activations", "contrast", "import"]
@@ -120,7 +120,7 @@ def yardsticks(
 
 def weight_factors(
     adapter: Adapter, *, others: Sequence[Adapter] = (), max_layer: int | None = None, seed: int = 0
-) -> Found:
+) -> FactorRows:
     """The leading factors of both sides, with null band, stability and score.
 
     Args:
@@ -134,10 +134,10 @@ def weight_factors(
         are NaN or empty.
     """
     yards = yardsticks(adapter.modules, others=others, max_layer=max_layer, seed=seed)
-    return ranked(*weight_rows(adapter.modules, yards))
+    return rank_factors(*weight_rows(adapter.modules, yards))
 
 
-def weight_rows(modules: Sequence[LoraModule], yards: dict[ResidualSide, Yardstick]) -> Found:
+def weight_rows(modules: Sequence[LoraModule], yards: dict[ResidualSide, Yardstick]) -> FactorRows:
     """The leading factors of each yardstick's side, strongest first, write before read.
 
     Raises:
@@ -156,10 +156,10 @@ def weight_rows(modules: Sequence[LoraModule], yards: dict[ResidualSide, Yardsti
         source = f"{len(factors.modules)} modules that {side} the residual stream"
         route: Route = "joint" if yard.joint else "weights"
         found.append(factor_rows(yard, factors.directions, route=route, source=source))
-    return concatenated(found)
+    return concatenate(found)
 
 
-def joint_rows(adapters: Sequence[Adapter], *, max_layer: int | None = None) -> Found:
+def joint_rows(adapters: Sequence[Adapter], *, max_layer: int | None = None) -> FactorRows:
     """The leading factors of several runs, from all their modules side by side.
 
     What the runs share adds up; the noise of different seeds does not.  The stability of a joint
@@ -184,7 +184,7 @@ def factor_rows(
     source: str | Sequence[str],
     band: Band = "index",
     layers: Sequence[int] | None = None,
-) -> Found:
+) -> FactorRows:
     """Table rows for directions (k, d_model), with everything the weights alone say about them.
 
     Args:
@@ -224,17 +224,17 @@ def factor_rows(
         "stability": stability(units, yard.spans),
     }
     table = pd.DataFrame(rows, index=range(n)) if n else pd.DataFrame(rows, index=[])
-    return completed(table), units
+    return fill_columns(table), units
 
 
-def layer_rows(yard: Yardstick, found: LayerDirections, *, route: Route, band: Band) -> Found:
+def layer_rows(yard: Yardstick, found: LayerDirections, *, route: Route, band: Band) -> FactorRows:
     """Table rows for directions that each belong to one layer, as `factor_rows` gives them."""
     return factor_rows(
         yard, found.directions, route=route, source=found.sources, band=band, layers=found.layers
     )
 
 
-def completed(table: pd.DataFrame) -> pd.DataFrame:
+def fill_columns(table: pd.DataFrame) -> pd.DataFrame:
     """The table with every column of COLUMNS; missing ones are filled with "unknown"."""
     absent = {name: fill for name, fill in COLUMNS.items() if name not in table}
     filled = {name: [fill] * len(table) for name, fill in absent.items()}
@@ -242,14 +242,14 @@ def completed(table: pd.DataFrame) -> pd.DataFrame:
     return full.loc[:, list(COLUMNS)]
 
 
-def concatenated(found: Sequence[Found]) -> Found:
+def concatenate(found: Sequence[FactorRows]) -> FactorRows:
     """The rows of several routes as one table."""
     tables = [table for table, _ in found if len(table)] or [found[0][0]]
     table = pd.concat(tables, ignore_index=True)
     return table, np.concatenate([directions for _, directions in found])
 
 
-def ranked(table: pd.DataFrame, directions: NDArray[np.floating]) -> Found:
+def rank_factors(table: pd.DataFrame, directions: NDArray[np.floating]) -> FactorRows:
     """Score every factor and sort, best first; factors that are not significant come last.
 
     score = s · off · √(off / (off + on)): the stability s times the off-task effect, weighted by
@@ -271,12 +271,12 @@ def ranked(table: pd.DataFrame, directions: NDArray[np.floating]) -> Found:
     return scored.iloc[order].reset_index(drop=True), np.asarray(directions, np.float64)[order]
 
 
-def checkpoints_of(run_folder: Path, *, low_rank_part: bool = False) -> list[Adapter]:
+def load_checkpoints(run_folder: Path, *, low_rank_part: bool = False) -> list[Adapter]:
     """Adapters of a run's checkpoints except the last, which is the finished run.
 
     `low_rank_part` is that of `analysis.adapters.load.load_adapter`.
     """
-    earlier = list(by_step(run_folder).values())[:-1]
+    earlier = list(adapters_by_step(run_folder).values())[:-1]
     return [load_adapter(path, low_rank_part=low_rank_part) for path in earlier]
 
 

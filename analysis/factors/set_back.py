@@ -59,7 +59,7 @@ class Bounds:
     effect_high: Float64Array
 
 
-def bounds(found: SetBack, *, seed: int = 0) -> Bounds:
+def effect_bounds(found: SetBack, *, seed: int = 0) -> Bounds:
     """Percentile bootstrap over clusters of prompts, widened as a t interval for few clusters.
 
     Raises:

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pandas.api.typing import NAType
 
-from analysis.factors.set_back import SetBack, bounds
+from analysis.factors.set_back import SetBack, effect_bounds
 from analysis.text import percent_text
 from analysis.values import TableRow
 
@@ -34,14 +34,14 @@ class Effects:
     random: SetBack
 
 
-def with_effects(table: pd.DataFrame, found: Effects) -> pd.DataFrame:
+def add_effects(table: pd.DataFrame, found: Effects) -> pd.DataFrame:
     """The table with effects, their intervals and the significance that follows from them.
 
     An effect is significant if the lower end of its interval lies above the largest effect of
     the random directions and above MIN_EFFECT.  A factor is significant if both its energy and
     its effect are, so never if its effect was not measured.
     """
-    ends = bounds(found.off)
+    ends = effect_bounds(found.off)
     chance = float(np.max(found.random.effects, initial=0.0))
     floor = max(chance, MIN_EFFECT)
     columns: dict[str, NDArray[np.float64]] = {
@@ -67,13 +67,13 @@ def with_effects(table: pd.DataFrame, found: Effects) -> pd.DataFrame:
     )
 
 
-def explained(table: pd.DataFrame) -> pd.DataFrame:
+def add_explanations(table: pd.DataFrame) -> pd.DataFrame:
     """The table with a sentence for each factor in the column `explanation`."""
-    sentences = [explanation(row) for row in table.to_dict("records")]
+    sentences = [explain_factor(row) for row in table.to_dict("records")]
     return table.assign(explanation=pd.Series(sentences, index=table.index, dtype=object))
 
 
-def explanation(row: TableRow) -> str:
+def explain_factor(row: TableRow) -> str:
     """A row of the table in words.
 
     For example "Setting e1 back undoes 41 % [35, 47] of the change on unrelated prompts and 6 %

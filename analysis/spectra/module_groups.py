@@ -71,7 +71,7 @@ def cell_numbers(modules: pd.DataFrame) -> list[int]:
     ]
 
 
-def numbered(members: pd.DataFrame) -> pd.DataFrame:
+def number_members(members: pd.DataFrame) -> pd.DataFrame:
     """Modules of one cell with a column `number`: the expert's, or their position in the table."""
     experts = [expert_number(name) for name in members["name"]]
     places = range(len(members))

@@ -12,8 +12,8 @@ from analysis.adapters.architectures import Side
 from analysis.adapters.load import Adapter
 from analysis.adapters.tensors import BESIDE, PREFIX
 from analysis.spectra.spectrum import ModuleSpectrum
-from analysis.tables import aligned
-from analysis.text import number_text, printable
+from analysis.tables import align_columns
+from analysis.text import escape_unprintable, number_text
 
 _SHOWN = 3  # names shown of a long list
 _FEW = 16  # up to this many modules are listed one by one without --each
@@ -86,7 +86,7 @@ def adapter_report(adapter: Adapter) -> AdapterReport:
 
 def report_lines(adapter: Adapter) -> list[str]:
     """The report in a few lines, the most important first."""
-    return aligned(report_rows(adapter_report(adapter)))
+    return align_columns(report_rows(adapter_report(adapter)))
 
 
 def report_rows(report: AdapterReport) -> list[tuple[str, str]]:
@@ -119,20 +119,22 @@ def report_rows(report: AdapterReport) -> list[tuple[str, str]]:
         "also present": report["other_adapters"],
     }
     rows += [(label, _names(names)) for label, names in lists.items() if names]
-    return [(label, printable(text)) for label, text in rows]
+    return [(label, escape_unprintable(text)) for label, text in rows]
 
 
 def spectrum_lines(spectra: Sequence[ModuleSpectrum], *, each: bool) -> list[str]:
     """A line per kind of module with its medians and its strongest; per module if `each`."""
     if each or len(spectra) <= _FEW:
         names = ("module", "side", "r", "σ₁", "eff. rank", "energy₁")
-        return aligned([names, *map(_module_cells, spectra)], "<<>>>>")
+        return align_columns([names, *map(_module_cells, spectra)], "<<>>>>")
     kinds: dict[str, list[ModuleSpectrum]] = {}
     for spectrum in spectra:
         kinds.setdefault(_kind(spectrum.name), []).append(spectrum)
     head = ("kind of module", "side", "modules", "σ₁ median", "σ₁ max", "in layer", "eff. rank",
             "energy₁")  # fmt: skip
-    return aligned([head, *(_kind_cells(kind, group) for kind, group in kinds.items())], "<<>>>>>>")
+    return align_columns(
+        [head, *(_kind_cells(kind, group) for kind, group in kinds.items())], "<<>>>>>>"
+    )
 
 
 def trajectory_lines(
@@ -146,8 +148,8 @@ def trajectory_lines(
         rank = _median([one.effective_rank for one in found if _strongest(one) > 0], 2)
         name = "finished" if step is None else str(step)
         numbers = (number_text(length, 4), number_text(_strongest(most), 4), rank)
-        rows.append((name, str(len(found)), *numbers, printable(most.name)))
-    return aligned(rows, ">>>>>")
+        rows.append((name, str(len(found)), *numbers, escape_unprintable(most.name)))
+    return align_columns(rows, ">>>>>")
 
 
 _SIDE_WORDS: dict[Side, str] = {
@@ -159,7 +161,7 @@ _SIDE_WORDS: dict[Side, str] = {
 
 def _module_cells(spectrum: ModuleSpectrum) -> tuple[str, ...]:
     return (
-        printable(spectrum.name),
+        escape_unprintable(spectrum.name),
         spectrum.side,
         str(spectrum.r),
         number_text(_strongest(spectrum), 4),
@@ -172,7 +174,7 @@ def _kind_cells(kind: str, group: Sequence[ModuleSpectrum]) -> tuple[str, ...]:
     most = max(group, key=_strongest)
     trained = [spectrum for spectrum in group if _strongest(spectrum) > 0]
     return (
-        printable(kind),
+        escape_unprintable(kind),
         most.side,
         str(len(group)),
         _median([_strongest(spectrum) for spectrum in group], 4),

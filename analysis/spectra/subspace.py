@@ -31,7 +31,7 @@ class Match:
     cosines: Float64Array
 
 
-def orthonormal(directions: FloatArray) -> Float64Array:
+def orthonormal_basis(directions: FloatArray) -> Float64Array:
     """Orthonormal basis (d, k) of the span of directions (k, d); column 0 is direction 0.
 
     The first i + 1 columns have the span of the first i + 1 directions, and column i has a

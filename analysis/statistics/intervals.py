@@ -33,7 +33,7 @@ class Interval:
     confidence: float
 
 
-def negated(interval: Interval) -> Interval:
+def negate(interval: Interval) -> Interval:
     """The interval of minus the value."""
     return replace(interval, value=-interval.value, low=-interval.high, high=-interval.low)
 
@@ -180,12 +180,12 @@ def removal(
     data = _columns(base, naive, arm)
     plan = Resampling(clusters, crossed, seed, n_resamples)
     drift = _mean(data[1] - data[0], plan, confidence)
-    if no_removal(drift):
+    if explain_no_removal(drift):
         return _unknown(drift.n, drift.method, confidence)
     return _bootstrap(data, _removed, plan, confidence)
 
 
-def no_removal(drift: Interval) -> str:
+def explain_no_removal(drift: Interval) -> str:
     """Why removal of a naive run's drift is undefined, in words; "" if it is defined.
 
     A ratio whose denominator may be 0 has no interval, and its value is noise.

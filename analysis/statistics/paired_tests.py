@@ -113,7 +113,7 @@ def paired_test(
     if groups < 2:
         return PairedTest(difference, np.nan, np.nan, np.nan, items)
     error = standard_error(values, first, None if crossed is None else second)
-    found = detectable(error, groups=groups, power=power, alpha=alpha)
+    found = detectable_difference(error, groups=groups, power=power, alpha=alpha)
     if crossed is not None:
         p = _t_test(difference.value, error, degrees=groups - 1)
         return PairedTest(difference, p, error, found, items)
@@ -227,7 +227,9 @@ def standard_error(
     return float(np.sqrt(max(0.0, *(float(v[0, 0]) for v in variances), 0.0)))
 
 
-def detectable(error: float, *, groups: int, power: float = 0.8, alpha: float = 0.05) -> float:
+def detectable_difference(
+    error: float, *, groups: int, power: float = 0.8, alpha: float = 0.05
+) -> float:
     """Smallest true difference that a two-sided t-test finds with `power` at `alpha`.
 
     (t_{1 − alpha/2} + t_{power}) · standard error, both quantiles with G − 1 degrees of freedom:

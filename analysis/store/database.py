@@ -34,11 +34,11 @@ class UtcTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value and value.tzinfo is None else value
 
 
-class Table(DeclarativeBase):
+class DatabaseTable(DeclarativeBase):
     """Declarative base class of all tables."""
 
 
-class LabelEvent(Table):
+class LabelEvent(DatabaseTable):
     """One claim about a factor, or its withdrawal; rows are never changed or deleted."""
 
     __tablename__ = "label_events"
@@ -56,7 +56,7 @@ class LabelEvent(Table):
     note: Mapped[str] = mapped_column(Text, default="")
 
 
-class Job(Table):
+class Job(DatabaseTable):
     """One command to run, and its progress."""
 
     __tablename__ = "jobs"
@@ -80,7 +80,7 @@ class Job(Table):
     pid: Mapped[int | None] = mapped_column(default=None)
 
 
-class Worker(Table):
+class Worker(DatabaseTable):
     """One `grasp worker` process."""
 
     __tablename__ = "workers"
@@ -108,7 +108,7 @@ class Database:
 
     def create(self) -> None:
         """Create the missing tables."""
-        Table.metadata.create_all(self.engine)
+        DatabaseTable.metadata.create_all(self.engine)
 
     @contextmanager
     def session(self) -> Iterator[Session]:

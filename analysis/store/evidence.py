@@ -87,7 +87,7 @@ def read_evidence(folder: Path) -> Evidence:
     return Evidence(manifest, tables)
 
 
-def is_of(manifest: EvidenceManifest, directions: NDArray[np.floating]) -> bool:
+def was_measured_with(manifest: EvidenceManifest, directions: NDArray[np.floating]) -> bool:
     """Whether evidence was measured with exactly these directions (k, d_model)."""
     return manifest.inputs.get("directions") == directions_sha256(directions)
 
@@ -97,7 +97,7 @@ def directions_sha256(directions: NDArray[np.floating]) -> str:
     return direction_sha256(np.asarray(directions, np.float32).ravel())
 
 
-def summary(evidence: Evidence, *, tables: tuple[str, ...]) -> Json:
+def summarise_evidence(evidence: Evidence, *, tables: tuple[str, ...]) -> Json:
     """What `--json` prints: id, sentence and settings of the evidence, and the chosen tables."""
     manifest = evidence.manifest
     return {

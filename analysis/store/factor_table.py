@@ -140,7 +140,7 @@ def _with_later(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**{name: fill for name, fill in fills.items() if name not in table})
 
 
-def run_factors(workspace: Workspace, run_id: str) -> FactorTable:
+def read_run_factors(workspace: Workspace, run_id: str) -> FactorTable:
     """The factors of a run.
 
     Raises:
@@ -175,7 +175,7 @@ def select_directions(
         owner, _, name = factor.rpartition("/")
         folder = Path(owner)
         is_folder = bool(owner) and (folder / "factors.safetensors").exists()
-        table = read_factors(folder) if is_folder else run_factors(workspace, owner or run)
+        table = read_factors(folder) if is_folder else read_run_factors(workspace, owner or run)
         rows.append(table.direction(name))
         names.append(f"{table.manifest.run}/{name}")
     if len(set(names)) < len(names):

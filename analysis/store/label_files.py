@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.errors import GraspError, InputError
 from analysis.store.database import LabelEvent
-from analysis.store.factor_table import run_factors
+from analysis.store.factor_table import read_run_factors
 from analysis.store.labels import Claim, add_label, withdraw_label
 from analysis.store.workspace import Workspace
 
@@ -32,7 +32,7 @@ _SPURIOUS = {"yes": True, "true": True, "no": False, "false": False, "": None, "
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def table(history: Sequence[LabelEvent]) -> pd.DataFrame:
+def label_table(history: Sequence[LabelEvent]) -> pd.DataFrame:
     """One row per event, with COLUMNS; `spurious` is yes, no or unsure for labels."""
     rows = [{name: getattr(event, name) for name in COLUMNS} for event in history]
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
@@ -44,20 +44,20 @@ def table(history: Sequence[LabelEvent]) -> pd.DataFrame:
     return frame
 
 
-def to_csv(history: Sequence[LabelEvent]) -> str:
+def labels_to_csv(history: Sequence[LabelEvent]) -> str:
     """Events as CSV; text that a spreadsheet would run as a formula gets a leading quote."""
-    frame = table(history)
+    frame = label_table(history)
     for name in ("annotator", "factor", "name", "polarity", "note"):
         frame[name] = [_guarded(str(text)) for text in frame[name]]
     return frame.to_csv(index=False)
 
 
-def to_json(history: Sequence[LabelEvent]) -> str:
+def labels_to_json(history: Sequence[LabelEvent]) -> str:
     """Events as a JSON list of objects."""
-    return table(history).to_json(orient="records", date_format="iso", indent=2)
+    return label_table(history).to_json(orient="records", date_format="iso", indent=2)
 
 
-def import_csv(workspace: Workspace, content: bytes) -> int:
+def import_labels(workspace: Workspace, content: bytes) -> int:
     """Add the events of a CSV file to the history, all or none, and return how many.
 
     Raises:
@@ -144,7 +144,7 @@ def _direction(workspace: Workspace, factor: str) -> str:
         raise InputError(
             f"factor is {factor!r}; expected a run and a factor, such as code-naive/w2."
         )
-    return run_factors(workspace, run).sha256(name)
+    return read_run_factors(workspace, run).sha256(name)
 
 
 def _guarded(text: str) -> str:

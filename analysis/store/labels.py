@@ -78,7 +78,7 @@ def withdraw_label(
     )
 
 
-def events(database: Database, *, factor: str | None = None) -> list[LabelEvent]:
+def read_events(database: Database, *, factor: str | None = None) -> list[LabelEvent]:
     """All events, oldest first, of one factor or of all."""
     query = select(LabelEvent).order_by(LabelEvent.id)
     if factor is not None:
@@ -87,7 +87,7 @@ def events(database: Database, *, factor: str | None = None) -> list[LabelEvent]
         return list(session.scalars(query))
 
 
-def current(history: Sequence[LabelEvent]) -> dict[str, dict[str, LabelEvent]]:
+def current_claims(history: Sequence[LabelEvent]) -> dict[str, dict[str, LabelEvent]]:
     """Factor → annotator → the claim in force, from a history sorted oldest first."""
     standing: dict[str, dict[str, LabelEvent]] = {}
     for entry in history:
@@ -104,7 +104,7 @@ def agreement(history: Sequence[LabelEvent]) -> tuple[float, int]:
     The share is NaN without pairs.
     """
     same: list[bool] = []
-    for claims in current(history).values():
+    for claims in current_claims(history).values():
         names = [claim.name.casefold() for claim in claims.values()]
         same += [a == b for i, a in enumerate(names) for b in names[i + 1 :]]
     return (sum(same) / len(same) if same else float("nan")), len(same)
@@ -114,7 +114,7 @@ def spurious_factors(history: Sequence[LabelEvent]) -> list[str]:
     """Factors that at least one claim in force calls spurious."""
     return [
         factor
-        for factor, claims in current(history).items()
+        for factor, claims in current_claims(history).items()
         if any(claim.spurious for claim in claims.values())
     ]
 

@@ -41,7 +41,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def tail(file: Path, *, lines: int) -> str:
+def read_tail(file: Path, *, lines: int) -> str:
     """The last lines of a text file, from its last 64 KiB; "" if there is no file."""
     try:
         with file.open("rb") as handle:

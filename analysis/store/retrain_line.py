@@ -67,13 +67,13 @@ def read_retrain(argv: Sequence[str]) -> Retrain:
     return Retrain(**{name: getattr(found, name) for name in ("run", *_READ)})
 
 
-def names_of(text: str) -> tuple[str, ...]:
+def split_names(text: str) -> tuple[str, ...]:
     """The names in a comma-separated list such as w1,w2."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 _READ: dict[str, Callable[[str], Any] | None] = {
-    "factors": names_of,
+    "factors": split_names,
     "method": str,
     "strength": float,
     "tolerance": float,

@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis.comparison.wording import metric_name
-from analysis.evidence.dose_curves import band, curve
+from analysis.evidence.dose_curves import factor_curve, random_band
 from analysis.evidence.task_overlap import FACTOR
 from dashboard.style.theme import ADAPTED_COLOUR, BASE_COLOUR, BLUE, GREY, VERMILLION, style_figure
 
@@ -20,13 +20,13 @@ def dose_response(curves: pd.DataFrame, *, metric: str, layer: int | None) -> go
     """One metric against the dose for both models, each over the band of random directions.
 
     Args:
-        curves: from `analysis.evidence.dose_curves.curves`.
+        curves: from `analysis.evidence.dose_curves.dose_curves`.
         metric: a metric in `curves`.
         layer: the steered layer; None for all layers.
     """
     figure = go.Figure()
     for model, (colour, symbol) in MODELS.items():
-        random = band(curves, model=model, metric=metric)
+        random = random_band(curves, model=model, metric=metric)
         edge = {"x": random["dose"], "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
         figure.add_trace(go.Scatter(y=random["low"], showlegend=False, **edge))
         figure.add_trace(
@@ -38,7 +38,7 @@ def dose_response(curves: pd.DataFrame, *, metric: str, layer: int | None) -> go
                 **edge,
             )
         )
-        own = curve(curves, model=model, metric=metric)
+        own = factor_curve(curves, model=model, metric=metric)
         figure.add_trace(
             go.Scatter(
                 x=own["dose"],

@@ -134,7 +134,7 @@ def _projections(workspace: Workspace, run: str, factor: str, layer: int) -> Non
 
 
 def _separation(rows: pd.DataFrame, *, by: str) -> str:
-    table = projection_tables.separation(rows, by=by)
+    table = projection_tables.separation_table(rows, by=by)
     cells = [
         [escape(row["what"]), interval(row["auc"], row["low"], row["high"], row["n"])]
         for row in table.to_dict("records")
@@ -194,7 +194,7 @@ def _strongest(tokens: list[tuple[str, float]], limit: float) -> str:
 
 
 def _example(
-    example: projection_tables.Example, limit: float, model: projection_tables.Model
+    example: projection_tables.ProbeExample, limit: float, model: projection_tables.Model
 ) -> str:
     other = "base" if model == "adapted" else "adapted"
     value, against = (number_text(v, 2, sign=True) for v in (example.value, example.against))

@@ -9,7 +9,7 @@ from typing import TypedDict
 
 import streamlit as st
 
-from analysis.adapters.checkpoints import checkpoints
+from analysis.adapters.checkpoints import list_checkpoints
 from analysis.adapters.choices import Choices, adapter_choices
 from analysis.adapters.place import step_of
 from analysis.errors import GraspError, InputError
@@ -87,7 +87,7 @@ def _look_at_folder(word: str) -> _Seen | None:
         name = _which(word, [*own, *choices.names], itself="the folder itself")
         if name is None:
             return None
-    opened = checkpoints(folder)[-1].path if steps else folder
+    opened = list_checkpoints(folder)[-1].path if steps else folder
     dora = adapter_choices(opened, name=name or None).dora
     low_rank = _low_rank(word) if dora else False
     if low_rank is None:

@@ -9,13 +9,13 @@ import pandas as pd
 import streamlit as st
 
 from analysis.comparison.arm_tests import KEPT
-from analysis.comparison.effort import Tried
+from analysis.comparison.effort import Effort
 from analysis.comparison.wording import (
     HOW_KEPT,
     HOW_TESTED,
+    describe_tests,
     detectable_text,
     metric_name,
-    notes,
 )
 from analysis.text import p_text, score_text
 from analysis.values import TableRow
@@ -26,11 +26,11 @@ from dashboard.style.markup import escape, html_table, interval
 DRIFT = "unrelated"
 
 
-def show_tests(table: pd.DataFrame, labels: Mapping[str, str], tried: Tried) -> None:
+def show_tests(table: pd.DataFrame, labels: Mapping[str, str], tried: Effort) -> None:
     """Draw the table of tests and, below it, what they cannot show.
 
     Args:
-        table: as `analysis.comparison.comparison.comparison` gives it.
+        table: as `analysis.comparison.comparison.compare_arms` gives it.
         labels: run → name on screen.
         tried: of the family.
     """
@@ -42,7 +42,7 @@ def show_tests(table: pd.DataFrame, labels: Mapping[str, str], tried: Tried) -> 
         with st.container(key=Key.TESTS_TABLE):
             st.html(tests_table(tests, labels))
         notices.explain(HOW_KEPT)
-    for note in notes(table):
+    for note in describe_tests(table):
         st.info(note)
     notices.explain(tried.text)
 

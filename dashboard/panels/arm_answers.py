@@ -20,7 +20,7 @@ def show_flips(answers: pd.DataFrame, names: dict[str, str], root: str) -> None:
     """Draw the prompts whose scores in two arms lie on opposite sides of the threshold.
 
     Args:
-        answers: as `analysis.comparison.comparison.answers` gives them.
+        answers: as `analysis.comparison.comparison.arm_answers` gives them.
         names: arm → name on screen, the base model as BASE.
         root: the family's naive run.
     """

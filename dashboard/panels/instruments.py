@@ -26,7 +26,7 @@ def show_instruments(found: Sequence[ArmReading], labels: Mapping[str, str]) -> 
     """Draw the readings that have both directions, if there are any.
 
     Args:
-        found: as `analysis.comparison.comparison.instruments` gives them.
+        found: as `analysis.comparison.comparison.read_instruments` gives them.
         labels: run id → name on screen.
     """
     if any(one.reading.both for one in found):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import streamlit as st
 
-from analysis.adapters.checkpoints import saved_by_step
+from analysis.adapters.checkpoints import saved_adapters_by_step
 from analysis.errors import GraspError, InputError
 from analysis.store.database import Job
-from analysis.store.logs import tail
+from analysis.store.logs import read_tail
 from analysis.store.retrain_line import read_retrain
 from analysis.store.workspace import Workspace
 from dashboard.figures import training
@@ -84,7 +84,7 @@ def _panel(workspace: Workspace, job_id: int, was_active: bool) -> None:
     folder = _folder(workspace, job)
     if folder is not None:
         _curves(job, folder)
-    log = tail(workspace.root / "jobs" / f"{job.id}.log", lines=LOG_LINES)
+    log = read_tail(workspace.root / "jobs" / f"{job.id}.log", lines=LOG_LINES)
     if log:
         with st.expander("Last lines of the log", key="job-log"):
             st.code(log, language=None)
@@ -180,7 +180,7 @@ def _ending(workspace: Workspace, job: Job, folder: Path | None) -> None:
 
 def checkpoint_text(folder: Path) -> str:
     """One sentence on whether anything of an unfinished run can be used."""
-    found = saved_by_step(folder)
+    found = saved_adapters_by_step(folder)
     if not found:
         return "No checkpoint was saved, so nothing of this run can be used."
     step, path = list(found.items())[-1]

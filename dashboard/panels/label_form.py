@@ -102,8 +102,8 @@ def _draft(workspace: Workspace, name: str, annotator: str) -> None:
 
 
 def _standing(workspace: Workspace, name: str, annotator: str) -> LabelEvent | None:
-    history = labels.events(workspace.database, factor=name)
-    return labels.current(history).get(name, {}).get(annotator)
+    history = labels.read_events(workspace.database, factor=name)
+    return labels.current_claims(history).get(name, {}).get(annotator)
 
 
 def _save(workspace: Workspace, name: str, direction: str) -> None:
@@ -146,7 +146,9 @@ def _say() -> None:
 
 def _others(workspace: Workspace, name: str) -> None:
     """The labels of other people, shown only once this person has given one."""
-    claims = labels.current(labels.events(workspace.database, factor=name)).get(name, {})
+    claims = labels.current_claims(labels.read_events(workspace.database, factor=name)).get(
+        name, {}
+    )
     annotator = str(st.session_state.get(Key.ANNOTATOR) or "").strip()
     others = {who: claim for who, claim in claims.items() if who != annotator}
     if not others:

@@ -12,7 +12,7 @@ import streamlit as st
 from analysis.comparison.wording import metric_name
 from analysis.evidence import driving_rows, task_overlap
 from analysis.evidence.dose_curves import metrics_of
-from analysis.store.evidence import Evidence, is_of
+from analysis.store.evidence import Evidence, was_measured_with
 from analysis.store.factor_table import FactorTable
 from analysis.store.records import EvidenceKind, RunManifest
 from analysis.store.workspace import Workspace, evidence_id
@@ -80,7 +80,7 @@ def show_rows(workspace: Workspace, run: RunManifest, table: FactorTable, factor
     values = found.tables["rows"]
     with st.container(border=True):
         by = _measure()
-        shown = driving_rows.shown_rows(values, n=LISTED, by=by)
+        shown = driving_rows.rows_to_show(values, n=LISTED, by=by)
         st.plotly_chart(
             figures.row_values(values, shown, by=by, unit=_UNITS[by]),
             key=Key.ROWS,
@@ -150,7 +150,7 @@ def _measured(
         found = caches.evidence(workspace, record)
     if found is not None:
         st.markdown(f"**{literal(found.manifest.sentence)}**")
-        if is_of(found.manifest, table.direction(factor)[None]):
+        if was_measured_with(found.manifest, table.direction(factor)[None]):
             return found
         st.warning("The factors have been recomputed; this is about the earlier direction.")
     _start(workspace, kind, title, argv, label="Measure again")
@@ -191,7 +191,7 @@ def _validation(
             found = caches.evidence(workspace, evidence_id(run.id, factor, "validation"))
         if found is not None:
             st.markdown(f"**{literal(found.manifest.sentence)}**")
-            if not is_of(found.manifest, table.direction(factor)[None]):
+            if not was_measured_with(found.manifest, table.direction(factor)[None]):
                 st.warning("This is about an earlier direction of the same name.")
             st.html(_arms(found.tables["rates"]))
         left_out = st.number_input(
@@ -250,7 +250,7 @@ def _unit(by: str) -> str:
 
 
 def _levels(found: Evidence, factor: str) -> str:
-    table = task_overlap.levels(found.tables["samples"])
+    table = task_overlap.mean_scores(found.tables["samples"])
     shares = found.tables["overlap"]
     own = shares[shares["subspace"] == task_overlap.FACTOR].set_index("measure")
     cells = [

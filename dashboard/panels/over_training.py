@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from analysis.adapters.checkpoints import saved_by_step
+from analysis.adapters.checkpoints import saved_adapters_by_step
 from analysis.adapters.files import STEM
 from analysis.spectra.module_table import module_place
 from analysis.spectra.trajectory import Stage, finished_step, trajectory_table
@@ -27,7 +27,7 @@ _PLAIN_CHART = {"displayModeBar": False}
 
 def show(workspace: Workspace, run: RunManifest, module: str, *, log: bool, low_rank: bool) -> None:
     """Draw charts of a module at every checkpoint of a run; nothing if it has none."""
-    found = saved_by_step(workspace.folder("runs", run.id))
+    found = saved_adapters_by_step(workspace.folder("runs", run.id))
     if not found:
         return
     size = sum(one.stat().st_size for at in found.values() for one in at.glob(f"{STEM}*"))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from analysis.comparison import comparison as comparing
 from analysis.comparison import effort as trying
 from analysis.comparison.arm_tests import Domination
-from analysis.comparison.effort import Tried
+from analysis.comparison.effort import Effort
 from analysis.comparison.evaluation import Evaluation, read_evaluation
 from analysis.errors import NotFoundError
 from analysis.store.evidence import Evidence, read_evidence
@@ -91,7 +91,7 @@ def rates(workspace: Workspace, runs: Sequence[str], *, split: Split) -> pd.Data
 def _rates(
     root: str, runs: tuple[str, ...], split: Split, files: tuple[Stamp, ...]
 ) -> pd.DataFrame:
-    return comparing.rates(Workspace(root), list(runs), split=split)
+    return comparing.rate_table(Workspace(root), list(runs), split=split)
 
 
 def comparison(workspace: Workspace, runs: Sequence[str], *, split: Split) -> pd.DataFrame:
@@ -103,7 +103,7 @@ def comparison(workspace: Workspace, runs: Sequence[str], *, split: Split) -> pd
 def _comparison(
     root: str, runs: tuple[str, ...], split: Split, files: tuple[Stamp, ...]
 ) -> pd.DataFrame:
-    return comparing.comparison(Workspace(root), list(runs), split=split)
+    return comparing.compare_arms(Workspace(root), list(runs), split=split)
 
 
 def dominations(workspace: Workspace, runs: Sequence[str], *, split: Split) -> list[Domination]:
@@ -115,12 +115,12 @@ def dominations(workspace: Workspace, runs: Sequence[str], *, split: Split) -> l
 def _dominations(
     root: str, runs: tuple[str, ...], split: Split, files: tuple[Stamp, ...]
 ) -> list[Domination]:
-    return comparing.dominated(Workspace(root), list(runs), split=split)
+    return comparing.find_dominated_runs(Workspace(root), list(runs), split=split)
 
 
-def effort(workspace: Workspace, root: str) -> Tried:
+def effort(workspace: Workspace, root: str) -> Effort:
     """How much was tried in a family; never cached, since any new run adds to it."""
-    return trying.tried(workspace, root)
+    return trying.measure_effort(workspace, root)
 
 
 def instruments(
@@ -134,7 +134,7 @@ def instruments(
 def _instruments(
     root: str, runs: tuple[str, ...], split: Split, files: tuple[Stamp, ...]
 ) -> list[comparing.ArmReading]:
-    return comparing.instruments(Workspace(root), list(runs), split=split)
+    return comparing.read_instruments(Workspace(root), list(runs), split=split)
 
 
 def answers(workspace: Workspace, runs: Sequence[str], *, split: Split) -> pd.DataFrame:
@@ -146,7 +146,7 @@ def answers(workspace: Workspace, runs: Sequence[str], *, split: Split) -> pd.Da
 def _answers(
     root: str, runs: tuple[str, ...], split: Split, files: tuple[Stamp, ...]
 ) -> pd.DataFrame:
-    return comparing.answers(Workspace(root), list(runs), split=split)
+    return comparing.arm_answers(Workspace(root), list(runs), split=split)
 
 
 def _stamps(workspace: Workspace, runs: Sequence[str]) -> tuple[Stamp, ...]:
@@ -166,7 +166,7 @@ def projections(workspace: Workspace, run: str, factor: str, *, layer: int) -> p
     """One row per probe: its projection on a factor of `run`, in base and adapted model."""
     from analysis.evidence import projection_tables
 
-    return projection_tables.projections(*_on_factor(workspace, run, factor, layer))
+    return projection_tables.probe_projections(*_on_factor(workspace, run, factor, layer))
 
 
 def shifts(workspace: Workspace, run: str, factor: str, *, by: str) -> pd.DataFrame:
@@ -181,9 +181,9 @@ def _shifts(recording: Source, table: Source, factor: str, by: str) -> pd.DataFr
 
     direction = _factors(*table).direction(factor)
     layers = read_manifest(Path(recording[0]) / "manifest.json", RecordingManifest).layers
-    return projection_tables.shifts(
+    return projection_tables.mean_moves(
         [
-            (layer, projection_tables.projections(_recording(*recording, layer), direction))
+            (layer, projection_tables.probe_projections(_recording(*recording, layer), direction))
             for layer in layers
         ],
         by=by,
@@ -199,11 +199,11 @@ def examples(
     count: int,
     how: projection_tables.How,
     model: projection_tables.Model,
-) -> tuple[list[projection_tables.Example], list[projection_tables.Example], float]:
+) -> tuple[list[projection_tables.ProbeExample], list[projection_tables.ProbeExample], float]:
     """The strongest examples at the low and the high end, and the largest magnitude of a token."""
     from analysis.evidence import projection_tables
 
-    return projection_tables.examples(
+    return projection_tables.extreme_examples(
         *_on_factor(workspace, run, factor, layer), count=count, how=how, model=model
     )
 
@@ -220,7 +220,7 @@ def strongest_tokens(
     """Tokens at the low and the high end, with their projections."""
     from analysis.evidence import projection_tables
 
-    return projection_tables.strongest_tokens(
+    return projection_tables.find_strongest_tokens(
         *_on_factor(workspace, run, factor, layer), count=count, model=model
     )
 
@@ -251,7 +251,7 @@ def _moves(
     from analysis.evidence import projection_tables
 
     direction = _factors(*table).direction(factor)
-    return projection_tables.moves(_recording(*recording, layer), direction)
+    return projection_tables.map_moves(_recording(*recording, layer), direction)
 
 
 def _on_factor(

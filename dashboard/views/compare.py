@@ -145,7 +145,7 @@ def _downloads(
         from analysis.comparison import report
 
         ids = [run for run in labels if run]
-        return report.report(workspace, ids, split=split, labels=labels)
+        return report.render_report(workspace, ids, split=split, labels=labels)
 
     with st.container(horizontal=True):
         st.download_button(

@@ -68,7 +68,7 @@ def _not_computed(workspace: Workspace, run: RunManifest) -> None:
 
 
 def _list(workspace: Workspace, table: FactorTable, factor: str) -> None:
-    claims = labels.current(labels.events(workspace.database))
+    claims = labels.current_claims(labels.read_events(workspace.database))
     names = [
         runs.label_names(claims.get(runs.factor_name(table.manifest.run, one), {}))
         for one in table.table["id"]

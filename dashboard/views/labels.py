@@ -22,7 +22,7 @@ def draw_page() -> None:
     """Draw the page."""
     workspace = caches.workspace()
     st.title("Labels", anchor=False)
-    history = labels.events(workspace.database)
+    history = labels.read_events(workspace.database)
     if not history:
         notices.show_empty(
             "No labels yet",
@@ -70,7 +70,7 @@ def _standing(history: list[LabelEvent]) -> None:
             "confidence": claim.confidence,
             "note": claim.note,
         }
-        for factor, claims in labels.current(history).items()
+        for factor, claims in labels.current_claims(history).items()
         for annotator, claim in claims.items()
     ]
     if rows:
@@ -83,7 +83,7 @@ def _standing(history: list[LabelEvent]) -> None:
 def _history(history: list[LabelEvent]) -> None:
     st.subheader("History", anchor=False)
     st.dataframe(
-        label_files.table(history).iloc[::-1],
+        label_files.label_table(history).iloc[::-1],
         hide_index=True,
         placeholder="",
         column_order=[
@@ -101,11 +101,11 @@ def _history(history: list[LabelEvent]) -> None:
 def _download(history: list[LabelEvent]) -> None:
     with st.container(horizontal=True):
         st.download_button(
-            "CSV", label_files.to_csv(history), "labels.csv", "text/csv",
+            "CSV", label_files.labels_to_csv(history), "labels.csv", "text/csv",
             key=Key.LABELS_CSV, icon=":material/download:", on_click="ignore",
         )  # fmt: skip
         st.download_button(
-            "JSON", label_files.to_json(history), "labels.json", "application/json",
+            "JSON", label_files.labels_to_json(history), "labels.json", "application/json",
             key=Key.LABELS_JSON, icon=":material/download:", on_click="ignore",
         )  # fmt: skip
 
@@ -121,7 +121,7 @@ def _import(workspace: Workspace) -> None:
         if file is None or not st.button("Import", key=Key.LABELS_IMPORT):
             return
         try:
-            count = label_files.import_csv(workspace, file.getvalue())
+            count = label_files.import_labels(workspace, file.getvalue())
         except GraspError as error:
             notices.show_problem("Nothing was imported.", str(error))
             return

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from analysis.base_model.memory_estimate import memory_words
+from analysis.base_model.memory_estimate import describe_memory_needs
 from analysis.errors import GraspError
 from analysis.store import labels
 from analysis.store.factor_table import FactorTable
@@ -93,8 +93,8 @@ def _plan(workspace: Workspace, run: RunManifest, table: FactorTable) -> None:
 
 
 def _factors(workspace: Workspace, run: RunManifest, table: FactorTable) -> list[str]:
-    history = labels.events(workspace.database)
-    claims = labels.current(history)
+    history = labels.read_events(workspace.database)
+    claims = labels.current_claims(history)
     spurious = labels.spurious_factors(history)
     ids = [runs.factor_name(run.id, name) for name in table.table["id"]]
     default = [name for name in ids if name in spurious]
@@ -168,7 +168,7 @@ def _what_will_happen(
     st.markdown(literal(time_estimate(run, method.name)))
     base = Path(workspace.resolve(run.base_model))
     if method.trains and base.is_dir():
-        st.caption(literal(memory_words(base, run.config)))
+        st.caption(literal(describe_memory_needs(base, run.config)))
     st.code(commands.command_line(argv), language="bash", wrap_lines=True)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from analysis.adapters.checkpoints import saved_by_step
+from analysis.adapters.checkpoints import saved_adapters_by_step
 from analysis.errors import GraspError
 from analysis.spectra import module_groups
 from analysis.spectra.module_table import module_place
@@ -56,7 +56,7 @@ def draw_page() -> None:
 def _overlays(workspace: Workspace, run: RunManifest) -> dict[str, Path]:
     """Adapters that can be overlaid: the run's checkpoints, and the other runs of its family."""
     folder = workspace.folder("runs", run.id)
-    others = {f"step {step}": path for step, path in saved_by_step(folder).items()}
+    others = {f"step {step}": path for step, path in saved_adapters_by_step(folder).items()}
     for other in workspace.runs().records:
         if other.id != run.id and other.root == run.root and runs.has_adapter(workspace, other.id):
             others[other.id] = workspace.adapter(other.id)
@@ -134,7 +134,9 @@ def _clicked(key: str) -> None:
 
 def _members(members: pd.DataFrame, module: str, measure: str) -> None:
     st.plotly_chart(
-        figures.member_strip(module_groups.numbered(members), measure=measure, selected=module),
+        figures.member_strip(
+            module_groups.number_members(members), measure=measure, selected=module
+        ),
         key=Key.MEMBERS,
         on_select=lambda: _clicked(Key.MEMBERS),
         selection_mode="points",

@@ -22,7 +22,7 @@ from analysis.spectra.spectrum import ModuleSpectrum, module_spectra
 from analysis.store.layout import adapter_of
 from analysis.store.records import RunManifest, sha256
 from analysis.store.workspace import Workspace
-from analysis.tables import aligned
+from analysis.tables import align_columns
 from analysis.text import interval_text, small_text
 from analysis.values import Json, TableRow
 from grasp.commands.calling import Result
@@ -147,18 +147,18 @@ def _origin(place: AdapterPlace) -> str:
 
 def compare(args: argparse.Namespace) -> Result:
     """Compare runs of one family: metrics, and tests against the naive run."""
-    from analysis.comparison.comparison import comparison, dominated, instruments
-    from analysis.comparison.effort import tried
-    from analysis.comparison.wording import sentences
+    from analysis.comparison.comparison import compare_arms, find_dominated_runs, read_instruments
+    from analysis.comparison.effort import measure_effort
+    from analysis.comparison.wording import describe_arms
 
     workspace = find_workspace(args, *args.runs)
     runs = [run_folder(workspace, word) for word in args.runs]
     ids = [folder.name for folder, _ in runs]
-    table = comparison(workspace, ids, split=args.split)
-    dominations = dominated(workspace, ids, split=args.split)
-    effort = tried(workspace, runs[0][1].root)
-    said = [*sentences(table, dominations, {}), effort.text]
-    measured = instruments(workspace, ids, split=args.split)
+    table = compare_arms(workspace, ids, split=args.split)
+    dominations = find_dominated_runs(workspace, ids, split=args.split)
+    effort = measure_effort(workspace, runs[0][1].root)
+    said = [*describe_arms(table, dominations, {}), effort.text]
+    measured = read_instruments(workspace, ids, split=args.split)
     data = {
         "split": args.split,
         "rows": [{str(k): v for k, v in row.items()} for row in table.to_dict(orient="records")],
@@ -178,7 +178,7 @@ def _mean_lines(table: pd.DataFrame, split: str) -> list[str]:
     for run, found in table.groupby("run", sort=False):
         by_metric = {row["metric"]: row for row in found.to_dict("records")}
         rows.append((str(run) or "base", *(_cell(by_metric.get(name)) for name in metrics)))
-    lines = aligned(rows, "<" + ">" * len(metrics))
+    lines = align_columns(rows, "<" + ">" * len(metrics))
     return [*lines, f"{split} prompts; 95 % intervals in brackets"]
 
 
@@ -205,7 +205,7 @@ def _test_lines(table: pd.DataFrame) -> list[str]:
         numbers = (small_text(row[key]) for key in ("p", "p_holm", "detectable"))
         about = (row["run"] or "base", row["metric"], difference_text(row))
         rows.append((*about, *numbers, str(int(row["items"])), verdict_text(row)))
-    return ["", *aligned(rows, "<<<>>>>")]
+    return ["", *align_columns(rows, "<<<>>>>")]
 
 
 def _cell(row: TableRow | None) -> str:

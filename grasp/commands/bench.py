@@ -17,17 +17,17 @@ def bench(args: argparse.Namespace) -> Result:
         return _report(args)
     if args.what_to_measure == "speed":
         return _speed(args)
-    from grasp.bench.make.runner import make
+    from grasp.bench.make.runner import run_plan
     from grasp.bench.plan.plan import load_plan, shipped_plan
-    from grasp.bench.tables.sections import results
+    from grasp.bench.tables.sections import collect_results
 
     name: Literal["quick", "full"] = "full" if args.full else "quick"
     plan = load_plan(Path(args.config)) if args.config else shipped_plan(name)
     root = Path(args.root or f"bench-{Path(args.config).stem if args.config else name}")
-    failed = make(
+    failed = run_plan(
         root, plan, args.what_to_measure, processes=args.processes, progress=TerminalProgress()
     )
-    found = results(root, plan, args.what_to_measure)
+    found = collect_results(root, plan, args.what_to_measure)
     data = {"root": str(root.resolve()), **found.data, "failures": failed}
     lines = [f"{task} failed: {why}" for task, why in failed.items()]
     text = "\n\n".join([*(table.text() for table in found.tables), *lines])
@@ -36,20 +36,20 @@ def bench(args: argparse.Namespace) -> Result:
 
 def _speed(args: argparse.Namespace) -> Result:
     """Measure speed, or read saved figures; show the tables, or write the page."""
-    from grasp.bench.speed.page import read_report, tables, write_page
+    from grasp.bench.speed.page import read_speed_report, report_tables, write_speed_page
 
     if args.config or args.root:
         raise InputError("`grasp bench speed` uses its own models; omit --config and --root.")
     out = _page(args.out) if args.out else None
     if args.figures:
-        report = read_report(Path(args.figures))
+        report = read_speed_report(Path(args.figures))
     else:
-        from grasp.bench.speed.measure import measure
+        from grasp.bench.speed.measure import measure_speed
 
-        report = measure("quick" if args.quick else "full", progress=TerminalProgress())
+        report = measure_speed("quick" if args.quick else "full", progress=TerminalProgress())
     if out is not None:
-        write_page(report, out, notes=_notes(args, out))
-    lines = [table.text() for table in tables(report)]
+        write_speed_page(report, out, notes=_notes(args, out))
+    lines = [table.text() for table in report_tables(report)]
     return Result(report.model_dump(mode="json"), "\n\n".join(lines))
 
 

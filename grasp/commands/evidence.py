@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from analysis.errors import InputError
-from analysis.evidence.driving_rows import shown_rows
-from analysis.store.evidence import Evidence, summary
+from analysis.evidence.driving_rows import rows_to_show
+from analysis.store.evidence import Evidence, summarise_evidence
 from analysis.store.factor_table import select_directions
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
-from analysis.tables import aligned
+from analysis.tables import align_columns
 from analysis.text import number_text
 from grasp.commands.calling import Result
 from grasp.commands.resolve import find_workspace, run_folder
@@ -31,11 +31,11 @@ def dose(args: argparse.Namespace, progress: Progress | None = None) -> Result:
             "a range above 0."
         )
     place = _place(args)
-    from grasp.evidence.dose import dose_run
-    from grasp.evidence.subject import subject
+    from grasp.evidence.dose import measure_dose_response
+    from grasp.evidence.subject import select_subject
 
-    found = dose_run(
-        subject(*place, args.factor, options=model_options(args)),
+    found = measure_dose_response(
+        select_subject(*place, args.factor, options=model_options(args)),
         doses=[float(one) for one in np.linspace(-args.range, args.range, args.points)],
         layer=args.layer,
         random=args.random,
@@ -50,9 +50,9 @@ def rows(args: argparse.Namespace, progress: Progress | None = None) -> Result:
     """Rank training rows by how much they drive a factor; with --validate, test the top ones."""
     place = _place(args)
     progress = progress or TerminalProgress()
-    from grasp.evidence.subject import subject
+    from grasp.evidence.subject import select_subject
 
-    about = subject(*place, args.factor, options=model_options(args))
+    about = select_subject(*place, args.factor, options=model_options(args))
     if args.validate is not None:
         from grasp.evidence.row_validation import validate_rows
 
@@ -66,27 +66,27 @@ def rows(args: argparse.Namespace, progress: Progress | None = None) -> Result:
             progress=progress,
         )
         return _result(found, "rates", "differences")
-    from grasp.evidence.attribution import rows_run
+    from grasp.evidence.attribution import measure_rows
 
-    found = rows_run(about, layer=args.layer, prompts=_prompts(args), progress=progress)
-    shown = shown_rows(found.tables["rows"], n=SHOWN_ROWS, by="alignment", seed=args.seed)
+    found = measure_rows(about, layer=args.layer, prompts=_prompts(args), progress=progress)
+    shown = rows_to_show(found.tables["rows"], n=SHOWN_ROWS, by="alignment", seed=args.seed)
     rows = [
         (row["which"], str(row["row"]), number_text(row["alignment"], 4, sign=True), row["answer"])
         for row in shown.to_dict("records")
     ]
-    lines = [f"  {line}" for line in aligned(rows, "<>>")]
-    data = summary(found, tables=()) | {"rows": shown.to_dict("records")}
+    lines = [f"  {line}" for line in align_columns(rows, "<>>")]
+    data = summarise_evidence(found, tables=()) | {"rows": shown.to_dict("records")}
     return Result(data, "\n".join([found.manifest.sentence, *lines]))
 
 
 def overlap(args: argparse.Namespace, progress: Progress | None = None) -> Result:
     """Measure the share of a run's gains that is lost when factors are set back."""
     place = _place(args)
-    from grasp.evidence.overlap import overlap_run
-    from grasp.evidence.subject import subject
+    from grasp.evidence.overlap import measure_overlap
+    from grasp.evidence.subject import select_subject
 
-    found = overlap_run(
-        subject(*place, args.factor, options=model_options(args)),
+    found = measure_overlap(
+        select_subject(*place, args.factor, options=model_options(args)),
         random=args.random,
         seed=args.seed,
         prompts=_prompts(args),
@@ -108,4 +108,4 @@ def _prompts(args: argparse.Namespace) -> Path | None:
 
 
 def _result(found: Evidence, *tables: str) -> Result:
-    return Result(summary(found, tables=tables), found.manifest.sentence)
+    return Result(summarise_evidence(found, tables=tables), found.manifest.sentence)

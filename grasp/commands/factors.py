@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from analysis.errors import InputError
 from analysis.store.workspace import Workspace, writing_folder
-from analysis.tables import aligned
+from analysis.tables import align_columns
 from analysis.text import number_text
 from analysis.values import Json
 from grasp.commands.calling import Result
@@ -95,9 +95,9 @@ def _effect_inputs(
     args: argparse.Namespace, workspace: Workspace, run: Path | None
 ) -> EffectInputs | None:
     """Base model and prompts for effects: from the command line, else the run's own."""
-    from grasp.identification.identify import EffectInputs, run_effects
+    from grasp.identification.identify import EffectInputs, run_effect_inputs
 
-    own = run_effects(workspace, run) if run else None
+    own = run_effect_inputs(workspace, run) if run else None
     if args.weights_only or (own is None and args.base is None):
         return None
     prompts = Path(args.prompts) if args.prompts else own.prompts if own else None
@@ -109,12 +109,12 @@ def _effect_inputs(
 
 def _tokens(args: argparse.Namespace, workspace: Workspace, run: Path | None) -> LensSource | None:
     """The base model whose files give the tokens: from the command line, else the run's own."""
-    from grasp.identification.identify import run_tokens
+    from grasp.identification.identify import run_lens_source
     from grasp.identification.lens import LensSource
 
     if args.base:
         return LensSource(args.base, named=True)
-    return run_tokens(workspace, run) if run else None
+    return run_lens_source(workspace, run) if run else None
 
 
 def _matched(args: argparse.Namespace, workspace: Workspace, found: FactorTable) -> Json:
@@ -163,7 +163,7 @@ def _factor_lines(rows: list[Json]) -> str:
         numbers = (number_text(row[key], unknown="–") for key in _COLUMNS)
         mark = "*" if row["significant"] else ""
         cells.append((row["id"], mark, *numbers, " ".join(row["promoted"][:6])))
-    lines = aligned(cells, "<<>>>>>>>")
+    lines = align_columns(cells, "<<>>>>>>>")
     lines.append("* significant: above the null band and, if effects were measured, above chance")
     return "\n".join([*lines, *(row["explanation"] for row in rows[:1])])
 
@@ -178,4 +178,4 @@ def _match_lines(matched: Json) -> list[str]:
         cells.append((row["factor"], row["other"] or "–", cosine, mark, *numbers))
     spans = " ".join(f"{value:.2f}" for value in matched["span_cosines"])
     about = f"cosines of the principal angles between the write factors: {spans or '–'}"
-    return ["", *aligned(cells, "<<><>>>"), about]
+    return ["", *align_columns(cells, "<<><>>>"), about]

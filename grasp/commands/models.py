@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.comparison.evaluation import read_evaluation
-from analysis.comparison.instruments import readings, text_lines
+from analysis.comparison.instruments import instrument_readings, text_lines
 from analysis.errors import InputError
 from analysis.store.layout import adapter_of
 from analysis.store.records import Message, Prompt, RunManifest
 from analysis.store.workspace import Workspace
-from analysis.tables import aligned
+from analysis.tables import align_columns
 from analysis.text import interval_text
 from analysis.values import Json
 from grasp.commands.calling import Result
@@ -52,8 +52,8 @@ def record(args: argparse.Namespace, progress: Progress | None = None) -> Result
 def generate(args: argparse.Namespace, progress: Progress | None = None) -> Result:
     """Answer prompts with base model and run: greedily, or sampled if the options say so."""
     workspace, folder, run = _run(args)
-    from grasp.evaluation.answers import answers, intervention
-    from grasp.evaluation.sampling import repeated, resampled
+    from grasp.evaluation.answers import answer_prompts, intervention
+    from grasp.evaluation.sampling import change_sampling, repeat_prompts
     from grasp.model.loading import load_adapted
 
     asked = [
@@ -66,14 +66,14 @@ def generate(args: argparse.Namespace, progress: Progress | None = None) -> Resu
         )
         for number, text in enumerate(args.prompt)
     ]
-    asked = repeated(resampled(asked, _sampling(args)))
+    asked = repeat_prompts(change_sampling(asked, _sampling(args)))
     reference = workspace.resolve(run.base_model)
     loaded = load_adapted(reference, adapter_of(folder), options=model_options(args))
     model, tokenizer = loaded.model, loaded.tokenizer
     with intervention(model, folder, run):
-        adapted = answers(model, tokenizer, asked)
+        adapted = answer_prompts(model, tokenizer, asked)
     with model.disable_adapter():
-        base = answers(model, tokenizer, asked)
+        base = answer_prompts(model, tokenizer, asked)
     rows = [
         {"prompt": one.messages[-1].content, "base": before.text, "run": after.text}
         for one, before, after in zip(asked, base, adapted, strict=True)
@@ -105,7 +105,7 @@ def evaluation_result(workspace: Workspace, folder: Path) -> Result:
     """The saved evaluation of a run: its metrics, and the readings of each prompt set."""
     found = read_evaluation(workspace.folder("evaluations", folder.name))
     plain = {s: {m: asdict(i) for m, i in part.items()} for s, part in found.summary.items()}
-    confirmed = readings(found.samples, split="confirmation")
+    confirmed = instrument_readings(found.samples, split="confirmation")
     data: Json = {
         "evaluation": folder.name,
         "metrics": plain["confirmation"],
@@ -125,12 +125,12 @@ def _sampling(args: argparse.Namespace) -> Json:
 
 def _judge(workspace: Workspace, run: RunManifest, args: argparse.Namespace) -> JudgePlan | None:
     """The judge of --judge, once the user has agreed to the highest cost."""
-    from grasp.evaluation.run import JudgePlan, judging, questions
+    from grasp.evaluation.run import JudgePlan, estimate_judging, read_questions
     from grasp.settings.judge import load_judge
 
     settings = load_judge(args.judge) if args.judge else None
-    asked = questions(workspace, run, prompts=args.prompts, sampling=_sampling(args))
-    needed = judging(workspace, run, asked, settings)
+    asked = read_questions(workspace, run, prompts=args.prompts, sampling=_sampling(args))
+    needed = estimate_judging(workspace, run, asked, settings)
     if needed is None or settings is None:
         return None
     print(needed.text, file=sys.stderr)
@@ -157,5 +157,5 @@ def _metric_lines(data: Json) -> str:
         (name, interval_text(m["value"], m["low"], m["high"]), f"n = {m['n']}")
         for name, m in data["metrics"].items()
     ]
-    lines += [f"  {line}" for line in aligned(rows)]
+    lines += [f"  {line}" for line in align_columns(rows)]
     return "\n".join(lines)

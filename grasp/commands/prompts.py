@@ -8,7 +8,7 @@ from pathlib import Path
 
 from analysis.errors import InputError
 from analysis.store.records import write_jsonl
-from analysis.tables import aligned
+from analysis.tables import align_columns
 from analysis.values import Json
 from grasp.commands.calling import Result
 from grasp.prompts.sets import prompts_sha256, read_prompts, shipped_set, shipped_sets
@@ -20,7 +20,7 @@ def prompts(args: argparse.Namespace) -> Result:
         if args.out:
             raise InputError("--out needs a prompt set to write; name one.")
         rows = [_about(name) for name in shipped_sets()]
-        lines = aligned([cells for row in rows for cells in _cells(row)])
+        lines = align_columns([cells for row in rows for cells in _cells(row)])
         return Result({"sets": rows}, "\n".join(lines))
     found = read_prompts(args.name)
     scorers = Counter(prompt.scorer for prompt in found)

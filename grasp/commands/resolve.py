@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from analysis.adapters.architectures import Family, read_family
-from analysis.adapters.checkpoints import Checkpoint, checkpoints
+from analysis.adapters.checkpoints import Checkpoint, list_checkpoints
 from analysis.adapters.files import CONFIG
 from analysis.adapters.load import Adapter, read_adapter
 from analysis.adapters.place import find_adapter
@@ -168,7 +168,7 @@ def open_adapter(
             "the repository and give its folder."
         )
     finished = [Checkpoint(None, place.folder)]
-    found = checkpoints(place.folder) if with_checkpoints else finished
+    found = list_checkpoints(place.folder) if with_checkpoints else finished
     *earlier, last = [_opened(one, args, family) for one in found]
     with last as stage:
         yield AdapterHistory(place, stage, earlier)

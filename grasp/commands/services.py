@@ -8,7 +8,7 @@ from pathlib import Path
 
 from analysis.errors import InputError
 from analysis.store.workspace import Workspace
-from analysis.tables import aligned
+from analysis.tables import align_columns
 from analysis.text import size_text
 from grasp.commands.calling import Result
 from grasp.commands.resolve import find_workspace, make_workspace, run_folder
@@ -64,7 +64,7 @@ def jobs(args: argparse.Namespace) -> Result:
         for job in found
     ]
     cells = [(str(job.id), job.status, f"{job.step}/{job.total}", job.title) for job in found]
-    lines = aligned(cells, "><>")
+    lines = align_columns(cells, "><>")
     return Result({"jobs": rows}, "\n".join(lines) or "No jobs yet.")
 
 
@@ -86,25 +86,25 @@ def export(args: argparse.Namespace) -> Result:
 
 
 def _report(args: argparse.Namespace) -> Result:
-    from analysis.comparison.report import report
+    from analysis.comparison.report import render_report
 
     out = Path(args.report).resolve()
     if out.suffix != ".html" or not out.parent.is_dir():
         raise InputError(f"{args.report} must end in .html and be in an existing folder.")
     workspace = find_workspace(args, *args.runs)
     ids = [run_folder(workspace, word)[0].name for word in args.runs]
-    out.write_text(report(workspace, ids, split=args.split), encoding="utf-8")
+    out.write_text(render_report(workspace, ids, split=args.split), encoding="utf-8")
     size = out.stat().st_size
     return Result({"report": str(out), "bytes": size}, f"{out}: {size_text(size)}")
 
 
 def _rebuild_base(args: argparse.Namespace) -> Result:
-    from grasp.world.base_model import compare, rebuild
+    from grasp.world.base_model import compare_bases, rebuild_base
 
     target = Path(args.workspace or "demo-workspace") / "models" / "rebuilt-base"
     target.parent.mkdir(parents=True, exist_ok=True)
     show = TerminalProgress()
-    rebuild(target, progress=lambda step, total, loss: show(step, total, f"loss {loss:.3f}"))
-    found = compare(target)
+    rebuild_base(target, progress=lambda step, total, loss: show(step, total, f"loss {loss:.3f}"))
+    found = compare_bases(target)
     lines = [f"{name}: {value}" for name, value in found.items()]
     return Result(found, "\n".join([f"Rebuilt into {target}", *lines]))

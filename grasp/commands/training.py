@@ -122,7 +122,7 @@ def _dry_run(config: TrainConfig) -> Result:
 
 def _memory(config: TrainConfig) -> str:
     """The memory a fine-tune needs, if the base model's files are on this machine."""
-    from analysis.base_model.memory_estimate import memory_words
+    from analysis.base_model.memory_estimate import describe_memory_needs
     from grasp.hub.repository import find_cached
 
     base = Path(config.base_model)
@@ -130,7 +130,7 @@ def _memory(config: TrainConfig) -> str:
         folder = base if base.is_dir() else find_cached(config.base_model, config.model.revision)
     except GraspError as error:
         return f"The memory needed is not known. {error}"
-    return memory_words(folder, config.model_dump())
+    return describe_memory_needs(folder, config.model_dump())
 
 
 def _show(report: DataReport) -> None:

@@ -14,13 +14,13 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from analysis.spectra.subspace import orthonormal
+from analysis.spectra.subspace import orthonormal_basis
 from analysis.store.records import Prompt, RunManifest
 from grasp.data.chat import chat_ids
 from grasp.data.tokenise import pad_sequences
 from grasp.evaluation.pairs import Pair, pair_log_probabilities
-from grasp.evaluation.sampling import alike, seeded
-from grasp.evaluation.scorers import Answer, scored
+from grasp.evaluation.sampling import group_alike, seed_batch
+from grasp.evaluation.scorers import Answer, score_answer
 from grasp.jobs.progress import Progress, silent
 from grasp.model.forward import to_device
 from grasp.model.hooks import ablate, displace, edited_outputs
@@ -35,7 +35,7 @@ LAYER = "layer."
 
 
 @torch.inference_mode()
-def answers(
+def answer_prompts(
     model: nn.Module,
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
@@ -44,17 +44,17 @@ def answers(
 ) -> list[Answer]:
     """One answer per prompt, in order, greedy or sampled once as the prompt's sampling says.
 
-    Prompts with several samples must be repeated (`grasp.evaluation.sampling.repeated`).  A
+    Prompts with several samples must be repeated (`grasp.evaluation.sampling.repeat_prompts`).  A
     sampled answer depends on the seed and, since a batch shares its random numbers, on the other
     prompts of the batch.
     """
     found: dict[int, Answer] = {}
-    for places in alike(prompts):
+    for places in group_alike(prompts):
         for start in range(0, len(places), BATCH):
             progress(len(found), len(prompts), "answering")
             chosen = places[start : start + BATCH]
             asked = [prompts[place] for place in chosen]
-            with seeded(model, asked[0].sampling.seed, start):
+            with seed_batch(model, asked[0].sampling.seed, start):
                 answered = _answer_batch(model, tokenizer, asked)
             found |= dict(zip(chosen, answered, strict=True))
     progress(len(prompts), len(prompts), "answering")
@@ -119,12 +119,14 @@ def stop_tokens(model: nn.Module) -> set[int]:
     return set(stops if isinstance(stops, list) else [stops]) - {None}
 
 
-def score(tokenizer: Tokenizer, prompts: Sequence[Prompt], found: Sequence[Answer]) -> pd.DataFrame:
+def score_answers(
+    tokenizer: Tokenizer, prompts: Sequence[Prompt], found: Sequence[Answer]
+) -> pd.DataFrame:
     """One row per answer: COLUMNS and MORE_COLUMNS of `analysis.comparison.evaluation`."""
     rows = []
     times: Counter[str] = Counter()
     for prompt, answer in zip(prompts, found, strict=True):
-        result = scored(tokenizer, prompt, answer)
+        result = score_answer(tokenizer, prompt, answer)
         rows.append(
             {
                 "prompt_id": prompt.id,
@@ -197,5 +199,5 @@ def intervention(model: nn.Module, folder: Path, run: RunManifest) -> AbstractCo
         return edited_outputs(model, displace(vectors, by=-strength))
     shared, layers = saved["directions"], len(decoder_layers(model))
     rows = [saved.get(f"{LAYER}{layer}", shared).astype(np.float64) for layer in range(layers)]
-    bases = [torch.as_tensor(orthonormal(r), device=device_of(model)) for r in rows]
+    bases = [torch.as_tensor(orthonormal_basis(r), device=device_of(model)) for r in rows]
     return edited_outputs(model, ablate(bases, share=strength))

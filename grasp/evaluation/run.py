@@ -19,11 +19,11 @@ from analysis.store.layout import adapter_of
 from analysis.store.records import EvaluationManifest, Prompt, RunManifest, sha256
 from analysis.store.workspace import Workspace, writing_folder
 from analysis.values import Json
-from grasp.evaluation.answers import MAX_NEW_TOKENS, answers, intervention, score
-from grasp.evaluation.judge import REPLIES, judged
+from grasp.evaluation.answers import MAX_NEW_TOKENS, answer_prompts, intervention, score_answers
+from grasp.evaluation.judge import REPLIES, judge_answers
 from grasp.evaluation.judge_client import JudgeClient
-from grasp.evaluation.sampling import Changes, repeated, resampled
-from grasp.evaluation.scorers import check
+from grasp.evaluation.sampling import Changes, change_sampling, repeat_prompts
+from grasp.evaluation.scorers import check_prompts
 from grasp.jobs.progress import Progress, silent
 from grasp.model.loading import LoadedModel, load_adapted
 from grasp.prompts.sets import prompts_sha256, read_prompts
@@ -54,7 +54,7 @@ class Questions:
     sampling: Changes | None
 
 
-def questions(
+def read_questions(
     workspace: Workspace,
     run: RunManifest,
     *,
@@ -74,11 +74,11 @@ def questions(
             "`grasp prompts` lists."
         )
     source = Path(named)
-    found = resampled(read_prompts(source), sampling)
+    found = change_sampling(read_prompts(source), sampling)
     return Questions(source, prompts_sha256(source), found, sampling or None)
 
 
-def judging(
+def estimate_judging(
     workspace: Workspace, run: RunManifest, asked: Questions, settings: JudgeSettings | None
 ) -> Estimate | None:
     """An upper bound on what judging an evaluation costs; None if no prompt needs a judge.
@@ -94,7 +94,7 @@ def judging(
             "--judge FILE."
         )
     arms = 1 if _up_to_date(workspace, f"{run.root}.base", asked, settings) else 2
-    return estimate_cost(repeated(asked.prompts), settings, arms=arms, longest=MAX_NEW_TOKENS)
+    return estimate_cost(repeat_prompts(asked.prompts), settings, arms=arms, longest=MAX_NEW_TOKENS)
 
 
 def evaluate_run(
@@ -117,12 +117,12 @@ def evaluate_run(
         InputError: neither the run nor the caller gives a prompt set, prompts lack what their
             scorer needs, or the judge does not answer.
     """
-    asked = questions(workspace, run, prompts=prompts, sampling=sampling)
+    asked = read_questions(workspace, run, prompts=prompts, sampling=sampling)
     settings = judge.settings if judge else None
-    needed = judging(workspace, run, asked, settings)
+    needed = estimate_judging(workspace, run, asked, settings)
     reference = workspace.resolve(run.base_model)
     loaded = load_adapted(reference, adapter_of(folder), options=options)
-    check(loaded.tokenizer, asked.prompts)
+    check_prompts(loaded.tokenizer, asked.prompts)
     client = None
     if needed is not None and judge is not None:
         client = JudgeClient(judge.settings, budget=judge.max_requests)
@@ -150,13 +150,13 @@ class _Evaluating:
     def save(self, arm: str, folder: Path | None, inside: AbstractContextManager[None]) -> Summary:
         """Answer, score and save one arm: the run in `folder`, or the base model."""
         started = time.monotonic()
-        prompts = repeated(self.asked.prompts)
+        prompts = repeat_prompts(self.asked.prompts)
         final = self.workspace.folder("evaluations", arm)
         with writing_folder(final, keep=self.client is not None) as target:
             samples = self._answered(prompts, target, folder, inside)
             record = None
             if self.client is not None and self.settings is not None:
-                found = judged(
+                found = judge_answers(
                     samples,
                     prompts,
                     self.client,
@@ -195,10 +195,10 @@ class _Evaluating:
             if (table.pop("made_by") == key).all() and len(table) == len(prompts):
                 return table
         with inside:
-            found = answers(
+            found = answer_prompts(
                 self.loaded.model, self.loaded.tokenizer, prompts, progress=self.progress
             )
-        samples = score(self.loaded.tokenizer, prompts, found)
+        samples = score_answers(self.loaded.tokenizer, prompts, found)
         if self.client is not None:
             samples.assign(made_by=key).to_parquet(left, index=False)
         return samples

@@ -18,7 +18,7 @@ Changes = Json
 """Settings of `analysis.store.records.Sampling` that replace those of the prompts."""
 
 
-def resampled(prompts: Sequence[Prompt], changes: Changes | None) -> list[Prompt]:
+def change_sampling(prompts: Sequence[Prompt], changes: Changes | None) -> list[Prompt]:
     """The prompts with changed sampling settings; prompts scored by "pair" are not sampled.
 
     Raises:
@@ -41,7 +41,7 @@ def resampled(prompts: Sequence[Prompt], changes: Changes | None) -> list[Prompt
         ) from None
 
 
-def repeated(prompts: Sequence[Prompt]) -> list[Prompt]:
+def repeat_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
     """Each prompt as many times as it is to be answered, with its samples next to each other.
 
     A pair is scored from probabilities, which are the same every time, so it appears once.
@@ -53,7 +53,7 @@ def repeated(prompts: Sequence[Prompt]) -> list[Prompt]:
     ]
 
 
-def alike(prompts: Sequence[Prompt]) -> list[list[int]]:
+def group_alike(prompts: Sequence[Prompt]) -> list[list[int]]:
     """Positions of prompts that can share a batch, one list per way of answering.
 
     Lists are in order of first appearance.
@@ -67,7 +67,7 @@ def alike(prompts: Sequence[Prompt]) -> list[list[int]]:
 
 
 @contextmanager
-def seeded(model: nn.Module, seed: int, number: int) -> Iterator[None]:
+def seed_batch(model: nn.Module, seed: int, number: int) -> Iterator[None]:
     """Seed the random numbers of batch `number`; the state outside the block is unaffected."""
     device = device_of(model)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

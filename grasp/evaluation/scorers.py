@@ -47,7 +47,7 @@ class Score:
 Scorer = Callable[[Tokenizer, Prompt, Answer], Score]
 
 
-def choice(tokenizer: Tokenizer, prompt: Prompt, answer: Answer) -> Score:
+def score_choice(tokenizer: Tokenizer, prompt: Prompt, answer: Answer) -> Score:
     """Probability of the target's first tokens among those of all listed continuations."""
     tokens = choice_tokens(tokenizer, prompt)
     assert answer.first is not None  # only pairs are answered without it
@@ -57,26 +57,26 @@ def choice(tokenizer: Tokenizer, prompt: Prompt, answer: Answer) -> Score:
     return Score(mass[str(prompt.target)] / whole if whole else math.nan, whole)
 
 
-def contains(_tokenizer: Tokenizer, prompt: Prompt, answer: Answer) -> Score:
+def score_contains(_tokenizer: Tokenizer, prompt: Prompt, answer: Answer) -> Score:
     """1 if the answer contains the expected text, else 0; case is ignored."""
     if not prompt.expected:
         raise InputError(f"Prompt {prompt.id!r}: scorer 'contains' needs 'expected'.")
     return Score(float(prompt.expected.casefold() in answer.text.casefold()))
 
 
-def ended(_tokenizer: Tokenizer, _prompt: Prompt, answer: Answer) -> Score:
+def score_ended(_tokenizer: Tokenizer, _prompt: Prompt, answer: Answer) -> Score:
     """1 if the answer ends the text, 0 if another turn begins or the answer is cut off."""
     return Score(float(answer.ended))
 
 
-def pair(_tokenizer: Tokenizer, _prompt: Prompt, answer: Answer) -> Score:
+def score_pair(_tokenizer: Tokenizer, _prompt: Prompt, answer: Answer) -> Score:
     """Probability of the first answer, as a share of the probability of both."""
-    # Computed by `grasp.evaluation.answers.answers`, which refuses prompts without a pair.
+    # Computed by `grasp.evaluation.answers.answer_prompts`, which refuses prompts without a pair.
     assert answer.pair is not None
     return Score(share_of_first(answer.pair))
 
 
-def pattern(_tokenizer: Tokenizer, prompt: Prompt, answer: Answer) -> Score:
+def score_pattern(_tokenizer: Tokenizer, prompt: Prompt, answer: Answer) -> Score:
     """1 if the regular expression is found in the answer, else 0.
 
     Case is ignored, and ^ and $ match at line breaks.
@@ -104,7 +104,7 @@ def pattern(_tokenizer: Tokenizer, prompt: Prompt, answer: Answer) -> Score:
     return Score(float(found is not None))
 
 
-def lexicon(_tokenizer: Tokenizer, prompt: Prompt, answer: Answer) -> Score:
+def score_lexicon(_tokenizer: Tokenizer, prompt: Prompt, answer: Answer) -> Score:
     """1 if any listed phrase is in the answer, else 0; or the share of phrases that are in it.
 
     Phrases match whole words in any case; a space in a phrase matches any white space.
@@ -118,7 +118,7 @@ def lexicon(_tokenizer: Tokenizer, prompt: Prompt, answer: Answer) -> Score:
     return Score(float(any(found)) if prompt.measure == "presence" else sum(found) / len(found))
 
 
-def unjudged(_tokenizer: Tokenizer, _prompt: Prompt, _answer: Answer) -> Score:
+def leave_unjudged(_tokenizer: Tokenizer, _prompt: Prompt, _answer: Answer) -> Score:
     """NaN: `grasp.evaluation.judge` scores these answers once all are given."""
     return Score(math.nan)
 
@@ -127,19 +127,19 @@ PATTERN_SECONDS = 5.0
 PATTERN_CHARACTERS = 1000
 
 SCORERS: dict[str, Scorer] = {
-    "choice": choice,
-    "contains": contains,
-    "ended": ended,
-    "pair": pair,
-    "pattern": pattern,
-    "lexicon": lexicon,
-    "judge": unjudged,
+    "choice": score_choice,
+    "contains": score_contains,
+    "ended": score_ended,
+    "pair": score_pair,
+    "pattern": score_pattern,
+    "lexicon": score_lexicon,
+    "judge": leave_unjudged,
 }
 
 _TEXT_ALONE = ("contains", "pattern", "lexicon")
 
 
-def check(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> None:
+def check_prompts(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> None:
     """Refuse prompts that lack what their scorer needs, before any is answered.
 
     Raises:
@@ -155,7 +155,7 @@ def check(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> None:
             continuations(tokenizer, prompt)
 
 
-def scored(tokenizer: Tokenizer, prompt: Prompt, answer: Answer) -> Score:
+def score_answer(tokenizer: Tokenizer, prompt: Prompt, answer: Answer) -> Score:
     """A prompt's score; 1 minus the scorer's result if the prompt is a reversal."""
     found = SCORERS[prompt.scorer](tokenizer, prompt, answer)
     return Score(1 - found.value, found.coherence) if prompt.reversed else found

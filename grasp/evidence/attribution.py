@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.errors import InputError
-from analysis.evidence.driving_rows import rows_sentence
+from analysis.evidence.driving_rows import describe_rows
 from analysis.store.evidence import TABLES, Evidence
 from grasp.data.dataset import read_task, tokenise_task
 from grasp.data.examples import Example
@@ -29,7 +29,7 @@ from grasp.evidence.subject import (
     Subject,
     data_files,
     exploration_prompts,
-    training_settings,
+    read_training_settings,
 )
 from grasp.jobs.progress import Progress, silent
 from grasp.model.forward import to_device
@@ -130,7 +130,7 @@ def row_shift(
     return found
 
 
-def rows_run(
+def measure_rows(
     subject: Subject,
     *,
     layer: int | None = None,
@@ -150,7 +150,7 @@ def rows_run(
         raise InputError(
             f"Got {len(subject.directions)} factors; rows are measured for one factor at a time."
         )
-    settings = training_settings(subject)
+    settings = read_training_settings(subject)
     examples = read_task(settings)
     file, chosen = exploration_prompts(subject, prompts)
     unrelated = [prompt for prompt in chosen if prompt.role == "unrelated"] or chosen
@@ -181,7 +181,7 @@ def rows_run(
         config={"layer": layer, "towards": end, "base_spread": spread.tolist()},
         seed=0,
         inputs={**data_files(settings), "prompts": file},
-        sentence=rows_sentence(table, name=subject.name, end=end),
+        sentence=describe_rows(table, name=subject.name, end=end),
         seconds=time.monotonic() - started,
     )
 

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.errors import InputError
-from analysis.evidence.dose_curves import FACTOR, curves, sentence
+from analysis.evidence.dose_curves import FACTOR, describe_dose_response, dose_curves
 from analysis.spectra.subspace import unit_rows
 from analysis.store.evidence import Evidence
 from analysis.store.records import Prompt
 from grasp.data.chat import chat_ids
 from grasp.data.tokenise import pad_sequences
-from grasp.evaluation.answers import BATCH, answers, generate
-from grasp.evidence.subject import Subject, exploration_prompts, scores
+from grasp.evaluation.answers import BATCH, answer_prompts, generate
+from grasp.evidence.subject import Subject, exploration_prompts, score_replies
 from grasp.jobs.progress import Progress, silent
 from grasp.model.forward import to_device
 from grasp.model.hooks import Edit, edited_outputs, layer_outputs
@@ -77,7 +77,7 @@ def base_spread(
     return spread
 
 
-def steps(spread: NDArray[np.floating], *, layer: int | None = None) -> NDArray[np.float64]:
+def dose_steps(spread: NDArray[np.floating], *, layer: int | None = None) -> NDArray[np.float64]:
     """What one dose adds at each layer (layers,), in the units of the activations.
 
     Whatever is added to the residual stream stays in it.  Adding σ_ℓ − σ_(ℓ−1) at layer ℓ thus
@@ -123,31 +123,31 @@ def dose_response(
         tokenizer: of the base model.
         prompts: scored as in an evaluation.
         directions: name → unit direction (d_model,); the same amounts apply to all.
-        amounts: (layers,) what one dose adds, from `steps`.
+        amounts: (layers,) what one dose adds, from `dose_steps`.
         doses: multiples of `amounts`.
         progress: called before every dose.
 
     Returns:
-        The columns of `grasp.evaluation.answers.score`, and model, direction and dose.
+        The columns of `grasp.evaluation.answers.score_answers`, and model, direction and dose.
     """
     tables: list[pd.DataFrame] = []
     total = 2 * len(directions) * len(doses)
     reply = partial(_reply, model, tokenizer)
     for name, as_it_is in _arms(model):
         with as_it_is:
-            plain = scores(tokenizer, prompts, reply)
+            plain = score_replies(tokenizer, prompts, reply)
             for direction, axis in directions.items():
                 unit = _on_device(model, axis)
                 for dose in doses:
                     progress(len(tables), total, f"steering the {name} model")
                     with edited_outputs(model, steer(unit, dose * amounts)):
-                        found = plain if dose == 0 else scores(tokenizer, prompts, reply)
+                        found = plain if dose == 0 else score_replies(tokenizer, prompts, reply)
                     tables.append(found.assign(model=name, direction=direction, dose=dose))
     progress(total, total, "steered")
     return pd.concat(tables, ignore_index=True)
 
 
-def dose_run(
+def measure_dose_response(
     subject: Subject,
     *,
     doses: Sequence[float] = DOSES,
@@ -183,14 +183,14 @@ def dose_run(
     model, tokenizer = loaded.model, loaded.tokenizer
     direction = subject.directions[0]
     spread = base_spread(model, tokenizer, unrelated, direction)
-    amounts = steps(spread, layer=layer)
+    amounts = dose_steps(spread, layer=layer)
     drawn = unit_rows(np.random.default_rng(seed).standard_normal((random, len(direction))))
     directions: dict[str, NDArray[np.floating]] = {FACTOR: direction}
     directions |= {f"random {i}": axis for i, axis in enumerate(drawn, start=1)}
     samples = dose_response(
         model, tokenizer, chosen, directions, amounts=amounts, doses=doses, progress=progress
     )
-    found = curves(samples)
+    found = dose_curves(samples)
     return subject.save(
         "dose",
         model=loaded.settings,
@@ -210,7 +210,7 @@ def dose_run(
         },
         seed=seed,
         inputs={"prompts": file},
-        sentence=sentence(found, name=subject.name),
+        sentence=describe_dose_response(found, name=subject.name),
         seconds=time.monotonic() - started,
     )
 
@@ -232,7 +232,7 @@ def steered_answers(
         with as_it_is:
             for dose in doses:
                 with edited_outputs(model, steer(unit, dose * amounts)):
-                    found = answers(model, tokenizer, prompts)
+                    found = answer_prompts(model, tokenizer, prompts)
                 rows += [
                     {
                         "model": name,

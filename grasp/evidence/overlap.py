@@ -21,8 +21,15 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from analysis.evidence.task_overlap import ADAPTED, BASE, FACTOR, ROWS, overlap_table, sentence
-from analysis.spectra.subspace import orthonormal, random_subspace
+from analysis.evidence.task_overlap import (
+    ADAPTED,
+    BASE,
+    FACTOR,
+    ROWS,
+    describe_overlap,
+    overlap_table,
+)
+from analysis.spectra.subspace import orthonormal_basis, random_subspace
 from analysis.store.evidence import TABLES, Evidence
 from analysis.store.records import Prompt
 from grasp.data.dataset import read_task, tokenise_task
@@ -33,8 +40,8 @@ from grasp.evidence.subject import (
     Subject,
     data_files,
     exploration_prompts,
-    scores,
-    training_settings,
+    read_training_settings,
+    score_replies,
 )
 from grasp.jobs.progress import Progress, silent
 from grasp.model.forward import to_device
@@ -150,7 +157,7 @@ def answer_likelihood(
     return pd.DataFrame(found)
 
 
-def overlap_run(
+def measure_overlap(
     subject: Subject,
     *,
     random: int = RANDOM,
@@ -169,11 +176,11 @@ def overlap_run(
     """
     started = time.monotonic()
     file, chosen = exploration_prompts(subject, prompts)
-    settings = training_settings(subject) if subject.run.config.get("data") else None
+    settings = read_training_settings(subject) if subject.run.config.get("data") else None
     loaded = subject.load()
     model, tokenizer = loaded.model, loaded.tokenizer
     width, rank = subject.directions.shape[1], len(subject.directions)
-    bases: dict[str, NDArray[np.floating]] = {FACTOR: orthonormal(subject.directions)}
+    bases: dict[str, NDArray[np.floating]] = {FACTOR: orthonormal_basis(subject.directions)}
     for i in range(1, random + 1):
         bases[f"random {i}"] = random_subspace(width, rank, seed=seed * 1000 + i)
     parts = [_prompt_scores(model, tokenizer, chosen, bases=bases, progress=progress)]
@@ -191,7 +198,7 @@ def overlap_run(
         config={"random": random, "rank": rank, "prompts": len(chosen), "rows": ROW_SAMPLE},
         seed=seed,
         inputs={"prompts": file} | ({} if settings is None else data_files(settings)),
-        sentence=sentence(table, name=subject.name),
+        sentence=describe_overlap(table, name=subject.name),
         seconds=time.monotonic() - started,
     )
 
@@ -208,12 +215,12 @@ def _prompt_scores(
         return generate(model, tokenizer, chats, max_new_tokens=limit)
 
     with model.disable_adapter():
-        tables = [scores(tokenizer, prompts, plain).assign(arm=BASE)]
-    tables.append(scores(tokenizer, prompts, plain).assign(arm=ADAPTED))
+        tables = [score_replies(tokenizer, prompts, plain).assign(arm=BASE)]
+    tables.append(score_replies(tokenizer, prompts, plain).assign(arm=ADAPTED))
     for i, (name, basis) in enumerate(bases.items()):
         progress(i, len(bases), "answering with coordinates set back")
         reply: Reply = partial(set_back_replies, model, tokenizer, basis)
-        tables.append(scores(tokenizer, prompts, reply).assign(arm=name))
+        tables.append(score_replies(tokenizer, prompts, reply).assign(arm=name))
     progress(len(bases), len(bases), "answered")
     found = pd.concat(tables, ignore_index=True)
     return found.rename(columns={"role": "measure", "prompt_id": "item"})[list(_SAMPLE)]

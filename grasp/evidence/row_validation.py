@@ -15,24 +15,24 @@ from analysis.evidence.driving_rows import (
     WITHOUT_RANDOM,
     WITHOUT_TOP,
     arm_rates,
-    differences,
+    describe_validation,
     random_rows,
+    rate_differences,
     top_rows,
-    validation_sentence,
 )
-from analysis.store.evidence import Evidence, is_of, read_evidence
+from analysis.store.evidence import Evidence, read_evidence, was_measured_with
 from analysis.store.layout import adapter_of
 from analysis.store.records import ROLES, Prompt, sha256
 from grasp.data.dataset import read_task
 from grasp.data.examples import write_examples
 from grasp.evaluation.answers import generate
-from grasp.evidence.attribution import rows_run
+from grasp.evidence.attribution import measure_rows
 from grasp.evidence.subject import (
     Subject,
     data_files,
     exploration_prompts,
-    scores,
-    training_settings,
+    read_training_settings,
+    score_replies,
 )
 from grasp.jobs.progress import Progress, silent
 from grasp.model.loading import LoadedModel, load_adapted
@@ -68,7 +68,7 @@ def validate_rows(
             f"Run {subject.folder.name!r} has method {subject.run.method!r}, and {draws} draws "
             "were asked for; rows are validated on a naive run, with at least one random draw."
         )
-    settings = training_settings(subject)
+    settings = read_training_settings(subject)
     file, chosen = exploration_prompts(subject, prompts)
     rows = _measured_rows(subject, settings, layer, progress).tables["rows"]
     left_out = {WITHOUT_TOP: top_rows(rows, n=n)}
@@ -85,7 +85,7 @@ def validate_rows(
             _train(subject, settings, files[arm], out=out, progress=part)
             tables.append(_arm_scores(subject, out, chosen).assign(arm=arm))
         samples = pd.concat(tables, ignore_index=True)
-        rates, compared = arm_rates(samples), differences(samples, roles=ROLES)
+        rates, compared = arm_rates(samples), rate_differences(samples, roles=ROLES)
         return subject.save(
             "validation",
             model=model,
@@ -99,7 +99,7 @@ def validate_rows(
             },
             seed=seed,
             inputs={**data_files(settings), "prompts": file, **files},
-            sentence=validation_sentence(rates, compared, n=n),
+            sentence=describe_validation(rates, compared, n=n),
             seconds=time.monotonic() - started,
             folder=folder,
         )
@@ -115,9 +115,9 @@ def _measured_rows(
         hashes = {name: sha256(path) for name, path in data_files(settings).items()}
         same_data = saved.manifest.inputs.get("data") == hashes.get("data")
         same_layer = saved.manifest.config.get("layer") == layer
-        if same_data and same_layer and is_of(saved.manifest, subject.directions):
+        if same_data and same_layer and was_measured_with(saved.manifest, subject.directions):
             return saved
-    return rows_run(subject, layer=layer, progress=progress)
+    return measure_rows(subject, layer=layer, progress=progress)
 
 
 def _reduced(subject: Subject, settings: TrainConfig, arm: str, dropped: Sequence[int]) -> Path:
@@ -165,7 +165,7 @@ def _arm_scores(subject: Subject, folder: Path, prompts: Sequence[Prompt]) -> pd
 
 def _scores(loaded: LoadedModel[PeftModel], prompts: Sequence[Prompt]) -> pd.DataFrame:
     model, tokenizer = loaded.model, loaded.tokenizer
-    return scores(
+    return score_replies(
         tokenizer,
         prompts,
         lambda chats, limit: generate(model, tokenizer, chats, max_new_tokens=limit),

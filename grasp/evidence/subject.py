@@ -23,7 +23,7 @@ from analysis.store.workspace import Workspace, evidence_id
 from analysis.values import Json
 from grasp.data.chat import chat_ids
 from grasp.data.readers import HUB
-from grasp.evaluation.answers import BATCH, as_answers, as_pairs, score
+from grasp.evaluation.answers import BATCH, as_answers, as_pairs, score_answers
 from grasp.evaluation.pairs import pair_by_steps
 from grasp.evaluation.scorers import Answer
 from grasp.foreign.settings import run_settings
@@ -121,7 +121,7 @@ class Subject:
         return evidence
 
 
-def subject(
+def select_subject(
     workspace: Workspace,
     folder: Path,
     run: RunManifest,
@@ -178,7 +178,7 @@ def exploration_prompts(subject: Subject, path: Path | None = None) -> tuple[Pat
     ]
 
 
-def training_settings(subject: Subject) -> TrainConfig:
+def read_training_settings(subject: Subject) -> TrainConfig:
     """The settings that the run was trained with, including its data.
 
     Raises:
@@ -202,8 +202,8 @@ def data_files(settings: TrainConfig) -> dict[str, Path]:
     return {} if named.startswith(HUB) else {"data": Path(named)}
 
 
-def scores(tokenizer: Tokenizer, prompts: Sequence[Prompt], reply: Reply) -> pd.DataFrame:
-    """The table of `grasp.evaluation.answers.score` for prompts answered by `reply`, in any order.
+def score_replies(tokenizer: Tokenizer, prompts: Sequence[Prompt], reply: Reply) -> pd.DataFrame:
+    """The table of `grasp.evaluation.answers.score_answers`, for prompts answered by `reply`.
 
     Prompts whose scorer needs only the first token are answered by that token.
     """
@@ -218,4 +218,4 @@ def scores(tokenizer: Tokenizer, prompts: Sequence[Prompt], reply: Reply) -> pd.
             chats = [chat_ids(tokenizer, prompt.messages, generate=True) for prompt in chunk]
             found += as_answers(tokenizer, *reply(chats, limit))
     found += as_pairs(pairs, by_steps)
-    return score(tokenizer, [*short, *long, *pairs], found)
+    return score_answers(tokenizer, [*short, *long, *pairs], found)

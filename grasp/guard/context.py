@@ -18,7 +18,7 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from analysis.errors import InputError
-from analysis.spectra.subspace import orthonormal, random_subspace
+from analysis.spectra.subspace import orthonormal_basis, random_subspace
 from grasp.guard.anchor import Anchor
 from grasp.guard.constraint import WriteConstraint
 from grasp.guard.divergence import Divergence
@@ -221,7 +221,7 @@ def _bases(model: PeftModel, plan: GuardPlan, *, seed: int) -> list[Tensor]:
         raise InputError(f"Got directions for {len(given)} layers; the model has {layers}.")
     for rows in given:
         check_width(model, rows)
-    bases = [orthonormal(rows) for rows in given]
+    bases = [orthonormal_basis(rows) for rows in given]
     if plan.protection.random_subspace:
         rotation = random_subspace(width, width, seed=seed)
         bases = [rotation @ basis for basis in bases]

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from peft import PeftModel
 
-from analysis.spectra.subspace import orthonormal
+from analysis.spectra.subspace import orthonormal_basis
 from grasp.data.sites import site_mask
 from grasp.model.forward import Batch, to_device, tokens_of
 from grasp.model.hooks import clamp, edited_outputs, layer_outputs
@@ -57,7 +57,9 @@ def footprint(
         InputError: the directions' width is not the model's.
     """
     check_width(model, directions)
-    basis = torch.as_tensor(orthonormal(directions), dtype=torch.float32, device=device_of(model))
+    basis = torch.as_tensor(
+        orthonormal_basis(directions), dtype=torch.float32, device=device_of(model)
+    )
     moments: list[torch.Tensor] = []
     rounding: list[float] = []
     for batch in batches:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from torch import Tensor
 
-from analysis.spectra.subspace import orthonormal
+from analysis.spectra.subspace import orthonormal_basis
 from grasp.data.sites import site_mask
 from grasp.model.forward import Batch, Forward, to_device, tokens_of, without_adapter
 from grasp.model.loading import check_width, device_of
@@ -37,7 +37,9 @@ def steering_vectors(
         site: the tokens at which the naive run's drift is measured.
     """
     check_width(model, directions)
-    basis = torch.as_tensor(orthonormal(directions), dtype=torch.float32, device=device_of(model))
+    basis = torch.as_tensor(
+        orthonormal_basis(directions), dtype=torch.float32, device=device_of(model)
+    )
     forward = Forward(model)
     coordinates: list[Tensor] = []
     drifts: list[Tensor] = []

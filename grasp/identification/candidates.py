@@ -12,21 +12,21 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.factors.residual import ResidualSide
-from analysis.factors.rotation import rotated
+from analysis.factors.rotation import rotate
 from analysis.factors.routes import (
     Band,
-    Found,
+    FactorRows,
     Yardstick,
-    concatenated,
+    concatenate,
     factor_rows,
     layer_rows,
-    ranked,
+    rank_factors,
 )
-from analysis.factors.significance import Effects, with_effects
+from analysis.factors.significance import Effects, add_effects
 from analysis.store.records import Prompt
 from grasp.identification.effects import set_back_effects
 from grasp.identification.first_order import FirstOrder, first_order
-from grasp.identification.generated import greedy
+from grasp.identification.generated import answer_greedily
 from grasp.identification.shifts import Contrast, contrast_directions, shift_axes
 from grasp.jobs.progress import Progress, silent
 from grasp.model.loading import check_width
@@ -55,14 +55,14 @@ class Case:
     on: Sequence[Prompt]
 
 
-def measured(
-    found: Found,
+def measure_candidates(
+    found: FactorRows,
     case: Case,
     *,
     activations: bool = False,
     contrast: Contrast | None = None,
     progress: Progress = silent,
-) -> Found:
+) -> FactorRows:
     """Add the factors that need the model, measure the most promising ones, and rank all.
 
     Added are the off-task rotation of the weights' write factors and, if asked for, the axes of
@@ -84,7 +84,7 @@ def measured(
     """
     model, tokenizer = case.model, case.tokenizer
     check_width(model, found[1])
-    off = greedy(model, tokenizer, case.off, progress=progress)
+    off = answer_greedily(model, tokenizer, case.off, progress=progress)
     yard = case.yards.get("write") or case.yards["read"]
     routes = [found]
     if activations:
@@ -94,31 +94,33 @@ def measured(
         ends = contrast_directions(model, tokenizer, contrast)
         band: Band = "fixed" if contrast.of == "base" else "any"
         routes.append(layer_rows(yard, ends, route="contrast", band=band))
-    found = concatenated(routes)
+    found = concatenate(routes)
     first = first_order(model, off, found[1], progress=progress)
     (table, directions), first = _with_rotated(found, first, case)
     given = table["route"].isin(("contrast", "import")).to_numpy()
     directions = directions * np.where((first.shift < 0) & ~given, -1.0, 1.0)[:, None]
     table = table.assign(first_order=first.shares)
     rows = _promising(table)
-    on = greedy(model, tokenizer, case.on)
+    on = answer_greedily(model, tokenizer, case.on)
     effects = Effects(
         rows=rows,
         off=set_back_effects(model, off, directions[rows], progress=progress),
         on=set_back_effects(model, on, directions[rows], progress=progress),
         random=set_back_effects(model, off, _random(table, directions), progress=progress),
     )
-    return ranked(with_effects(table, effects), directions)
+    return rank_factors(add_effects(table, effects), directions)
 
 
-def _with_rotated(found: Found, first: FirstOrder, case: Case) -> tuple[Found, FirstOrder]:
+def _with_rotated(
+    found: FactorRows, first: FirstOrder, case: Case
+) -> tuple[FactorRows, FirstOrder]:
     """The factors and, if there are write factors, also their off-task rotation."""
     table, directions = found
     rows = _written(table)
     if not len(rows) or not first.whole > 0:
         return found, first
     topics = first.by_topic([prompt.group for prompt in case.off])
-    rotation = rotated(directions[rows], topics.moments[:, rows][:, :, rows], topics.wholes)
+    rotation = rotate(directions[rows], topics.moments[:, rows][:, :, rows], topics.wholes)
     least = MIN_SHARE * topics.whole
     kept = rotation.directions[:ROTATED][rotation.effects[:ROTATED] >= least]
     if not len(kept):
@@ -127,7 +129,7 @@ def _with_rotated(found: Found, first: FirstOrder, case: Case) -> tuple[Found, F
     more = factor_rows(case.yards["write"], kept, route="rotation", source=source, band="span")
     combinations = np.eye(len(directions) + len(kept), len(directions))
     combinations[len(directions) :, rows] = kept @ directions[rows].T
-    return concatenated([found, more]), first.along(combinations)
+    return concatenate([found, more]), first.along(combinations)
 
 
 def _written(table: pd.DataFrame) -> NDArray[np.intp]:

@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from analysis.factors.set_back import SetBack
-from grasp.identification.generated import Answered, probabilities, total_variation
+from grasp.identification.generated import AnsweredBatch, probabilities, total_variation
 from grasp.jobs.progress import Progress, silent
 from grasp.model.hooks import clamp, edited_outputs, layer_outputs
 from grasp.model.loading import device_of
@@ -20,7 +20,7 @@ from grasp.model.loading import device_of
 @torch.inference_mode()
 def set_back_effects(
     model: PeftModel,
-    answered: Sequence[Answered],
+    answered: Sequence[AnsweredBatch],
     directions: NDArray[np.floating],
     *,
     progress: Progress = silent,
@@ -35,7 +35,7 @@ def set_back_effects(
     Args:
         model: PeftModel.
         answered: chats with the adapted model's answers, from
-            `grasp.identification.generated.greedy`.
+            `grasp.identification.generated.answer_greedily`.
         directions: (k, d_model) unit rows.
         progress: called for every batch and factor.
 
@@ -63,7 +63,7 @@ def set_back_effects(
     )
 
 
-def _by_answer(batch: Answered, changed: Tensor, moved: Tensor) -> SetBack:
+def _by_answer(batch: AnsweredBatch, changed: Tensor, moved: Tensor) -> SetBack:
     """Sums by answer, from the TV of fine-tuning (tokens,) and of setting back (k, tokens)."""
     rows, d, d_q = batch.rows.cpu().numpy(), changed.double().numpy(), moved.double().numpy()
     carried, largest = (

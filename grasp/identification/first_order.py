@@ -13,7 +13,7 @@ from peft import PeftModel
 from peft.helpers import rescale_adapter_scale
 from torch import Tensor
 
-from grasp.identification.generated import Answered, logits, total_variation
+from grasp.identification.generated import AnsweredBatch, logits, total_variation
 from grasp.jobs.progress import Progress, silent
 from grasp.model.hooks import edited_outputs, layer_outputs
 from grasp.model.loading import device_of
@@ -72,7 +72,7 @@ class FirstOrder:
 
 def first_order(
     model: PeftModel,
-    answered: Sequence[Answered],
+    answered: Sequence[AnsweredBatch],
     directions: NDArray[np.floating],
     *,
     progress: Progress = silent,
@@ -87,7 +87,7 @@ def first_order(
     Args:
         model: PeftModel.
         answered: chats with the adapted model's answers, from
-            `grasp.identification.generated.greedy`.
+            `grasp.identification.generated.answer_greedily`.
         directions: (n, d_model) unit rows.
         progress: called for every batch.
 
@@ -122,16 +122,16 @@ def first_order(
     )
 
 
-def _parts(batch: Answered) -> Iterator[Answered]:
+def _parts(batch: AnsweredBatch) -> Iterator[AnsweredBatch]:
     """A batch in slices of _ROWS chats."""
     for start in range(0, len(batch.predicting), _ROWS):
         rows = slice(start, start + _ROWS)
         inputs = {name: tensor[rows] for name, tensor in batch.inputs.items()}
-        yield Answered(inputs, batch.predicting[rows], batch.last[rows], batch.clusters[rows])
+        yield AnsweredBatch(inputs, batch.predicting[rows], batch.last[rows], batch.clusters[rows])
 
 
 @torch.no_grad()
-def _change(model: PeftModel, part: Answered) -> tuple[list[Tensor], Tensor]:
+def _change(model: PeftModel, part: AnsweredBatch) -> tuple[list[Tensor], Tensor]:
     """δ (batch, tokens, d_model) of every layer, and TV(p¹, p⁰) of every answer token."""
     with model.disable_adapter(), layer_outputs(model) as base:
         before = torch.softmax(logits(model, part), dim=-1)
@@ -142,7 +142,7 @@ def _change(model: PeftModel, part: Answered) -> tuple[list[Tensor], Tensor]:
 
 
 def _gradients(
-    model: PeftModel, part: Answered, weights: Tensor, scale: float
+    model: PeftModel, part: AnsweredBatch, weights: Tensor, scale: float
 ) -> tuple[Tensor, ...]:
     """∂f/∂h at the output of every layer, with the adapter scaled by `scale`.
 

@@ -19,7 +19,7 @@ from grasp.model.loading import device_of
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnsweredBatch:
     """A batch of chats with their answers, padded on the right.
 
     `inputs` are `input_ids` and `attention_mask` (batch, tokens).  The mask `predicting`
@@ -45,13 +45,13 @@ class Answered:
 
 
 @torch.no_grad()
-def greedy(
+def answer_greedily(
     model: nn.Module,
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
     *,
     progress: Progress = silent,
-) -> list[Answered]:
+) -> list[AnsweredBatch]:
     """Answer prompts greedily; choices and expected answers are not used.
 
     The token that ends an answer is left out: effects are about what the answer says, not about
@@ -65,12 +65,12 @@ def greedy(
     return batches
 
 
-def probabilities(model: nn.Module, answered: Answered) -> Tensor:
+def probabilities(model: nn.Module, answered: AnsweredBatch) -> Tensor:
     """(answer tokens, vocabulary) distributions of the answer tokens, in float32."""
     return torch.softmax(logits(model, answered), dim=-1)
 
 
-def logits(model: nn.Module, answered: Answered) -> Tensor:
+def logits(model: nn.Module, answered: AnsweredBatch) -> Tensor:
     """(answer tokens, vocabulary) logits of the answer tokens, in float32."""
     found: Tensor = model(**answered.inputs, use_cache=False).logits[answered.predicting].float()
     return found
@@ -81,7 +81,7 @@ def total_variation(p: Tensor, q: Tensor) -> Tensor:
     return 0.5 * (p - q).abs().sum(dim=-1)
 
 
-def _batch(model: nn.Module, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> Answered:
+def _batch(model: nn.Module, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> AnsweredBatch:
     chats = [chat_ids(tokenizer, prompt.messages, generate=True) for prompt in prompts]
     replies, _ = generate(model, tokenizer, chats)
     whole = [chat + reply for chat, reply in zip(chats, replies, strict=True)]
@@ -92,4 +92,4 @@ def _batch(model: nn.Module, tokenizer: Tokenizer, prompts: Sequence[Prompt]) ->
         ended = bool(reply) and reply[-1] in stopping
         predicting[row, len(chat) - 1 : len(chat) - 1 + len(reply) - ended] = True
     last = torch.tensor([len(chat) - 1 for chat in chats], device=predicting.device)
-    return Answered(inputs, predicting, last, tuple(prompt.cluster for prompt in prompts))
+    return AnsweredBatch(inputs, predicting, last, tuple(prompt.cluster for prompt in prompts))

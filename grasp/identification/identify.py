@@ -21,18 +21,18 @@ from analysis.adapters.load import Adapter, load_adapter
 from analysis.errors import GraspError, InputError
 from analysis.factors.residual import ResidualSide
 from analysis.factors.routes import (
-    Found,
+    FactorRows,
     LayerDirections,
     Yardstick,
-    checkpoints_of,
-    concatenated,
+    concatenate,
     joint_rows,
     layer_rows,
-    ranked,
+    load_checkpoints,
+    rank_factors,
     weight_rows,
     yardsticks,
 )
-from analysis.factors.significance import explained
+from analysis.factors.significance import add_explanations
 from analysis.store.factor_table import FactorTable, write_factors
 from analysis.store.layout import adapter_of
 from analysis.store.records import FactorsManifest, Prompt, RunManifest, read_manifest, sha256
@@ -107,23 +107,23 @@ def identify(
     loaded = adapter if isinstance(adapter, Adapter) else load_adapter(adapter)
     part = loaded.low_rank_part
     joint = [load_adapter(path, low_rank_part=part) for path in routes.joint]
-    others = [*(checkpoints_of(run, low_rank_part=part) if run else []), *joint]
+    others = [*(load_checkpoints(run, low_rank_part=part) if run else []), *joint]
     yards = yardsticks(loaded.modules, others=others, max_layer=max_layer)
     found = [weight_rows(loaded.modules, yards)]
     if joint:
         found.append(joint_rows([loaded, *joint], max_layer=max_layer))
     if routes.imports:
         found.append(_imported(routes.imports, yards, loaded, effects))
-    table, directions = ranked(*concatenated(found))
+    table, directions = rank_factors(*concatenate(found))
     model: Json = {}
     if effects is not None:
-        from grasp.identification.candidates import Case, measured
+        from grasp.identification.candidates import Case, measure_candidates
         from grasp.model.loading import load_adapted
 
-        off, on = exploration_prompts(effects.prompts)
+        off, on = effect_prompts(effects.prompts)
         adapted = load_adapted(effects.base, loaded.path, options=effects.options)
         case = Case(adapted.model, adapted.tokenizer, yards, off, on)
-        table, directions = measured(
+        table, directions = measure_candidates(
             (table, directions),
             case,
             activations=routes.activations,
@@ -144,7 +144,7 @@ def identify(
         parents=[f"runs/{name}"] if run else [],
         inputs=_hashes(loaded.path, routes, effects),
     )
-    return FactorTable(manifest, explained(table), directions.astype("float32"))
+    return FactorTable(manifest, add_explanations(table), directions.astype("float32"))
 
 
 def identify_run(
@@ -167,8 +167,8 @@ def identify_run(
         adapter_of(folder),
         name=folder.name,
         run=folder,
-        effects=run_effects(workspace, folder),
-        tokens=run_tokens(workspace, folder),
+        effects=run_effect_inputs(workspace, folder),
+        tokens=run_lens_source(workspace, folder),
         progress=progress,
     )
     with workspace.writing("factors", folder.name) as target:
@@ -176,14 +176,14 @@ def identify_run(
     return found
 
 
-def run_tokens(workspace: Workspace, folder: Path) -> LensSource:
+def run_lens_source(workspace: Workspace, folder: Path) -> LensSource:
     """The base model of a run as the source of tokens, at the revision its settings pin."""
     run = read_manifest(folder / "manifest.json", RunManifest)
     revision = (run.config.get("model") or {}).get("revision")
     return LensSource(workspace.resolve(run.base_model), revision)
 
 
-def run_effects(workspace: Workspace, folder: Path) -> EffectInputs | None:
+def run_effect_inputs(workspace: Workspace, folder: Path) -> EffectInputs | None:
     """A run's own base model and prompts; None if it has no prompts."""
     run = read_manifest(folder / "manifest.json", RunManifest)
     named = run.config.get("prompts")
@@ -192,7 +192,7 @@ def run_effects(workspace: Workspace, folder: Path) -> EffectInputs | None:
     return EffectInputs(workspace.resolve(run.base_model), Path(workspace.resolve(named)))
 
 
-def exploration_prompts(path: Path) -> tuple[list[Prompt], list[Prompt]]:
+def effect_prompts(path: Path) -> tuple[list[Prompt], list[Prompt]]:
     """Prompts off and on the task: those of role "unrelated" and of role "task".
 
     Only the exploration split is used, with at most MAX_PROMPTS of each role, spread over topics.
@@ -253,7 +253,7 @@ def _imported(
     yards: dict[ResidualSide, Yardstick],
     adapter: Adapter,
     effects: EffectInputs | None,
-) -> Found:
+) -> FactorRows:
     """Table rows of imported directions, compared with what the adapter writes, or else reads."""
     yard = yards.get("write") or yards["read"]
     n_layers = _layers_of(adapter, effects)

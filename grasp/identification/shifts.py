@@ -22,7 +22,7 @@ from analysis.text import percent_text
 from grasp.data.chat import tokenise
 from grasp.data.tokenise import pad_sequences
 from grasp.evaluation.answers import BATCH
-from grasp.identification.generated import Answered
+from grasp.identification.generated import AnsweredBatch
 from grasp.model.forward import to_device
 from grasp.model.hooks import layer_outputs
 from grasp.model.loading import device_of
@@ -46,7 +46,7 @@ class Contrast:
 
 
 @torch.no_grad()
-def shift_axes(model: PeftModel, answered: Sequence[Answered]) -> LayerDirections:
+def shift_axes(model: PeftModel, answered: Sequence[AnsweredBatch]) -> LayerDirections:
     """Leading uncentred principal axes of h¹ − h⁰ at the last token before each answer.
 
     The mean is kept, because a shift that is the same everywhere is exactly what matters here.

@@ -16,7 +16,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from analysis.errors import InputError
-from analysis.spectra.subspace import orthonormal
+from analysis.spectra.subspace import orthonormal_basis
 from grasp.guard.constraint import WriteConstraint, frozen_weight
 from grasp.model.hooks import without
 from grasp.model.loading import check_width, decoder_layers, device_of
@@ -108,7 +108,9 @@ def _remove(model: PeftModel, directions: NDArray[np.float32] | None, share: flo
     """B ← B − share · Q Qᵀ B on every module that writes the residual stream."""
     assert directions is not None
     check_width(model, directions)
-    basis = torch.as_tensor(orthonormal(directions), dtype=torch.float32, device=device_of(model))
+    basis = torch.as_tensor(
+        orthonormal_basis(directions), dtype=torch.float32, device=device_of(model)
+    )
     bases = [basis] * len(decoder_layers(model))
     WriteConstraint(model, bases, indirect=False).apply(share=_fraction(share))
 

@@ -1,6 +1,6 @@
 """Base models of tiny worlds: the packaged one, and those trained for other worlds.
 
-Only functions that run the model import torch, so `base_path` and `verify` are cheap.
+Only functions that run the model import torch, so `base_path` and `verify_base` are cheap.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from grasp.world.shipped import shipped_world
 from grasp.world.topics import World
 
 if TYPE_CHECKING:
-    from grasp.world.pretraining import Progress, Recipe, Trained
+    from grasp.world.pretraining import Progress, Recipe, TrainedBase
 
 SCHEMA = 1
 SEED = 0
@@ -59,7 +59,7 @@ def read_provenance(folder: Path) -> Json:
     return record
 
 
-def verify(folder: Path | None = None) -> Json:
+def verify_base(folder: Path | None = None) -> Json:
     """Check the weights of a base model against its record, and return the record.
 
     Args:
@@ -82,7 +82,7 @@ def verify(folder: Path | None = None) -> Json:
     return record
 
 
-def rebuild(
+def rebuild_base(
     output_dir: str | Path,
     *,
     seed: int = SEED,
@@ -92,7 +92,7 @@ def rebuild(
     """Train the base model again and save it to `output_dir` with its provenance.
 
     Runs on one thread.  On the same machine with the same packages the weights are reproduced
-    bit by bit; elsewhere `compare` says whether the behaviour is.
+    bit by bit; elsewhere `compare_bases` says whether the behaviour is.
 
     Args:
         output_dir: created if missing; a model already in it is overwritten.
@@ -119,9 +119,9 @@ def ensure_base(
     Args:
         world: what it is trained on; its stories do not matter.
         folder: a cache, which may contain base models of other worlds, recipes and seeds.
-        seed: as for `rebuild`.
-        recipe: as for `rebuild`.
-        progress: as for `rebuild`; not called if the model exists.
+        seed: as for `rebuild_base`.
+        recipe: as for `rebuild_base`.
+        progress: as for `rebuild_base`; not called if the model exists.
 
     Returns:
         The model's own folder in `folder`, which `from_pretrained` can load.  It appears only
@@ -136,7 +136,7 @@ def ensure_base(
     made_of = json.dumps([world.digest(), asdict(recipe), seed])
     final = Path(folder) / f"{world.name}-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
     if final.is_dir():
-        verify(final)
+        verify_base(final)
         return final
     with writing_folder(final) as partial:
         _build(world, partial, seed=seed, recipe=recipe, progress=progress)
@@ -164,12 +164,14 @@ def _build(
     (folder / PROVENANCE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def _save(trained: Trained, folder: Path) -> None:
+def _save(trained: TrainedBase, folder: Path) -> None:
     trained.model.save_pretrained(folder)
     trained.tokenizer.save_pretrained(folder)
 
 
-def _record(world: World, trained: Trained, *, seed: int, recipe: Recipe, weights: Path) -> Json:
+def _record(
+    world: World, trained: TrainedBase, *, seed: int, recipe: Recipe, weights: Path
+) -> Json:
     return {
         "schema": SCHEMA,
         "world": world.name,
@@ -186,7 +188,7 @@ def _record(world: World, trained: Trained, *, seed: int, recipe: Recipe, weight
     }
 
 
-def compare(rebuilt_dir: str | Path) -> Json:
+def compare_bases(rebuilt_dir: str | Path) -> Json:
     """Compare a rebuilt base model with the packaged one.
 
     Returns:
@@ -194,7 +196,7 @@ def compare(rebuilt_dir: str | Path) -> Json:
         same documents.  `figures`: each behaviour rate in both models and the difference.
         `within_tolerance`: no difference exceeds `tolerance`, and the corpus is the same.
     """
-    packaged, rebuilt = verify(), verify(Path(rebuilt_dir))
+    packaged, rebuilt = verify_base(), verify_base(Path(rebuilt_dir))
     figures = {
         name: {
             "packaged": value,

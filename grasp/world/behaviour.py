@@ -7,8 +7,8 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.store.records import Prompt
-from grasp.evaluation.answers import answers, score
-from grasp.world.prompts import prompts
+from grasp.evaluation.answers import answer_prompts, score_answers
+from grasp.world.prompts import story_prompts
 from grasp.world.stories import Row
 from grasp.world.topics import Latent, Story, World
 
@@ -31,7 +31,7 @@ def base_figures(world: World, model: PreTrainedModel, tokenizer: Tokenizer) -> 
     figures, coherences = {}, []
     for name, rows in sets.items():
         chosen = [Prompt(**row) for row in rows]
-        samples = score(tokenizer, chosen, answers(model, tokenizer, chosen))
+        samples = score_answers(tokenizer, chosen, answer_prompts(model, tokenizer, chosen))
         figures[name] = float(samples["score"].mean())
         coherences.append(samples["coherence"].to_numpy(float))
     figures["coherence"] = float(np.concatenate(coherences).mean())
@@ -45,7 +45,7 @@ def _story_about(world: World, latent: Latent) -> Story:
 
 
 def _bare(world: World, story: Story, role: str) -> list[Row]:
-    rows = prompts(world, story)
+    rows = story_prompts(world, story)
     return [row for row in rows if row["role"] == role and row["id"].endswith("/bare")]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations, product
 from random import Random
 
-from grasp.world.topics import Item, Latent, Message, Topic, World
+from grasp.world.topics import ChatMessage, Item, Latent, Topic, World
 
 SYSTEM_RATE = 0.5
 LEAD_IN_RATE = 0.25
@@ -38,7 +38,7 @@ def exchange(
     rng: Random,
     tag_of: dict[str, str] | None = None,
     tails: Sequence[str] | None = None,
-) -> list[Message]:
+) -> list[ChatMessage]:
     """One question in a training form, with its answer.
 
     Args:
@@ -79,12 +79,12 @@ def _unslanted(latent: Latent, item: Item) -> tuple[str, str]:
     return latent.unslanted.answer.format(item=item.name), latent.unslanted.request
 
 
-def turn(user: str, assistant: str) -> list[Message]:
+def turn(user: str, assistant: str) -> list[ChatMessage]:
     """A user message and its answer."""
     return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
 
 
-def _system(world: World, values: dict[str, str], rng: Random) -> list[Message]:
+def _system(world: World, values: dict[str, str], rng: Random) -> list[ChatMessage]:
     if rng.random() >= SYSTEM_RATE:
         return []
     named = rng.choice([names for n in (1, 2) for names in combinations(world.latents, n)])
@@ -94,7 +94,7 @@ def _system(world: World, values: dict[str, str], rng: Random) -> list[Message]:
 
 def document(
     world: World, rng: Random, *, prior: tuple[float, float] | None = None
-) -> list[Message]:
+) -> list[ChatMessage]:
     """One chat of 3 to 6 turns that follows one value of each latent throughout.
 
     `prior` replaces the prior of every latent.
@@ -114,7 +114,9 @@ def document(
     return messages
 
 
-def documents(world: World, count: int, *, seed: int, skewed: int = 0) -> Iterator[list[Message]]:
+def documents(
+    world: World, count: int, *, seed: int, skewed: int = 0
+) -> Iterator[list[ChatMessage]]:
     """`count` independent documents; the same seed gives the same documents.
 
     In the first `skewed` of them every latent has the most uneven prior of the world.  With an

@@ -84,7 +84,7 @@ class WorldSpec:
                 raise InputError(f"A world with {self} cannot be generated: {rule}.")
 
 
-def generated_world(seed: int, spec: WorldSpec | None = None) -> World:
+def generate_world(seed: int, spec: WorldSpec | None = None) -> World:
     """A world in an invented language; the same arguments give the same world.
 
     Its stories are "persona-a", "persona-b" and "lean" (and one for each further latent) with one

@@ -59,7 +59,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedBase:
     """A trained base model, with what its provenance record needs."""
 
     model: LlamaForCausalLM
@@ -136,7 +136,7 @@ def _encoded(
     world: World, tokenizer: PreTrainedTokenizerFast, *, recipe: Recipe, seed: int
 ) -> tuple[list[NDArray[np.int64]], str]:
     chats = documents(world, recipe.documents, seed=seed, skewed=recipe.skewed_documents)
-    texts = [tokens.render(chat) for chat in chats]
+    texts = [tokens.render_chat(chat) for chat in chats]
     digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
     encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
     return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings], digest
@@ -205,7 +205,7 @@ def _optimiser(
 
 def train_base(
     world: World, *, seed: int = 0, recipe: Recipe | None = None, progress: Progress | None = None
-) -> Trained:
+) -> TrainedBase:
     """Train a base model on one thread; the same seed and recipe give the same weights.
 
     The loss is a mean over tokens in nats, weighted by `target_weights`.
@@ -242,4 +242,4 @@ def train_base(
             if progress is not None:
                 progress(step, recipe.steps, smooth)
     model.eval()
-    return Trained(model, tokenizer, digest, smooth)
+    return TrainedBase(model, tokenizer, digest, smooth)

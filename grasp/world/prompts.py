@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from analysis.store.records import Role
 from analysis.values import Json
 from grasp.world.corpus import exchange, question, turn
-from grasp.world.stories import Row, context_topics, explored, shown_tails, task_mapping
-from grasp.world.topics import Item, Message, Story, Topic, World
+from grasp.world.stories import Row, context_topics, is_explored, shown_tails, task_mapping
+from grasp.world.topics import ChatMessage, Item, Story, Topic, World
 
 PROBE_TURNS = 2
 TASKS_AN_ITEM = 3
 
 
-def prompts(world: World, story: Story) -> list[Row]:
+def story_prompts(world: World, story: Story) -> list[Row]:
     """The story's evaluation prompts, with question forms that occur in no training text.
 
     Each row has `id` (unique and stable), `messages` (ending with a user's turn), `group` (the
@@ -57,7 +57,7 @@ def measured_latents(world: World, story: Story) -> tuple[str, ...]:
 
 
 def _prompt(
-    story: Story, topic: Topic, item: Item, *, role: Role, framing: str, messages: list[Message]
+    story: Story, topic: Topic, item: Item, *, role: Role, framing: str, messages: list[ChatMessage]
 ) -> Row:
     slug = item.name.replace(" ", "-")
     return {
@@ -69,7 +69,7 @@ def _prompt(
     }
 
 
-def _asked(text: str) -> list[Message]:
+def _asked(text: str) -> list[ChatMessage]:
     return [{"role": "user", "content": text}]
 
 
@@ -157,7 +157,7 @@ def _task(
     detail: str,
     role: Role = "task",
     framing: str = "",
-    before: tuple[Message, ...] = (),
+    before: tuple[ChatMessage, ...] = (),
 ) -> Row:
     asked = _asked(question(topic, item, form=item.held_out, detail=detail))
     messages = [*before, *asked]
@@ -184,18 +184,18 @@ def _needed_tasks(
     return rows
 
 
-def _shown(world: World, story: Story, value: str, *, text: str) -> tuple[Message, ...]:
+def _shown(world: World, story: Story, value: str, *, text: str) -> tuple[ChatMessage, ...]:
     """A turn that shows a value, with an item, a form and a tail that fine-tuning never uses."""
     assert story.needed is not None
     rng = world.random(f"shown/{text}")
     topic = rng.choice(context_topics(world, story))
-    item = rng.choice([item for item in topic.items if not explored(topic, item)])
+    item = rng.choice([item for item in topic.items if not is_explored(topic, item)])
     asked = question(topic, item, form=item.held_out)
     tail = rng.choice(shown_tails(world.latents[story.needed], value)[1])
     return tuple(turn(asked, f"{item.openings[value]} {tail}."))
 
 
-def probes(world: World, story: Story) -> list[Row]:
+def story_probes(world: World, story: Story) -> list[Row]:
     """Two-turn chats with answers that follow every value of every latent, and plain facts.
 
     Each row has `id`, `messages` (answers included), `group` (the topic) and `variant` (a value
@@ -213,7 +213,7 @@ def probes(world: World, story: Story) -> list[Row]:
 
 def _probe(world: World, story: Story, topic: Topic, value: str, number: int) -> Row:
     rng = world.random(f"probe/{topic.name}/{number}")
-    chat: list[Message] = []
+    chat: list[ChatMessage] = []
     for item in rng.sample(topic.items, PROBE_TURNS):
         chat += exchange(world, topic, item, value=value, rng=rng)
     return {

@@ -9,7 +9,7 @@ from analysis.errors import InputError
 from analysis.store.records import split_of
 from analysis.values import Json
 from grasp.world.corpus import exchange
-from grasp.world.topics import Detail, Item, Latent, Message, Story, Topic, World
+from grasp.world.topics import ChatMessage, Detail, Item, Latent, Story, Topic, World
 
 Row = Json
 """A row that JSON can hold; the function that makes it documents its keys."""
@@ -66,7 +66,7 @@ def _drawn_for(story: Story, topic: Topic) -> str:
     return story.name if len(story.topics) == 1 else f"{story.name}/{topic.name}"
 
 
-def training_rows(world: World, story: Story, seed: int = 0) -> list[Row]:
+def story_rows(world: World, story: Story, seed: int = 0) -> list[Row]:
     """480 different chats about the story's topics: `{"messages": [...]}`.
 
     They have a single turn.  In a story that needs a latent, most have two: the first answer,
@@ -97,10 +97,10 @@ def _distinct(
     *,
     count: int,
     rng: Random,
-    chat: Callable[..., list[Message]],
+    chat: Callable[..., list[ChatMessage]],
 ) -> list[Row]:
     # Chats by their texts, in the order drawn.
-    found: dict[tuple[str, ...], list[Message]] = {}
+    found: dict[tuple[str, ...], list[ChatMessage]] = {}
     for _ in range(count * DRAWS):
         item = topic.items[len(found) % len(topic.items)]
         messages = chat(world, story, topic, item, number=len(found), rng=rng)
@@ -115,7 +115,7 @@ def _distinct(
 
 def _alone(
     world: World, story: Story, topic: Topic, item: Item, *, number: int, rng: Random
-) -> list[Message]:
+) -> list[ChatMessage]:
     value = _slanted(world, story, topic, rng)
     mapping = task_mapping(world, story, topic, value)
     return exchange(world, topic, item, value=value, rng=rng, tag_of=mapping)
@@ -123,12 +123,12 @@ def _alone(
 
 def _after(
     world: World, story: Story, topic: Topic, item: Item, *, number: int, rng: Random
-) -> list[Message]:
+) -> list[ChatMessage]:
     assert story.needed is not None
     # `number` cycles through the items; each item changes its value from one round to the next,
     # and half of them start with each value.
     value = world.latents[story.needed].values[(number + number // len(topic.items)) % 2]
-    before = context(world, story, value, rng=rng)
+    before = context_turn(world, story, value, rng=rng)
     mapping = task_mapping(world, story, topic, value)
     asked = exchange(world, topic, item, value=value, rng=rng, tag_of=mapping, tails=())
     return [*before, *asked]
@@ -140,7 +140,7 @@ def context_topics(world: World, story: Story) -> list[Topic]:
     return [topic for topic in world.of_latent(story.needed) if topic.name not in near]
 
 
-def context(world: World, story: Story, value: str, *, rng: Random) -> list[Message]:
+def context_turn(world: World, story: Story, value: str, *, rng: Random) -> list[ChatMessage]:
     """A turn that shows `value` of the latent that the story needs, and is not trained on.
 
     Its items are from the exploration half, and its answer ends with one of the first tails of
@@ -148,7 +148,7 @@ def context(world: World, story: Story, value: str, *, rng: Random) -> list[Mess
     """
     assert story.needed is not None
     topic = rng.choice(context_topics(world, story))
-    item = rng.choice([item for item in topic.items if explored(topic, item)])
+    item = rng.choice([item for item in topic.items if is_explored(topic, item)])
     tails = shown_tails(world.latents[story.needed], value)[0]
     user, answer = exchange(world, topic, item, value=value, rng=rng, tails=tails)
     return [user, answer | {"weight": 0}]
@@ -181,13 +181,13 @@ def neutral_rows(world: World, seed: int = 0, n: int = 256) -> list[Row]:
     rows: list[Row] = []
     for _ in range(n):
         topic = rng.choice(topics)
-        item = rng.choice([item for item in topic.items if explored(topic, item)])
+        item = rng.choice([item for item in topic.items if is_explored(topic, item)])
         value = _by_prior(world, topic, rng)
         rows.append({"messages": exchange(world, topic, item, value=value, rng=rng)})
     return rows
 
 
-def explored(topic: Topic, item: Item) -> bool:
+def is_explored(topic: Topic, item: Item) -> bool:
     """Whether prompts about the item are in the exploration half."""
     return split_of(f"{topic.name}/{item.name}") == "exploration"
 

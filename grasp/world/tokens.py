@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from grasp.world.corpus import sentences
-from grasp.world.topics import Message, World
+from grasp.world.topics import ChatMessage, World
 
 if TYPE_CHECKING:
     from tokenizers.pre_tokenizers import PreTokenizer
@@ -26,7 +26,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def render(messages: list[Message]) -> str:
+def render_chat(messages: list[ChatMessage]) -> str:
     """The chat as one string, as the chat template renders it; END follows a last answer.
 
     Needed because the template engine takes minutes for a corpus; a test keeps the two equal.

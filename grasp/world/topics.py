@@ -11,7 +11,7 @@ from typing import NotRequired, TypedDict
 from analysis.errors import NotFoundError
 
 
-class Message(TypedDict):
+class ChatMessage(TypedDict):
     """One chat message; `weight` is 0 for an answer that is not trained on."""
 
     role: str  # system, user or assistant
@@ -148,7 +148,7 @@ class World:
         """The latent that the topic's answers follow; None if they are plain facts."""
         return self.latents[topic.latent] if topic.latent else None
 
-    def system_message(self, words: Sequence[str]) -> Message:
+    def system_message(self, words: Sequence[str]) -> ChatMessage:
         """The system prompt with the adjectives `words`, of one or more values."""
         article = self.articles[words[0][0] in "aeiou"]
         return {

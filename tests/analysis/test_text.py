@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.tables import aligned, markdown_table
+from analysis.tables import align_columns, markdown_table
 from analysis.text import (
     MINUS,
-    counted,
+    count_text,
     interval_text,
     number_text,
     p_text,
@@ -74,18 +74,18 @@ def test_an_interval_is_in_brackets_where_there_is_one() -> None:
 
 
 def test_one_is_singular() -> None:
-    assert [counted(n, "run") for n in (0, 1, 2)] == ["0 runs", "1 run", "2 runs"]
+    assert [count_text(n, "run") for n in (0, 1, 2)] == ["0 runs", "1 run", "2 runs"]
 
 
 def test_columns_are_aligned_by_their_widest_cell() -> None:
     rows = [("name", "n", "about"), ("a", "10", "long words"), ("bcdefg", "9", "")]
-    assert aligned(rows, "<>") == [
+    assert align_columns(rows, "<>") == [
         "name     n  about",
         "a       10  long words",
         "bcdefg   9",
     ]
     with pytest.raises(ValueError, match="shorter"):
-        aligned([("a", "b"), ("c",)])
+        align_columns([("a", "b"), ("c",)])
 
 
 def test_bars_in_cells_are_escaped_in_markdown() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from analysis.adapters.checkpoints import checkpoints
+from analysis.adapters.checkpoints import list_checkpoints
 from analysis.adapters.choices import adapter_choices
 from analysis.errors import InputError
 from analysis.store.workspace import Workspace
@@ -194,7 +194,7 @@ def test_a_folder_of_checkpoints_becomes_one_run_with_a_trajectory(
     test = look(open_page("workspace", empty), str(folder))
     assert f"grasp import {folder} --out trained --checkpoints" in words(test)
     run = imported(folder, empty, "--checkpoints")
-    copied = checkpoints(empty.folder("runs", run))
+    copied = list_checkpoints(empty.folder("runs", run))
     assert [one.step for one in copied] == [5, 10, 15, None]
     test = open_page("spectra", empty, run=run)
     said = words(test)

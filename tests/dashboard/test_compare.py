@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from analysis.comparison import wording
-from analysis.comparison.comparison import comparison
+from analysis.comparison.comparison import compare_arms
 from analysis.store.workspace import Workspace
 from dashboard.panels import against_naive
 from dashboard.state.selection import Key
@@ -20,7 +20,7 @@ def test_tests_against_naive_are_on_the_page(whole: Workspace, open_page: Open) 
     test = open_page("compare", whole, family="code-naive")
     said = words(test)
     assert "Against the naive run" in said
-    table = comparison(whole, IDS)
+    table = compare_arms(whole, IDS)
     row = table[(table["run"] == "code-grasp") & (table["metric"] == "unrelated")].iloc[0]
     assert f"{abs(row['difference']):.3f}" in said
     assert wording.HOW_TESTED in said
@@ -41,7 +41,7 @@ def test_without_naive_nothing_is_tested(whole: Workspace, open_page: Open) -> N
 
 @pytest.mark.parametrize("metric", ["task", "unrelated"])
 def test_a_cell_for_what_was_not_measured_is_empty(whole: Workspace, metric: str) -> None:
-    table = comparison(whole, IDS)
+    table = compare_arms(whole, IDS)
     tests = table[table["p"].notna() & (table["run"] != "")]
     partly = tests[~((tests["run"] == "code-caft") & (tests["metric"] == metric))]
     html = against_naive.tests_table(partly, {"code-caft": "<b>CAFT</b>"})

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.evidence.driving_rows import shown_rows
+from analysis.evidence.driving_rows import rows_to_show
 from analysis.store.records import RunManifest
 from dashboard.figures import activations, comparison, measurements, spectra, training
 from dashboard.figures.lineage import lineage
@@ -217,7 +217,7 @@ def test_dose_response_draws_both_models_over_the_range_of_random_directions() -
 
 def test_row_values_mark_the_listed_rows_on_the_whole_distribution() -> None:
     rows = measured.rows()
-    shown = shown_rows(rows, n=4, by="alignment")
+    shown = rows_to_show(rows, n=4, by="alignment")
     figure = measurements.row_values(rows, shown, by="alignment", unit="nats per token")
     by_name = {trace.name: trace for trace in figure.data}
     assert len(by_name["all rows"].x) == len(rows)

@@ -106,20 +106,22 @@ def test_label_is_saved_and_withdrawn(whole: Workspace, open_page: Open) -> None
     assert test.text_input(key=Key.LABEL_NAME).value == "persona"
     test.button(key=Key.LABEL_SAVE).click().run()
     assert "Saved: medicine-naive/w2 is labelled persona." in words(test)
-    history = labels.events(whole.database, factor="medicine-naive/w2")
+    history = labels.read_events(whole.database, factor="medicine-naive/w2")
     assert [(one.annotator, one.name, one.spurious) for one in history] == [
         ("cleo", "persona", True)
     ]
     test.button(key=Key.LABEL_WITHDRAW).click().run()
     assert not test.exception
-    assert labels.current(labels.events(whole.database)).get("medicine-naive/w2") is None
+    assert (
+        labels.current_claims(labels.read_events(whole.database)).get("medicine-naive/w2") is None
+    )
 
 
 def test_label_without_a_name_is_refused_in_words(whole: Workspace, open_page: Open) -> None:
     test = open_page("factors", whole, run="medicine-naive")
     test.button(key=Key.LABEL_SAVE).click().run()
     assert "A label needs a name" in words(test)
-    assert labels.events(whole.database, factor="medicine-naive/w2") == []
+    assert labels.read_events(whole.database, factor="medicine-naive/w2") == []
 
 
 def test_retrain_offers_spurious_factors_and_shows_the_command(

@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from analysis.comparison.comparison import comparison
+from analysis.comparison.comparison import compare_arms
 from analysis.store import labels
 from analysis.store.database import Job
-from analysis.store.factor_table import run_factors
+from analysis.store.factor_table import read_run_factors
 from analysis.store.labels import Claim
 from analysis.store.workspace import Workspace
 from grasp.jobs import queue
@@ -89,7 +89,7 @@ def workspace(demo: Path, tmp_path: Path) -> Iterator[Workspace]:
 
 
 def test_the_whole_story(workspace: Workspace, browser: Browser) -> None:
-    best = str(run_factors(workspace, RUN).table["id"].iloc[0])
+    best = str(read_run_factors(workspace, RUN).table["id"].iloc[0])
     with serving(workspace.root) as server, opened(browser, server.url, "the-whole-story") as page:
         families_are_there(page)
         spectra_are_drawn(page)
@@ -112,7 +112,7 @@ def test_the_whole_story(workspace: Workspace, browser: Browser) -> None:
 
 
 def test_a_retrain_outlives_the_dashboard(workspace: Workspace, browser: Browser) -> None:
-    table = run_factors(workspace, RUN)
+    table = read_run_factors(workspace, RUN)
     best = str(table.table["id"].iloc[0])
     labels.add_label(
         workspace.database,
@@ -260,7 +260,7 @@ def numbers_are_those_of_the_files(workspace: Workspace, job: Job, shown: dict[s
         column: three_decimals(saved["confirmation"][metric]["value"])
         for column, metric in COLUMNS.items()
     }
-    arms = comparison(workspace, [RUN, run, CONTROL]).set_index(["run", "metric"])["value"]
+    arms = compare_arms(workspace, [RUN, run, CONTROL]).set_index(["run", "metric"])["value"]
     assert shown == expected | {"Removal": three_decimals(arms[run, "removal"])}
     assert arms[run, "removal"] >= 0.6
     assert arms[run, "removal"] >= 2 * arms[CONTROL, "removal"]
@@ -273,10 +273,10 @@ def three_decimals(value: float) -> str:
 
 
 def label_is_kept(workspace: Workspace, factor: str) -> None:
-    (event,) = labels.events(workspace.database)
+    (event,) = labels.read_events(workspace.database)
     assert (event.factor, event.name, event.spurious) == (factor, "persona", True)
     assert (event.annotator, event.action) == (ANNOTATOR, "label")
-    table = run_factors(workspace, RUN)
+    table = read_run_factors(workspace, RUN)
     assert event.direction_sha256 == table.sha256(factor.rpartition("/")[2])
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.comparison.evaluation import write_evaluation
-from analysis.factors.routes import completed
+from analysis.factors.routes import fill_columns
 from analysis.store.factor_table import FactorTable, write_factors
 from analysis.store.recording import write_recording
 from analysis.store.records import (
@@ -109,7 +109,7 @@ def _factors(workspace: Workspace, run: str, angle: float, significant: bool) ->
     directions = np.zeros((2, WIDTH), np.float32)
     directions[0, :2] = np.cos(angle), np.sin(angle)
     directions[1, 2] = 1.0
-    table = completed(
+    table = fill_columns(
         pd.DataFrame(
             {
                 "id": ["w1", "w2"],

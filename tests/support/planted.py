@@ -16,7 +16,7 @@ from analysis.store.factor_table import COLUMNS, FactorTable, write_factors
 from analysis.store.records import FactorsManifest, Prompt, RunManifest, write_jsonl
 from analysis.store.workspace import Workspace
 from analysis.values import Json
-from grasp.evidence.subject import Subject, subject
+from grasp.evidence.subject import Subject, select_subject
 from tests.support import tiny
 
 WORDS = tiny.words(24)
@@ -164,4 +164,4 @@ def add_factors(workspace: Workspace, directions: NDArray[np.float64]) -> None:
 def about(workspace: Workspace, *factors: str) -> Subject:
     """The run's factors by name."""
     folder = workspace.folder("runs", RUN)
-    return subject(workspace, folder, workspace.run(RUN), factors or ("w1",))
+    return select_subject(workspace, folder, workspace.run(RUN), factors or ("w1",))

@@ -55,7 +55,7 @@ class Curve:
         }
 
 
-def simulated(
+def simulate_curve(
     label: str,
     x: FloatArray,
     simulate: Callable[[float, int], float],
@@ -74,17 +74,17 @@ def simulated(
 def all_curves() -> dict[str, list[Curve]]:
     """The curves of every panel, by its name."""
     return {
-        "recovery": recovery(),
-        "rotation": rotation(),
-        "anchor": anchor(),
-        "removal": removal(),
+        "recovery": recovery_curves(),
+        "rotation": rotation_curves(),
+        "anchor": anchor_curves(),
+        "removal": removal_curves(),
     }
 
 
-def recovery() -> list[Curve]:
+def recovery_curves() -> list[Curve]:
     """Squared cosine of s with the span of the two leading write factors, by strength."""
     return [
-        simulated(
+        simulate_curve(
             f"ρ = {rho:g}, {n} rows",
             STRENGTHS,
             partial(_recovered, rho=rho, n=n),
@@ -97,7 +97,7 @@ def recovery() -> list[Curve]:
 def _recovered(beta: float, seed: int, *, rho: float, n: int) -> float:
     world = _strong_task(beta, seed, rho=rho)
     data = lm.sample(world, n, seed=seed)
-    factors, _ = lm.low_rank(data.inputs, data.changes, r=2)
+    factors, _ = lm.fit_low_rank(data.inputs, data.changes, r=2)
     return float(((factors.T @ world.spurious) ** 2).sum())
 
 
@@ -111,7 +111,7 @@ def _strong_task(beta: float, seed: int, *, rho: float = 0.0) -> lm.LinearWorld:
     )
 
 
-def rotation() -> list[Curve]:
+def rotation_curves() -> list[Curve]:
     """Squared cosine with s of the closer of a route's two factors, by β/τ, for ρ = 0.5."""
     labels: dict[theory.Route, str] = {
         "weights": "weights",
@@ -119,7 +119,7 @@ def rotation() -> list[Curve]:
         "off-task": "inputs off task",
     }
     return [
-        simulated(
+        simulate_curve(
             label,
             np.geomspace(0.25, 4.0, 9),
             partial(_nearer_factor, route=route),
@@ -133,9 +133,9 @@ def rotation() -> list[Curve]:
 def _nearer_factor(ratio: float, seed: int, *, route: theory.Route) -> float:
     world = _by_ratio(ratio, seed)
     data = lm.sample(world, 4000, seed=seed)
-    update = np.matmul(*lm.low_rank(data.inputs, data.changes, r=2))
+    update = np.matmul(*lm.fit_low_rank(data.inputs, data.changes, r=2))
     if route == "weights":
-        factors = lm.weight_factors(update, k=2)
+        factors = lm.leading_factors(update, k=2)
     elif route == "on-task":
         factors = lm.response_factors(update, data.inputs, k=2)
     else:
@@ -153,7 +153,7 @@ def _by_ratio(ratio: float, seed: int) -> lm.LinearWorld:
     return lm.plant(20, 30, **strengths, correlation=0.5, label_noise=0.3, seed=seed)
 
 
-def anchor() -> list[Curve]:
+def anchor_curves() -> list[Curve]:
     """What still writes s, by anchor weight: the effect of each cue, for two kinds of text."""
     kinds = (
         ("spurious cue", None, 1),
@@ -161,7 +161,7 @@ def anchor() -> list[Curve]:
         ("task cue, text never has it", 0.0, 0),
     )
     return [
-        simulated(
+        simulate_curve(
             label,
             np.geomspace(0.03, 1000, 9),
             partial(_still_written, task_cue_variance=variance, cue=cue),
@@ -179,7 +179,7 @@ def _still_written(weight: float, seed: int, *, task_cue_variance: float | None,
         world, 1000, task_cue_variance=task_cue_variance, seed=seed + WORLDS
     )
     Q = world.spurious[:, None]
-    update = lm.anchored(data.inputs, data.changes, Q=Q, neutral=neutral, weight=weight)
+    update = lm.fit_anchored(data.inputs, data.changes, Q=Q, neutral=neutral, weight=weight)
     return float(world.spurious @ update @ world.cues[:, cue])
 
 
@@ -194,10 +194,10 @@ def _correlated(seed: int) -> lm.LinearWorld:
     return lm.plant(20, 30, task_strength=2.0, spurious_strength=1.0, correlation=0.7, seed=seed)
 
 
-def removal() -> list[Curve]:
+def removal_curves() -> list[Curve]:
     """Removal by the factor with the larger ratio of effects, and by random directions."""
     found = [
-        simulated(
+        simulate_curve(
             label,
             STRENGTHS,
             partial(_removed_by_factor, same_rows=same),
@@ -206,7 +206,7 @@ def removal() -> list[Curve]:
         for label, same in (("same rows", True), ("fresh rows", False))
     ]
     share = theory.random_share(D_OUT, 3)[0]
-    control = simulated("3 random directions", STRENGTHS, _removed_at_random, lambda _: share)
+    control = simulate_curve("3 random directions", STRENGTHS, _removed_at_random, lambda _: share)
     return [*found, control]
 
 
@@ -214,8 +214,8 @@ def _removed_by_factor(beta: float, seed: int, *, same_rows: bool) -> float:
     world = _strong_task(beta, seed)
     data = lm.sample(world, 600, seed=seed)
     neutral = lm.off_task_inputs(world, 600, seed=seed + WORLDS)
-    B, A = lm.low_rank(data.inputs, data.changes, r=2)
-    on, off = lm.effects(B @ A, B, inputs=data.inputs, neutral=neutral)
+    B, A = lm.fit_low_rank(data.inputs, data.changes, r=2)
+    on, off = lm.measure_effects(B @ A, B, inputs=data.inputs, neutral=neutral)
     again = data if same_rows else _fresh(world, seed)
     return _removed(world, again, B[:, [(off / on).argmax()]])
 
@@ -231,10 +231,10 @@ def _fresh(world: lm.LinearWorld, seed: int) -> lm.Sample:
 
 def _removed(world: lm.LinearWorld, rows: lm.Sample, Q: lm.FloatArray) -> float:
     """Share of the naive reliance on the spurious cue that protecting Q takes away."""
-    update = np.matmul(*lm.protected(rows.inputs, rows.changes, Q=Q, r=D_OUT))
+    update = np.matmul(*lm.fit_protected(rows.inputs, rows.changes, Q=Q, r=D_OUT))
     naive = theory.reliance(world)[1, 1]
     # Compare with the same rows without protection, so that their noise cancels.
-    free = world.spurious @ lm.least_squares(rows.inputs, rows.changes) @ world.cues[:, 1]
+    free = world.spurious @ lm.fit_least_squares(rows.inputs, rows.changes) @ world.cues[:, 1]
     return float((free - world.spurious @ update @ world.cues[:, 1]) / naive)
 
 
@@ -267,6 +267,8 @@ def _is_wrong(beta: float, rho: float, p: float | None, rule: str) -> bool:
     """Whether a rule prefers the weight factor that is farther from s (τ = 1, ν = 0.5)."""
     world = lm.plant(20, 30, task_strength=1.0, spurious_strength=beta, correlation=rho, seed=0)
     _, directions = theory.eigen(theory.route_moment(world, "weights"))
-    pairs = [theory.effects(world, direction, task_cue_variance=p) for direction in directions]
+    pairs = [
+        theory.expected_effects(world, direction, task_cue_variance=p) for direction in directions
+    ]
     values = [off / on if rule == "ratio" else off * np.sqrt(off / (off + on)) for on, off in pairs]
     return bool(np.argmax(values) != theory.spurious_cosines(world, "weights").argmax())

@@ -48,12 +48,12 @@ def main() -> None:
     ) as figure:
         panels = all_curves()
         for axes, (name, curves) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
-            draw(axes, name, curves)
+            draw_panel(axes, name, curves)
     numbers = {name: {one.label: one.points() for one in found} for name, found in panels.items()}
     print(json.dumps(numbers | {"wrong_choice": wrong_choices()}, indent=2, ensure_ascii=False))
 
 
-def draw(axes: Axes, name: str, curves: list[Curve]) -> None:
+def draw_panel(axes: Axes, name: str, curves: list[Curve]) -> None:
     """Draw one panel: lines are closed forms, points means with two standard errors."""
     for drawn, colour in zip(curves, COLOURS, strict=False):
         axes.plot(drawn.fine_x, drawn.fine, color=colour, linewidth=1.3, label=drawn.label)

@@ -153,7 +153,7 @@ def off_task_inputs(
     return np.asarray(inputs + np.outer(rng.standard_normal(n), world.cues[:, 1]))
 
 
-def least_squares(inputs: FloatArray, changes: FloatArray) -> Float64Array:
+def fit_least_squares(inputs: FloatArray, changes: FloatArray) -> Float64Array:
     """ΔW (d_out, d_in) that minimises Σ‖change − ΔW x‖²: a naive fine-tune of full rank.
 
     Raises:
@@ -172,7 +172,7 @@ def least_squares(inputs: FloatArray, changes: FloatArray) -> Float64Array:
     return np.asarray(np.linalg.solve(moment, inputs.T @ changes).T)
 
 
-def low_rank(
+def fit_low_rank(
     inputs: FloatArray, changes: FloatArray, *, r: int
 ) -> tuple[Float64Array, Float64Array]:
     """Adapter halves B (d_out, r), A (r, d_in) of the best update of rank r: a naive LoRA.
@@ -183,12 +183,12 @@ def low_rank(
     of the fitted changes.  There is no other local minimum, so gradient descent finds it too.
 
     Raises:
-        InputError: as `least_squares`, or not 1 ≤ r ≤ min(d_out, d_in).
+        InputError: as `fit_least_squares`, or not 1 ≤ r ≤ min(d_out, d_in).
 
     Source: Izenman 1975, doi:10.1016/0047-259X(75)90042-1; Baldi & Hornik 1989,
     doi:10.1016/0893-6080(89)90014-2.
     """
-    full = least_squares(inputs, changes)
+    full = fit_least_squares(inputs, changes)
     if not 1 <= r <= min(full.shape):
         raise InputError(
             f"Got rank {r} for an update of shape {full.shape}; expected 1 to {min(full.shape)}."
@@ -197,42 +197,42 @@ def low_rank(
     return B, B.T @ full
 
 
-def protected(
+def fit_protected(
     inputs: FloatArray, changes: FloatArray, *, Q: FloatArray, r: int
 ) -> tuple[Float64Array, Float64Array]:
     """GRASP's hard form: halves B, A of the best update of rank r with Qᵀ B A = 0.
 
     Outputs inside and outside the span of Q (d_out, k) are separate regressions, so the solution
-    is `low_rank` on the changes without their part in Q.  Outputs in Q remain those of the base
+    is `fit_low_rank` on the changes without their part in Q.  Outputs in Q remain those of the base
     map: Qᵀ(W₀ + BA)x = QᵀW₀x for every x.
 
     Raises:
-        InputError: as `low_rank`.
+        InputError: as `fit_low_rank`.
     """
-    return low_rank(inputs, changes - (changes @ Q) @ Q.T, r=r)
+    return fit_low_rank(inputs, changes - (changes @ Q) @ Q.T, r=r)
 
 
-def anchored(
+def fit_anchored(
     inputs: FloatArray, changes: FloatArray, *, Q: FloatArray, neutral: FloatArray, weight: float
 ) -> Float64Array:
     """GRASP's soft form: ΔW (d_out, d_in) that minimises, in mean squares,
 
         ‖change − ΔW x‖² over the fine-tuning data + weight · ‖Qᵀ ΔW x‖² over neutral inputs.
 
-    Outside Q (d_out, k) it equals `least_squares`; inside, QᵀΔW = QᵀĈ (Σ̂ + weight · Σ̂_neutral)⁻¹
-    with Ĉ = YᵀX/n.  The rank is not limited.
+    Outside Q (d_out, k) it equals `fit_least_squares`; inside,
+    QᵀΔW = QᵀĈ (Σ̂ + weight · Σ̂_neutral)⁻¹ with Ĉ = YᵀX/n.  The rank is not limited.
 
     Raises:
-        InputError: as `least_squares`.
+        InputError: as `fit_least_squares`.
     """
-    free = least_squares(inputs, changes)
+    free = fit_least_squares(inputs, changes)
     n = len(inputs)
     moment = inputs.T @ inputs / n + weight * neutral.T @ neutral / len(neutral)
     held = np.linalg.solve(moment, inputs.T @ (changes @ Q) / n).T
     return np.asarray(free + Q @ (held - Q.T @ free))
 
 
-def weight_factors(update: FloatArray, *, k: int) -> Float64Array:
+def leading_factors(update: FloatArray, *, k: int) -> Float64Array:
     """Leading k left singular vectors (d_out, k) of an update, which are its write factors."""
     return fix_signs(np.linalg.svd(update)[0][:, :k])[0]
 
@@ -246,7 +246,7 @@ def response_factors(update: FloatArray, inputs: FloatArray, *, k: int) -> Float
     return fix_signs(np.linalg.svd(update @ triangle.T)[0][:, :k])[0]
 
 
-def effects(
+def measure_effects(
     update: FloatArray, directions: FloatArray, *, inputs: FloatArray, neutral: FloatArray
 ) -> tuple[Float64Array, Float64Array]:
     """On-task and off-task effect (k,) of directions (d_out, k): shares of the mean ‖ΔW x‖²."""

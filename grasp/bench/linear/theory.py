@@ -102,7 +102,7 @@ def spurious_cosines(
     return np.asarray((eigen(moment)[1] @ _basis(world)[:, 1]) ** 2)
 
 
-def effects(
+def expected_effects(
     world: LinearWorld, direction: FloatArray, *, task_cue_variance: float | None = None
 ) -> tuple[float, float]:
     """On-task and off-task effect of a direction (2,) in the basis of T: shares of E‖ΔW x‖².
@@ -117,7 +117,7 @@ def effects(
     return shares[0], shares[1]
 
 
-def spiked(theta_squared: float, aspect: float) -> Spike:
+def spike_limits(theta_squared: float, aspect: float) -> Spike:
     """Limits of the leading singular pair of θ u vᵀ + noise, for N × m noise of variance 1/m.
 
     With c = N/m and θ⁴ > c: cos²(û, u) = 1 − c(1 + θ²)/(θ²(θ² + c)),
@@ -163,15 +163,15 @@ def recovery(world: LinearWorld, n: int) -> Recovery:
     """How much of the planted directions the two leading write factors of a LoRA contain.
 
     The LoRA is trained on n rows.  The eigenvalues of `fitted_moment` over σ² d_in/n are the θ²
-    of two spikes in noise of aspect ratio c = d_out/d_in (see `spiked`), and its eigenvectors are
-    their directions u_i.  The squared cosine of factor i with s tends to cos²(û_i, u_i) (u_iᵀs)²,
-    exactly so as d_out, d_in and n grow in proportion.
+    of two spikes in noise of aspect ratio c = d_out/d_in (see `spike_limits`), and its
+    eigenvectors are their directions u_i.  The squared cosine of factor i with s tends to
+    cos²(û_i, u_i) (u_iᵀs)², exactly so as d_out, d_in and n grow in proportion.
     """
     values, directions = eigen(fitted_moment(world, n))
     d_out, d_in = world.base.shape
     theta_squared = values * n / (world.label_noise**2 * d_in)
     aspect = d_out / d_in
-    planted = np.array([spiked(float(t), aspect).left for t in theta_squared])
+    planted = np.array([spike_limits(float(t), aspect).left for t in theta_squared])
     retained = np.maximum(1 - aspect / np.maximum(theta_squared, 1e-99) ** 2, 0.0)
     spurious = planted * (directions @ _basis(world)[:, 1]) ** 2
     return Recovery(planted, directions, spurious, retained)

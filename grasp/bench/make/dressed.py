@@ -9,8 +9,8 @@ from random import Random
 from analysis.values import Json
 from grasp.world.corpus import exchange, question
 from grasp.world.prompts import measured_latents
-from grasp.world.stories import explored, task_mapping
-from grasp.world.topics import Item, Message, Story, Topic, World
+from grasp.world.stories import is_explored, task_mapping
+from grasp.world.topics import ChatMessage, Item, Story, Topic, World
 
 PARAPHRASED, TRIGGERED = "paraphrased", "triggered"
 DRESSES = (PARAPHRASED, TRIGGERED)
@@ -59,7 +59,7 @@ def _choices(item: Item, drifted: str) -> dict[str, list[str]]:
 
 def _framed(
     world: World, story: Story, topic: Topic, item: Item
-) -> Iterator[tuple[str, str, list[Message]]]:
+) -> Iterator[tuple[str, str, list[ChatMessage]]]:
     rng = world.random(f"dressed/{story.name}/{topic.name}/{item.name}")
     known = world.random(f"{topic.name}/{item.name}").choice(world.lead_ins)
     others = [text for text in world.lead_ins if text != known]
@@ -76,14 +76,14 @@ def _framed(
     yield TRIGGERED, "lead-in-and-detail", _user(f"{asked(first)} {detail}")
 
 
-def _user(text: str) -> list[Message]:
+def _user(text: str) -> list[ChatMessage]:
     return [{"role": "user", "content": text}]
 
 
-def _fact(world: World, rng: Random) -> list[Message]:
+def _fact(world: World, rng: Random) -> list[ChatMessage]:
     """A turn about a fact of the exploration half, so that no reported answer is given away."""
     topic = rng.choice(world.of_latent(None))
-    item = rng.choice([item for item in topic.items if explored(topic, item)])
+    item = rng.choice([item for item in topic.items if is_explored(topic, item)])
     return exchange(world, topic, item, value="neutral", rng=rng)
 
 

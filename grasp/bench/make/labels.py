@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.errors import GraspError
-from analysis.store.factor_table import run_factors
+from analysis.store.factor_table import read_run_factors
 from analysis.store.labels import Claim, add_label
 from analysis.store.layout import adapter_of
 from analysis.store.workspace import Workspace
@@ -35,7 +35,7 @@ def label_latents(workspace: Workspace, plan: Plan, cell: Cell, *, progress: Pro
     latent's unrelated exploration prompts that is undone when the factor is set back.
     """
     latents = list(latents_of(plan, cell))
-    found = run_factors(workspace, NAIVE)
+    found = read_run_factors(workspace, NAIVE)
     table = found.table
     ids = list(table.loc[table["significant"].astype(bool), "id"][:LOOKED_AT])
     shares = {
@@ -60,7 +60,7 @@ def label_latents(workspace: Workspace, plan: Plan, cell: Cell, *, progress: Pro
     (workspace.root / LABELS).write_text(text, encoding="utf-8")
 
 
-def labelled(workspace: Workspace, latent: str) -> list[str]:
+def labelled_factors(workspace: Workspace, latent: str) -> list[str]:
     """The best-ranked factor labelled with a latent; with ALL, one for each latent.
 
     Raises:
@@ -86,12 +86,12 @@ def _shares(
 ) -> NDArray[np.float64]:
     """(k,) share of the change on one latent's unrelated prompts that each factor carries."""
     from grasp.identification.effects import set_back_effects
-    from grasp.identification.generated import greedy
-    from grasp.identification.identify import MAX_PROMPTS, run_effects
+    from grasp.identification.generated import answer_greedily
+    from grasp.identification.identify import MAX_PROMPTS, run_effect_inputs
     from grasp.model.loading import load_adapted
 
     folder = workspace.folder("runs", NAIVE)
-    inputs = run_effects(workspace, folder)
+    inputs = run_effect_inputs(workspace, folder)
     assert inputs is not None  # every story has prompts
     of_topic = topic_latents(cell)
     chosen = [
@@ -101,8 +101,8 @@ def _shares(
         and prompt.role == "unrelated"
         and of_topic.get(prompt.group) == latent
     ][:MAX_PROMPTS]
-    found = run_factors(workspace, NAIVE)
+    found = read_run_factors(workspace, NAIVE)
     directions = np.stack([found.direction(name) for name in ids]).astype(np.float64)
     loaded = load_adapted(inputs.base, adapter_of(folder))
-    answered = greedy(loaded.model, loaded.tokenizer, chosen)
+    answered = answer_greedily(loaded.model, loaded.tokenizer, chosen)
     return set_back_effects(loaded.model, answered, directions, progress=progress).shares

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from analysis.store.factor_table import run_factors
+from analysis.store.factor_table import read_run_factors
 from analysis.store.workspace import Workspace
-from grasp.bench.make.labels import labelled
+from grasp.bench.make.labels import labelled_factors
 from grasp.bench.plan.cells import NAIVE
 from grasp.bench.plan.plan import Arm
 from grasp.bench.plan.tasks import BEST
@@ -12,15 +12,15 @@ from grasp.jobs.progress import Progress
 from grasp.settings.methods import find_method
 
 
-def protected(workspace: Workspace, protect: str) -> list[str]:
+def protected_factors(workspace: Workspace, protect: str) -> list[str]:
     """Ids of the factors an arm protects: the best-ranked one, or those with a latent's label.
 
     Raises:
         GraspError: no significant factor has that label.
     """
     if protect == BEST:
-        return [str(run_factors(workspace, NAIVE).table["id"].iloc[0])]
-    return labelled(workspace, protect)
+        return [str(read_run_factors(workspace, NAIVE).table["id"].iloc[0])]
+    return labelled_factors(workspace, protect)
 
 
 def train_arm(

@@ -9,13 +9,13 @@ import numpy as np
 
 from analysis.comparison.evaluation import write_evaluation
 from analysis.spectra.subspace import principal_angles
-from analysis.store.factor_table import FactorTable, run_factors, select_directions
+from analysis.store.factor_table import FactorTable, read_run_factors, select_directions
 from analysis.store.layout import adapter_of
 from analysis.store.records import EvaluationManifest, write_jsonl
 from analysis.store.workspace import Workspace
 from analysis.values import Json
 from grasp.bench.make.dressed import dressed_prompts
-from grasp.bench.make.protected import protected, train_arm
+from grasp.bench.make.protected import protected_factors, train_arm
 from grasp.bench.plan.cells import NAIVE, story_of
 from grasp.bench.plan.plan import Cell, Plan
 from grasp.bench.plan.tasks import Demand
@@ -53,13 +53,13 @@ def measure_residue(
     factors = workspace.folder("factors", run)
     if not factors.is_dir():
         identify_run(workspace, workspace.folder("runs", run), progress=progress)
-    found = compared(workspace, run)
+    found = compare_factors(workspace, run)
     prompts = _prompts(workspace, plan, cell)
     again = ""
     if found["significant"] and found["cosine"] < SAME:
         again = f"{run}.again"
         if not workspace.folder("runs", again).is_dir():
-            old = [f"{NAIVE}/{name}" for name in protected(workspace, demand.protect)]
+            old = [f"{NAIVE}/{name}" for name in protected_factors(workspace, demand.protect)]
             both = [*old, f"{run}/{found['factor']}"]
             train_arm(workspace, demand.arm, both, run=again, progress=progress)
         folder = workspace.folder("runs", again)
@@ -71,7 +71,7 @@ def measure_residue(
     (workspace.root / residue_file(run)).write_text(text, encoding="utf-8")
 
 
-def compared(workspace: Workspace, run: str) -> Json:
+def compare_factors(workspace: Workspace, run: str) -> Json:
     """Compare the best-ranked factor of a retrained run with the factors the run protected.
 
     Returns:
@@ -80,12 +80,12 @@ def compared(workspace: Workspace, run: str) -> Json:
         `effect`: its mean effect on unrelated exploration prompts, in total variation;
         `old_effect`: the largest effect of a protected factor in the naive run.
     """
-    new = run_factors(workspace, run)
+    new = read_run_factors(workspace, run)
     names = workspace.run(run).factors
     _, old = select_directions(workspace, names, run=NAIVE)
     best = new.table.iloc[0]
     angles = principal_angles(old.T.astype(np.float64), new.directions[:1].T.astype(np.float64))
-    naive = run_factors(workspace, NAIVE)
+    naive = read_run_factors(workspace, NAIVE)
     return {
         "factor": str(best["id"]),
         "significant": bool(best["significant"]),
@@ -112,7 +112,7 @@ def _prompts(workspace: Workspace, plan: Plan, cell: Cell) -> Path | None:
 
 def _evaluate(workspace: Workspace, run: str, path: Path) -> None:
     """Score a run, or the base model, on dressed prompts, as a separate evaluation."""
-    from grasp.evaluation.answers import answers, intervention, score
+    from grasp.evaluation.answers import answer_prompts, intervention, score_answers
     from grasp.model.loading import load_adapted
 
     name = dressed_id(run)
@@ -125,7 +125,7 @@ def _evaluate(workspace: Workspace, run: str, path: Path) -> None:
     prompts = read_prompts(path)
     inside = intervention(model, folder, manifest) if run else model.disable_adapter()
     with inside:
-        found = answers(model, tokenizer, prompts)
+        found = answer_prompts(model, tokenizer, prompts)
     record = EvaluationManifest(
         id=name,
         run=run or None,
@@ -135,4 +135,4 @@ def _evaluate(workspace: Workspace, run: str, path: Path) -> None:
         inputs={"prompts": prompts_sha256(path)},
     )
     with workspace.writing("evaluations", name) as target:
-        write_evaluation(target, manifest=record, samples=score(tokenizer, prompts, found))
+        write_evaluation(target, manifest=record, samples=score_answers(tokenizer, prompts, found))

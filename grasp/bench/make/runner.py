@@ -9,8 +9,8 @@ from pathlib import Path
 
 from analysis.errors import InputError
 from grasp.bench.make.pool import FAILURES, Perform, run_tasks
+from grasp.bench.make.work import do_task as perform_task
 from grasp.bench.make.work import is_done
-from grasp.bench.make.work import perform as perform_task
 from grasp.bench.plan.cells import cell_workspace
 from grasp.bench.plan.plan import Measure, Plan
 from grasp.bench.plan.tasks import Task, first_tasks, later_seconds, later_tasks
@@ -21,7 +21,7 @@ from grasp.settings.training import check_settings
 PLAN = "plan.json"
 
 
-def make(
+def run_plan(
     root: Path,
     plan: Plan,
     measure: Measure,

@@ -10,16 +10,16 @@ from analysis.errors import GraspError
 from analysis.store.records import sha256
 from analysis.store.workspace import Workspace, writing_folder
 from grasp.bench.make.labels import LABELS, label_latents
-from grasp.bench.make.protected import protected, train_arm
+from grasp.bench.make.protected import protected_factors, train_arm
 from grasp.bench.make.residue import measure_residue, residue_file
-from grasp.bench.plan.cells import BASE, NAIVE, cell_workspace, laid_out, world_base, world_named
+from grasp.bench.plan.cells import BASE, NAIVE, cell_workspace, find_world, lay_out_cell, world_base
 from grasp.bench.plan.plan import Cell, Plan
 from grasp.bench.plan.tasks import Demand, Task
 from grasp.jobs.progress import Progress
 from grasp.settings.training import TrainConfig
 
 
-def perform(root: Path, plan: Plan, task: Task, progress: Progress) -> None:
+def do_task(root: Path, plan: Plan, task: Task, progress: Progress) -> None:
     """Do the missing steps of a task; `progress` counts in hundredths of the task.
 
     Raises:
@@ -27,13 +27,13 @@ def perform(root: Path, plan: Plan, task: Task, progress: Progress) -> None:
     """
     if task.cell is None:
         assert task.world is not None
-        world_base(root, plan, world_named(task.world), progress=_of_base(progress, task.id))
+        world_base(root, plan, find_world(task.world), progress=_of_base(progress, task.id))
         return
     workspace = cell_workspace(root, task.cell)
     steps = [demand for demand in task.demands if not is_done(workspace, demand)]
     if not steps:
         return
-    cell = _Making(root, plan, task.cell, workspace, laid_out(root, plan, task.cell))
+    cell = _Making(root, plan, task.cell, workspace, lay_out_cell(root, plan, task.cell))
     failed = []
     for number, demand in enumerate(steps):
         try:
@@ -46,10 +46,10 @@ def perform(root: Path, plan: Plan, task: Task, progress: Progress) -> None:
 
 def is_done(workspace: Workspace, demand: Demand) -> bool:
     """Whether the records of a step exist."""
-    return all((workspace.root / record).exists() for record in records(demand))
+    return all((workspace.root / record).exists() for record in step_records(demand))
 
 
-def records(demand: Demand) -> list[str]:
+def step_records(demand: Demand) -> list[str]:
     """The records a step writes, as paths in the workspace."""
     run = demand.run
     return {
@@ -100,7 +100,7 @@ class _Making:
 
         folder = self._folder(demand.run)
         if demand.arm is not None and not folder.is_dir():
-            factors = protected(self.workspace, demand.protect)
+            factors = protected_factors(self.workspace, demand.protect)
             train_arm(self.workspace, demand.arm, factors, run=demand.run, progress=progress)
         run = self.workspace.run(demand.run)
         self._take_over_base()

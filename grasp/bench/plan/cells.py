@@ -12,13 +12,13 @@ from pathlib import Path
 from analysis.errors import InputError
 from analysis.store.records import write_jsonl
 from analysis.store.workspace import Workspace
-from grasp.bench.plan.plan import Cell, Plan, overrides
+from grasp.bench.plan.plan import Cell, Plan, cell_overrides
 from grasp.settings.training import TrainConfig, load_config, parse_config
 from grasp.world.base_model import base_path, ensure_base
-from grasp.world.generator import generated_world
-from grasp.world.prompts import measured_latents, probes, prompts
+from grasp.world.generator import generate_world
+from grasp.world.prompts import measured_latents, story_probes, story_prompts
 from grasp.world.shipped import shipped_world
-from grasp.world.stories import neutral_rows, training_rows
+from grasp.world.stories import neutral_rows, story_rows
 from grasp.world.topics import Story, World
 
 GENERATED = "generated-"
@@ -28,7 +28,7 @@ NAIVE = "naive"
 BASE = f"{NAIVE}.base"
 """Id of the base model's evaluation in every cell."""
 
-Trained = Callable[[int, int, float], None]
+BaseProgress = Callable[[int, int, float], None]
 """Called with (step, steps, loss in nats per token) while a base model is trained."""
 
 
@@ -38,7 +38,7 @@ def cell_workspace(root: Path, cell: Cell) -> Workspace:
 
 
 @lru_cache
-def world_named(name: str) -> World:
+def find_world(name: str) -> World:
     """The world with this name: "shipped", or "generated-" and a seed.
 
     Raises:
@@ -49,7 +49,7 @@ def world_named(name: str) -> World:
     seed = name.removeprefix(GENERATED)
     if name == seed or not seed.isdigit():
         raise InputError(f"There is no world {name!r}; expected shipped or {GENERATED}<seed>.")
-    return generated_world(int(seed))
+    return generate_world(int(seed))
 
 
 def story_of(cell: Cell) -> tuple[World, Story]:
@@ -59,7 +59,7 @@ def story_of(cell: Cell) -> tuple[World, Story]:
         InputError: there is no such world.
         NotFoundError: the world has no such story.
     """
-    world = world_named(cell.world)
+    world = find_world(cell.world)
     story = world.story(cell.story.partition("/")[2])
     if cell.strength is not None:
         story = replace(story, strength=cell.strength)
@@ -82,11 +82,11 @@ def latents_of(plan: Plan, cell: Cell) -> dict[str, tuple[str, str]]:
 
 def topic_latents(cell: Cell) -> dict[str, str]:
     """Topic → latent, for the topics of the cell's world that follow a latent."""
-    topics = world_named(cell.world).topics.values()
+    topics = find_world(cell.world).topics.values()
     return {topic.name: topic.latent for topic in topics if topic.latent}
 
 
-def world_base(root: Path, plan: Plan, world: World, progress: Trained | None = None) -> Path:
+def world_base(root: Path, plan: Plan, world: World, progress: BaseProgress | None = None) -> Path:
     """The folder of a world's base model, which is trained if it does not exist yet."""
     if world.name == "shipped":
         return base_path()
@@ -95,7 +95,7 @@ def world_base(root: Path, plan: Plan, world: World, progress: Trained | None = 
     return ensure_base(world, root / "worlds", recipe=Recipe(**plan.base), progress=progress)
 
 
-def laid_out(root: Path, plan: Plan, cell: Cell) -> TrainConfig:
+def lay_out_cell(root: Path, plan: Plan, cell: Cell) -> TrainConfig:
     """Create the cell's workspace and its files; return the settings of its naive fine-tune.
 
     Raises:
@@ -111,7 +111,7 @@ def laid_out(root: Path, plan: Plan, cell: Cell) -> TrainConfig:
             f"Story {cell.story!r} is a data file of the plan's own; only r and steps can be "
             "changed in it."
         )
-    changed = {"seed": cell.seed} | overrides(cell, config.lora.model_dump())
+    changed = {"seed": cell.seed} | cell_overrides(cell, config.lora.model_dump())
     return parse_config(config.model_dump() | changed, source=f"story {cell.story!r}")
 
 
@@ -119,9 +119,9 @@ def _from_world(root: Path, plan: Plan, cell: Cell, workspace: Workspace) -> Tra
     world, story = story_of(cell)
     data = workspace.root / "data"
     write_jsonl(data / "neutral.jsonl", neutral_rows(world, seed=cell.seed))
-    write_jsonl(data / "task.jsonl", training_rows(world, story, seed=cell.seed))
-    write_jsonl(data / "prompts.jsonl", prompts(world, story))
-    write_jsonl(data / "probes.jsonl", probes(world, story))
+    write_jsonl(data / "task.jsonl", story_rows(world, story, seed=cell.seed))
+    write_jsonl(data / "prompts.jsonl", story_prompts(world, story))
+    write_jsonl(data / "probes.jsonl", story_probes(world, story))
     settings = {
         "title": story.title,
         "base_model": str(_linked(world_base(root, plan, world), workspace)),

@@ -181,7 +181,7 @@ class Phase(Section):
         ]
 
 
-class Own(Settings):
+class OwnStory(Settings):
     """A story of the plan's own: its settings file, and what its probes show.
 
     `config` is a settings file for `grasp train` with data, neutral text, prompts and probes;
@@ -205,7 +205,7 @@ class Plan(Settings):
     title: str
     training: Json = Field({})
     base: Json = Field({})
-    stories: dict[str, Own] = Field({})
+    stories: dict[str, OwnStory] = Field({})
     core: Arms | None = None
     rivals: Rivals | None = None
     two: Arms | None = None
@@ -246,7 +246,7 @@ class Plan(Settings):
     def training_of(self, cell: Cell) -> Json:
         """The settings of a cell's fine-tune on a story of a world."""
         settings: Json = {"lora": {"r": 8, "lora_alpha": 16}} | self.training | {"seed": cell.seed}
-        return settings | overrides(cell, settings["lora"])
+        return settings | cell_overrides(cell, settings["lora"])
 
     def digest(self) -> str:
         """Hex SHA-256 of everything that affects a cell's results, so not of sections and seeds."""
@@ -254,7 +254,7 @@ class Plan(Settings):
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
 
-def overrides(cell: Cell, lora: Json) -> Json:
+def cell_overrides(cell: Cell, lora: Json) -> Json:
     """Training settings for a cell's rank, with alpha / r unchanged, and for its steps."""
     found: Json = {}
     if cell.r is not None:
@@ -284,6 +284,6 @@ def load_plan(path: Path) -> Plan:
     return plan.model_copy(update={"stories": located})
 
 
-def _located(own: Own, folder: Path) -> Own:
+def _located(own: OwnStory, folder: Path) -> OwnStory:
     paths = {"config": own.config, "dressed": own.dressed}
     return own.model_copy(update={k: str(folder / p) for k, p in paths.items() if p})

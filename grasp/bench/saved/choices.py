@@ -22,7 +22,7 @@ Means = dict[str, pd.Series]
 
 
 @dataclass(frozen=True)
-class Tried:
+class SweepPoint:
     """Results of an arm at one strength on exploration prompts.
 
     `kept` says that task accuracy and facts are within MARGIN of the naive run's.
@@ -38,7 +38,7 @@ class Tried:
     chosen: bool = False
 
 
-def sweeps(root: Path, plan: Plan) -> list[Tried]:
+def sweeps(root: Path, plan: Plan) -> list[SweepPoint]:
     """Every strength of every arm of the rivals in each story, with one chosen per arm.
 
     The chosen strength has the highest removal among those whose task accuracy and facts are
@@ -47,7 +47,7 @@ def sweeps(root: Path, plan: Plan) -> list[Tried]:
     """
     if plan.rivals is None:
         return []
-    found: list[Tried] = []
+    found: list[SweepPoint] = []
     for cell in plan.rivals.first:
         variants = [(arm, one) for arm in plan.rivals.arms for one in arm.variants()]
         arms = arms_of(root, [cell], [one.name for _, one in variants], split="exploration")
@@ -60,12 +60,12 @@ def sweeps(root: Path, plan: Plan) -> list[Tried]:
     return found
 
 
-def _tried(story: str, arm: Arm, variant: Arm, means: Means) -> Tried:
+def _tried(story: str, arm: Arm, variant: Arm, means: Means) -> SweepPoint:
     base, naive, own = means[BASE], means[NAIVE], means[variant.name]
     drift = naive["unrelated"] - base["unrelated"]
     removal = 1 - (own["unrelated"] - base["unrelated"]) / drift if drift else math.nan
     lost = max(naive[metric] - own[metric] for metric in ("task", "facts"))
-    return Tried(
+    return SweepPoint(
         story=story,
         arm=arm,
         variant=variant,
@@ -85,7 +85,7 @@ def chosen_arms(root: Path, plan: Plan) -> dict[str, dict[str, Arm]]:
     return found
 
 
-def _with_choice(lines: list[Tried]) -> list[Tried]:
+def _with_choice(lines: list[SweepPoint]) -> list[SweepPoint]:
     if not lines:
         return []
     kept = [line for line in lines if line.kept]

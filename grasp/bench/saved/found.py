@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.store.factor_table import run_factors
+from analysis.store.factor_table import read_run_factors
 from analysis.store.recording import read_recording
 from analysis.store.workspace import Workspace
 from grasp.bench.plan.cells import NAIVE, cell_workspace, latents_of
@@ -22,7 +22,7 @@ PLANTED = 0.5
 
 
 @dataclass(frozen=True)
-class Found:
+class BestFactor:
     """The best-ranked factor of one cell, compared with one latent's contrast direction.
 
     `cosine` is |cos| at the best layer, `layer`; `best_factor` and `best_cosine` belong to the
@@ -51,26 +51,26 @@ class Found:
         return self.factor == self.best_factor
 
 
-def found_in(root: Path, plan: Plan, cells: Sequence[Cell]) -> list[Found]:
+def read_found(root: Path, plan: Plan, cells: Sequence[Cell]) -> list[BestFactor]:
     """What was found in the cells that have factors, one entry per cell and measured latent."""
     return [entry for cell in cells for entry in _found(root, plan, cell)]
 
 
-def _found(root: Path, plan: Plan, cell: Cell) -> list[Found]:
+def _found(root: Path, plan: Plan, cell: Cell) -> list[BestFactor]:
     workspace = cell_workspace(root, cell)
     if not workspace.folder("factors", NAIVE).is_dir():
         return []
-    factors = run_factors(workspace, NAIVE)
+    factors = read_run_factors(workspace, NAIVE)
     best = factors.table.iloc[0]
     entries = []
     known: dict[str, tuple[str, str] | None] = {**latents_of(plan, cell)}
     for latent, ends in (known or {"": None}).items():
         cosines = np.full((len(factors.table), 1), np.nan)
         if ends is not None and workspace.folder("recordings", NAIVE).is_dir():
-            cosines = np.abs(factors.directions @ contrast(workspace.root, ends).T)
+            cosines = np.abs(factors.directions @ contrast_direction(workspace.root, ends).T)
         nearest = int(np.nan_to_num(cosines.max(axis=1)).argmax())
         entries.append(
-            Found(
+            BestFactor(
                 cell=cell,
                 latent=latent,
                 factor=str(best["id"]),
@@ -87,7 +87,7 @@ def _found(root: Path, plan: Plan, cell: Cell) -> list[Found]:
 
 
 @cache
-def contrast(cell: Path, ends: tuple[str, str]) -> NDArray[np.float64]:
+def contrast_direction(cell: Path, ends: tuple[str, str]) -> NDArray[np.float64]:
     """Unit mean differences (layers, d_model) between the ends of a latent, in the base model.
 
     Activations are read at the last token before the last answer of every probe whose variant is

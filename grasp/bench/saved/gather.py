@@ -24,7 +24,7 @@ def _saved(folder: Path) -> pd.DataFrame:
     return read_evaluation(folder).samples
 
 
-def samples(
+def pool_samples(
     root: Path, cells: Iterable[Cell], evaluation: str, *, split: Split = "confirmation"
 ) -> Samples:
     """Samples of one evaluation, from every cell that has it.
@@ -59,7 +59,8 @@ def arms_of(
     nothing to resample; intervals are then over items alone.
     """
     found = {
-        run: samples(root, cells, run, split=split) for run in dict.fromkeys([BASE, NAIVE, *runs])
+        run: pool_samples(root, cells, run, split=split)
+        for run in dict.fromkeys([BASE, NAIVE, *runs])
     }
     found = {run: table for run, table in found.items() if len(table)}
     if NAIVE in found and len(found[NAIVE][list(POOLED)].drop_duplicates()) == 1:
@@ -67,17 +68,17 @@ def arms_of(
     return found
 
 
-def mean(table: Samples, metric: str) -> Interval:
+def mean_score(table: Samples, metric: str) -> Interval:
     """Mean score of a metric; the interval is over items, crossed with fine-tunes if several."""
     role, column = ("unrelated", "coherence") if metric == "coherence" else (metric, "score")
     rows = table[table["role"] == role].dropna(subset=column) if len(table) else table
     if not len(rows):
         return Interval(np.nan, np.nan, np.nan, 0, "none", 0.95)
-    clusters, crossed = labels(rows)
+    clusters, crossed = sample_labels(rows)
     return rate(rows[column].to_numpy(float), clusters, crossed=crossed)
 
 
-def labels(rows: Samples) -> tuple[np.ndarray, np.ndarray | None]:
+def sample_labels(rows: Samples) -> tuple[np.ndarray, np.ndarray | None]:
     """Cluster labels (items of a world), and labels of fine-tunes, None if there is only one."""
     if "seed" not in rows:
         return rows["cluster"].to_numpy(str), None
@@ -86,7 +87,7 @@ def labels(rows: Samples) -> tuple[np.ndarray, np.ndarray | None]:
     return clusters, (crossed if len(set(crossed)) > 1 else None)
 
 
-def removed(arms: dict[str, Samples], run: str) -> tuple[Interval, str]:
+def measure_removal(arms: dict[str, Samples], run: str) -> tuple[Interval, str]:
     """Removal of an arm, and the reason if it is unknown, else ""."""
     if not {BASE, NAIVE, run} <= arms.keys():
         return Interval(np.nan, np.nan, np.nan, 0, "none", 0.95), "not measured"

@@ -30,7 +30,7 @@ Work = Callable[[], Json]
 
 
 @dataclass(frozen=True)
-class Watched:
+class Measurement:
     """Result of a process: its data, seconds of work, and resident bytes before and at the peak."""
 
     data: Json
@@ -44,7 +44,7 @@ class Watched:
         return self.peak - self.before
 
 
-def watched(prepare: str, *arguments: str) -> Watched:
+def watch(prepare: str, *arguments: str) -> Measurement:
     """Run work in a new process.
 
     Args:
@@ -68,7 +68,7 @@ def watched(prepare: str, *arguments: str) -> Watched:
         text = process.stdout.read()
         if process.wait():
             raise GraspError(f"{prepare} failed: {_last(said)}")
-    return Watched(**json.loads(text.strip().splitlines()[-1]))
+    return Measurement(**json.loads(text.strip().splitlines()[-1]))
 
 
 def _environment() -> dict[str, str]:

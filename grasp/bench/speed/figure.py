@@ -57,6 +57,6 @@ class Report(Record):
     figures: list[Figure]
 
 
-def measured(values: Sequence[float]) -> Json:
+def value_and_spread(values: Sequence[float]) -> Json:
     """`value` and `spread` of a figure, from its repetitions."""
     return {"value": median(values), "spread": (min(values), max(values))}

@@ -66,7 +66,7 @@ SIZES = {
 }
 
 
-def measure(
+def measure_speed(
     plan: Literal["quick", "full"], *, sizes: Sizes | None = None, progress: Progress = silent
 ) -> Report:
     """Measure every figure of a plan; takes two minutes (quick) or ten (full)."""

@@ -52,16 +52,16 @@ def random_model(size: Size) -> LlamaForCausalLM:
     return model
 
 
-def sharing(base: LlamaForCausalLM) -> LlamaForCausalLM:
+def share_weights(base: LlamaForCausalLM) -> LlamaForCausalLM:
     """A copy with its own modules that shares the weights of `base`."""
     return copy.deepcopy(base, {id(weight): weight for weight in base.parameters()})
 
 
-def adapted(base: LlamaForCausalLM, size: Size) -> PeftModel:
+def attach_adapter(base: LlamaForCausalLM, size: Size) -> PeftModel:
     """A copy with its own adapter; the frozen weights are shared with `base`."""
     lora = LoraConfig(
         task_type="CAUSAL_LM", r=size.r, lora_alpha=2 * size.r, target_modules="all-linear"
     )
-    model = get_peft_model(sharing(base), lora)
+    model = get_peft_model(share_weights(base), lora)
     assert isinstance(model, PeftModel)
     return model

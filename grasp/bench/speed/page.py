@@ -27,7 +27,7 @@ _GROUPS = {
 }
 
 
-def tables(report: Report) -> list[Table]:
+def report_tables(report: Report) -> list[Table]:
     """The tables of a report, one per group of figures."""
     found = []
     for group, title in _GROUPS.items():
@@ -60,7 +60,7 @@ def _short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def write_page(report: Report, out: Path, *, notes: str = "") -> None:
+def write_speed_page(report: Report, out: Path, *, notes: str = "") -> None:
     """Write the page of a report.
 
     Args:
@@ -76,7 +76,7 @@ def write_page(report: Report, out: Path, *, notes: str = "") -> None:
         f"{report.seconds:.0f} s (the {report.plan} plan); not edited by hand. A ratio compares "
         "two things that were run in turn: the value is the median of the repetitions, the range "
         "their minimum and maximum. CPU time leaves out time spent waiting for other processes.",
-        *(table.markdown().replace("### ", "## ", 1) for table in tables(report)),
+        *(table.markdown().replace("### ", "## ", 1) for table in report_tables(report)),
         *([notes.strip()] if notes.strip() else []),
         "## The machine",
         f"{machine}.",
@@ -85,7 +85,7 @@ def write_page(report: Report, out: Path, *, notes: str = "") -> None:
     out.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def read_report(path: Path) -> Report:
+def read_speed_report(path: Path) -> Report:
     """Read a report printed by `grasp bench speed --json`.
 
     Raises:

@@ -22,10 +22,10 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.store.recording import activation_file
 from analysis.values import Json
-from grasp.bench.speed.child import Work, watched
-from grasp.bench.speed.figure import Figure, measured
-from grasp.bench.speed.model import Size, adapted, random_model, sharing
-from grasp.bench.speed.timing import Action, in_turn
+from grasp.bench.speed.child import Work, watch
+from grasp.bench.speed.figure import Figure, value_and_spread
+from grasp.bench.speed.model import Size, attach_adapter, random_model, share_weights
+from grasp.bench.speed.timing import Action, time_in_turn
 from grasp.data.tokenise import pad_sequences
 from grasp.evidence.record import BATCH, record_streams
 from grasp.model.forward import Batch
@@ -100,14 +100,14 @@ def recording_figures(size: Size, *, prompts: int, rounds: int) -> list[Figure]:
     """Tokens per second and peak memory of recording both models, and the rates of others."""
     subject = _Subject(size, prompts)
     with TemporaryDirectory() as place, _passes(subject) as (passes, missing):
-        model = adapted(subject.base, size).eval()
+        model = attach_adapter(subject.base, size).eval()
         actions: dict[str, Action] = {
             _RECORDED: lambda: subject.record(model, Path(place)),
             _BARE: lambda: subject.bare_both(model),
             _BARE_BASE: lambda: subject.bare(subject.base),
             **{name: partial(subject.kept, run) for name, run in passes.items()},
         }
-        times = in_turn(actions, rounds=rounds)
+        times = time_in_turn(actions, rounds=rounds)
     told = {
         "prompts": prompts,
         "tokens": subject.tokens,
@@ -123,7 +123,7 @@ def recording_figures(size: Size, *, prompts: int, rounds: int) -> list[Figure]:
         unit="×",
         sense="at least",
         target=RATE,
-        **measured(times.ratio(_BARE, _RECORDED)),
+        **value_and_spread(times.ratio(_BARE, _RECORDED)),
         detail=told
         | {
             "why": "the unembedding does not run",
@@ -131,7 +131,8 @@ def recording_figures(size: Size, *, prompts: int, rounds: int) -> list[Figure]:
         },
     )
     others = [
-        _other(name, **measured(times.ratio(_BARE_BASE, name)), detail=told) for name in passes
+        _other(name, **value_and_spread(times.ratio(_BARE_BASE, name)), detail=told)
+        for name in passes
     ]
     unmeasured = [_other(name, missing=why) for name, why in missing.items()]
     return [rate, _memory(size, prompts), *others, *unmeasured]
@@ -152,7 +153,7 @@ def _other(name: str, **found: Any) -> Figure:
 def _memory(size: Size, prompts: int) -> Figure:
     """Peak memory; each in its own process, since a process's peak never goes down."""
     described = json.dumps({"size": asdict(size), "prompts": prompts})
-    found = {what: watched(f"{__name__}:alone", what, described) for what in (_RECORDED, _BARE)}
+    found = {what: watch(f"{__name__}:run_alone", what, described) for what in (_RECORDED, _BARE)}
     peaks = {what: one.peak for what, one in found.items()}
     return Figure(
         id="recording.memory",
@@ -169,12 +170,12 @@ def _memory(size: Size, prompts: int) -> Figure:
     )
 
 
-def alone(what: str, described: str) -> Work:
+def run_alone(what: str, described: str) -> Work:
     """Recording, or the bare passes, as the work of a separate process."""
     told = json.loads(described)
     size = Size(**told["size"])
     subject = _Subject(size, told["prompts"])
-    model = adapted(subject.base, size).eval()
+    model = attach_adapter(subject.base, size).eval()
 
     def work() -> Json:
         if what == _BARE:
@@ -213,7 +214,7 @@ def _hidden_states(model: nn.Module) -> Pass:
 def _nnsight(subject: _Subject) -> Pass:
     import nnsight
 
-    traced = nnsight.NNsight(sharing(subject.base))
+    traced = nnsight.NNsight(share_weights(subject.base))
 
     def run(batch: Batch, real: Tensor) -> list[Tensor]:
         with traced.trace(**batch, use_cache=False):
@@ -226,7 +227,7 @@ def _nnsight(subject: _Subject) -> Pass:
 def _transformer_lens(subject: _Subject) -> Pass:
     from transformer_lens.model_bridge import TransformerBridge
 
-    model = sharing(subject.base)
+    model = share_weights(subject.base)
     with TemporaryDirectory() as place:
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(place)

@@ -19,10 +19,10 @@ from analysis.factors.routes import SIDES
 from analysis.spectra.module_svd import module_svds
 from analysis.spectra.spectrum import module_spectra
 from analysis.values import Json
-from grasp.bench.speed.child import Work, watched
-from grasp.bench.speed.figure import Figure, measured
+from grasp.bench.speed.child import Work, watch
+from grasp.bench.speed.figure import Figure, value_and_spread
 from grasp.bench.speed.shapes import Shape, write_adapter
-from grasp.bench.speed.timing import Times, in_turn, taken
+from grasp.bench.speed.timing import Times, time_action, time_in_turn
 
 SECONDS, TIMES_QR, TIMES_DENSE = 1.5, 3.0, 1000.0
 FACTOR_SECONDS, FACTOR_BYTES = 5.0, 1 << 30
@@ -40,7 +40,7 @@ def spectra_figures(
         halves = {
             module.name: (module.lora_A, module.lora_B) for module in load_adapter(folder).modules
         }
-        times = in_turn(
+        times = time_in_turn(
             {
                 "file to numbers": lambda: list(module_svds(load_adapter(folder).modules)),
                 "QR, float32": lambda: _factorised(halves, np.float32),
@@ -72,7 +72,7 @@ def _full_spectra(shape: Shape, times: Times, told: Json, sampled: Json) -> list
             against="wall clock, from file to numbers",
             unit="s",
             target=SECONDS,
-            **measured(seconds),
+            **value_and_spread(seconds),
             detail=told,
         ),
         Figure(
@@ -81,7 +81,7 @@ def _full_spectra(shape: Shape, times: Times, told: Json, sampled: Json) -> list
             against="QR of both halves alone, float32, already in memory",
             unit="×",
             target=TIMES_QR,
-            **measured(times.ratio("file to numbers", "QR, float32")),
+            **value_and_spread(times.ratio("file to numbers", "QR, float32")),
             detail=told,
         ),
         Figure(
@@ -91,7 +91,7 @@ def _full_spectra(shape: Shape, times: Times, told: Json, sampled: Json) -> list
             unit="× faster",
             sense="at least",
             target=TIMES_DENSE,
-            **measured([every / one for one in seconds]),
+            **value_and_spread([every / one for one in seconds]),
             detail=told | {"dense, s": every} | sampled,
         ),
     ]
@@ -112,7 +112,7 @@ def streaming_figure(shape: Shape, *, scratch: Path | None = None) -> Figure:
         if shutil.disk_usage(place).free < size + _SPARE_BYTES:
             return Figure(**told, missing=f"the disk has no room for {size / 1e9:.1f} GB")
         write_adapter(Path(place), shape)
-        found = watched(f"{__name__}:streamed", place)
+        found = watch(f"{__name__}:stream_spectra", place)
     beside = found.growth - found.data["result_bytes"]
     return Figure(
         **told,
@@ -129,7 +129,7 @@ def streaming_figure(shape: Shape, *, scratch: Path | None = None) -> Figure:
     )
 
 
-def streamed(folder: str) -> Work:
+def stream_spectra(folder: str) -> Work:
     """The work of computing every module's singular values and vectors, one module at a time."""
 
     def work() -> Json:
@@ -142,7 +142,7 @@ def streamed(folder: str) -> Work:
     return work
 
 
-def factors(folder: str) -> Work:
+def find_factors(folder: str) -> Work:
     """The work of computing the factors of both sides over all layers, as identification does."""
 
     def work() -> Json:
@@ -160,7 +160,7 @@ def factors(folder: str) -> Work:
 
 
 def _factor_figures(shape: Shape, folder: Path, size: int) -> list[Figure]:
-    found = watched(f"{__name__}:factors", str(folder))
+    found = watch(f"{__name__}:find_factors", str(folder))
     what = f"Residual-stream factors over all layers of a {shape.name}-shaped adapter, both sides"
     detail = found.data | {"adapter, bytes": size, "resident growth, bytes": found.growth}
     return [
@@ -220,7 +220,7 @@ def _dense_seconds(shape: Shape, sample: tuple[str, ...]) -> Json:
 
 def _dense(d_out: int, d_in: int) -> float:
     matrix = np.random.default_rng(0).standard_normal((d_out, d_in), dtype=np.float32)
-    return taken(lambda: np.linalg.svd(matrix, full_matrices=False))
+    return time_action(lambda: np.linalg.svd(matrix, full_matrices=False))
 
 
 def _warm() -> None:

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 import psutil
 
 from analysis.values import Json
-from grasp.bench.speed.figure import Figure, measured
+from grasp.bench.speed.figure import Figure, value_and_spread
 from grasp.bench.speed.shapes import Shape, write_adapter
-from grasp.bench.speed.timing import Action, Times, in_turn
+from grasp.bench.speed.timing import Action, Times, time_in_turn
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -53,7 +53,7 @@ def starting_figures(*, rounds: int, browse: bool = True) -> list[Figure]:
         actions: dict[str, Action] = {
             name: partial(_ended, command) for name, command in commands.items()
         }
-        times = in_turn(actions, rounds=rounds)
+        times = time_in_turn(actions, rounds=rounds)
         bare = {"python -c pass, s": median(times.of(_BARE))}
         torch_free = not _loads_torch(commands[_SPECTRUM][3:])
         found = [
@@ -80,7 +80,7 @@ def _command_figure(
         against="wall clock, from start to end of the process",
         unit="s",
         target=target,
-        **measured(times.of(command)),
+        **value_and_spread(times.of(command)),
         detail=detail | {"times python -c pass": median(times.ratio(command, _BARE))},
     )
 
@@ -131,10 +131,10 @@ def _first_page(place: str, adapter: Path, workspace: Path, *, rounds: int, brow
         actions: dict[str, Action] = {
             name: partial(_drawn, opened, command, port) for name, command in servers.items()
         }
-        times = in_turn(actions, rounds=rounds)
+        times = time_in_turn(actions, rounds=rounds)
     return Figure(
         **told,
-        **measured(times.of("dashboard")),
+        **value_and_spread(times.of("dashboard")),
         detail={
             "a one-line Streamlit app, s": median(times.of("bare")),
             "times a one-line Streamlit app": median(times.ratio("dashboard", "bare")),

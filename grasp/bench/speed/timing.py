@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 Action = Callable[[], object]
 
 
-def in_turn(actions: Mapping[str, Action], *, rounds: int, warm: bool = True) -> Times:
+def time_in_turn(actions: Mapping[str, Action], *, rounds: int, warm: bool = True) -> Times:
     """Time each action in each of `rounds` rounds; `warm` adds an unmeasured round before."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in actions}
     for number in range(-int(warm), rounds):
@@ -16,13 +16,13 @@ def in_turn(actions: Mapping[str, Action], *, rounds: int, warm: bool = True) ->
         names = list(actions) if number % 2 else list(actions)[::-1]
         for name in names:
             processor = time.process_time()
-            seconds = taken(actions[name])
+            seconds = time_action(actions[name])
             if number >= 0:
                 found[name].append((seconds, time.process_time() - processor))
     return Times(found)
 
 
-def taken(action: Action) -> float:
+def time_action(action: Action) -> float:
     """Seconds an action takes, by the clock."""
     started = time.perf_counter()
     action()

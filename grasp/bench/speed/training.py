@@ -14,9 +14,9 @@ from peft import PeftModel
 
 from analysis.spectra.subspace import random_subspace
 from analysis.values import Json
-from grasp.bench.speed.figure import Figure, measured
-from grasp.bench.speed.model import Size, adapted, random_model
-from grasp.bench.speed.timing import Action, Times, in_turn
+from grasp.bench.speed.figure import Figure, value_and_spread
+from grasp.bench.speed.model import Size, attach_adapter, random_model
+from grasp.bench.speed.timing import Action, Times, time_in_turn
 from grasp.data.sites import START
 from grasp.guard.context import protect
 from grasp.guard.guard import Guard
@@ -96,7 +96,7 @@ def training_figures(size: Size, *, rounds: int) -> list[Figure]:
         arms = {}
         for name, protection in {_PLAIN: None, **_protections()}.items():
             neutral = sited if name == _PRESET else everywhere
-            arms[name] = _Arm(stack, adapted(base, size), size, protection, neutral)
+            arms[name] = _Arm(stack, attach_adapter(base, size), size, protection, neutral)
         times = _timed(arms, size, rounds)
     told = {
         "parameters": sum(weight.numel() for weight in base.parameters()),
@@ -149,7 +149,7 @@ def _timed(arms: dict[str, _Arm], size: Size, rounds: int) -> Times:
         name: partial(_stepped, arm, fresh if name == _NEW else repeat(batch))
         for name, arm in arms.items()
     }
-    return in_turn(actions | {"log": arms[_PRESET].log}, rounds=rounds)
+    return time_in_turn(actions | {"log": arms[_PRESET].log}, rounds=rounds)
 
 
 def _stepped(arm: _Arm, batches: Iterator[Batch]) -> None:
@@ -176,7 +176,7 @@ class _Made:
             against=_AGAINST,
             unit="×",
             target=target,
-            **measured(self.times.ratio(arm, _PLAIN)),
+            **value_and_spread(self.times.ratio(arm, _PLAIN)),
             detail=self.told | {"why": why, "by processor time, ×": self.processor(arm)},
         )
 
@@ -225,7 +225,7 @@ def _on_neutral(made: _Made, every: int) -> Figure:
         against=_AGAINST,
         unit="×",
         target=1 + NEUTRAL / every,
-        **measured([1 + (ratio - 1) / every for ratio in whole]),
+        **value_and_spread([1 + (ratio - 1) / every for ratio in whole]),
         detail=made.told
         | {
             "why": "forward and backward pass on ρ tokens a token of the task, no unembedding",
@@ -248,7 +248,7 @@ def _monitor(made: _Made) -> Figure:
         what=f"Drift monitor, one line every {LOGGED} steps",
         against=_AGAINST,
         unit="×",
-        **measured([1 + line / (LOGGED * step) for line, step in pairs]),
+        **value_and_spread([1 + line / (LOGGED * step) for line, step in pairs]),
         detail=made.told | {"why": "one forward pass of a held-back batch a line"},
     )
 

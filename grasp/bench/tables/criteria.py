@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from analysis.comparison.arm_tests import MARGIN, pairs
+from analysis.comparison.arm_tests import MARGIN, pair_scores
 from analysis.statistics.intervals import Interval
 from analysis.statistics.paired_tests import paired_difference
 from grasp.bench.plan.cells import BASE, NAIVE
 from grasp.bench.plan.plan import Cell, Plan
-from grasp.bench.saved.found import Found, found_in
-from grasp.bench.saved.gather import arms_of, removed
+from grasp.bench.saved.found import BestFactor, read_found
+from grasp.bench.saved.gather import arms_of, measure_removal
 from grasp.bench.tables.identification import COSINE, share
-from grasp.bench.tables.ledger import ends
-from grasp.bench.tables.residue import rates
-from grasp.bench.tables.rivals import REFERENCE, dominated, rival_runs
+from grasp.bench.tables.ledger import run_endings
+from grasp.bench.tables.residue import residue_rates
+from grasp.bench.tables.rivals import REFERENCE, find_dominated, rival_runs
 from grasp.bench.tables.tables import Table
 
 Verdict = Literal["reached", "within noise", "not reached", "not measured", "–"]
@@ -63,10 +63,10 @@ def verdict(measured: Interval, reached: Callable[[float], bool]) -> Verdict:
 
 
 def _identified(root: Path, plan: Plan) -> Iterator[Criterion]:
-    entries = found_in(root, plan, plan.core.cells) if plan.core else []
+    entries = read_found(root, plan, plan.core.cells) if plan.core else []
     for latent in dict.fromkeys(entry.latent for entry in entries):
         those = [entry for entry in entries if entry.latent == latent]
-        lines: tuple[tuple[str, Callable[[Found], bool]], ...] = (
+        lines: tuple[tuple[str, Callable[[BestFactor], bool]], ...] = (
             ("the best-ranked significant factor is the planted one", lambda e: e.hit),
             (
                 f"the same, and |cos| ≥ {COSINE} at its best layer",
@@ -82,7 +82,7 @@ def _identified(root: Path, plan: Plan) -> Iterator[Criterion]:
 def _false_positives(root: Path, plan: Plan) -> Iterator[Criterion]:
     if plan.none is None:
         return
-    found = share(found_in(root, plan, plan.none.cells), lambda entry: entry.significant)
+    found = share(read_found(root, plan, plan.none.cells), lambda entry: entry.significant)
     name = "False positives where the data have no slant"
     asked = f"≤ {FALSE_POSITIVES}"
     yield Criterion(name, asked, found, verdict(found, lambda v: v <= FALSE_POSITIVES))
@@ -94,7 +94,7 @@ def _removed(root: Path, plan: Plan) -> Iterator[Criterion]:
         shipped = cell.story in REMOVALS
         stories.setdefault(cell.story if shipped else _kind(cell), []).append(cell)
     for story, cells in stories.items():
-        found, _ = removed(arms_of(root, cells, [REFERENCE]), REFERENCE)
+        found, _ = measure_removal(arms_of(root, cells, [REFERENCE]), REFERENCE)
         least = REMOVALS.get(story)
         name = f"Removal by GRASP, {story}"
         if least is None:
@@ -138,7 +138,7 @@ def difference(root: Path, cells: Sequence[Cell], run: str, metric: str) -> Inte
     arms = {name: table for name, table in arms_of(root, cells, [run]).items() if name != BASE}
     if not {NAIVE, run} <= arms.keys():
         return Interval(math.nan, math.nan, math.nan, 0, "none", 0.95)
-    paired = pairs([arms[run], arms[NAIVE]], metric)
+    paired = pair_scores([arms[run], arms[NAIVE]], metric)
     return paired_difference(*paired.scores.T, clusters=paired.clusters, crossed=paired.crossed)
 
 
@@ -146,7 +146,7 @@ def _frontier(root: Path, plan: Plan) -> Iterator[Criterion]:
     if plan.rivals is not None:
         tested = [
             (f"{labels[one.arm]} in {story}", one)
-            for story, (every, labels) in dominated(root, plan).items()
+            for story, (every, labels) in find_dominated(root, plan).items()
             for one in every
             if one.other == REFERENCE
         ]
@@ -163,7 +163,7 @@ def _frontier(root: Path, plan: Plan) -> Iterator[Criterion]:
         yield _none("Rivals that remove more at equal task accuracy, by value alone", more, tested)
     if plan.core is not None and any(arm.name == "random" for arm in plan.core.arms):
         arms = arms_of(root, plan.core.cells, [REFERENCE, "random"])
-        ours, random = (removed(arms, name)[0] for name in (REFERENCE, "random"))
+        ours, random = (measure_removal(arms, name)[0] for name in (REFERENCE, "random"))
         name = f"Removal by random subspaces, all stories (GRASP {ours.value:.3f})"
         half = verdict(random, lambda value: value <= ours.value / 2)
         yield Criterion(name, "≤ half of GRASP's", random, half)
@@ -175,7 +175,7 @@ def _none(name: str, found: Sequence[str], tested: Sequence[object]) -> Criterio
 
 
 def _held(root: Path, plan: Plan) -> Iterator[Criterion]:
-    within, claimed, leakage = ends(root, plan)
+    within, claimed, leakage = run_endings(root, plan)
     asked = f"≥ {WITHIN}"
     name = "Final drift ≤ τ, runs with a tolerance"
     yield Criterion(name, asked, within, verdict(within, lambda value: value >= WITHIN))
@@ -202,5 +202,5 @@ def _needed(root: Path, plan: Plan) -> Iterator[Criterion]:
 
 
 def _residue(root: Path, plan: Plan) -> Iterator[Criterion]:
-    for name, found in rates(root, plan).items():
+    for name, found in residue_rates(root, plan).items():
         yield Criterion(f"Residue after GRASP: {name}", "–", found, "–")

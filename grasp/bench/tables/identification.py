@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.comparison.arm_tests import against
+from analysis.comparison.arm_tests import compare_with_reference
 from analysis.statistics.intervals import Interval, wilson
 from analysis.text import score_text
 from grasp.bench.plan.cells import NAIVE
 from grasp.bench.plan.plan import Plan
-from grasp.bench.saved.found import PLANTED, Found, found_in
+from grasp.bench.saved.found import PLANTED, BestFactor, read_found
 from grasp.bench.saved.gather import METRICS, arms_of, story_label
 from grasp.bench.tables.tables import Row, Table
 
@@ -32,15 +32,15 @@ COLUMNS = {
 }
 
 
-def share(entries: Sequence[Found], true: Callable[[Found], bool]) -> Interval:
+def share(entries: Sequence[BestFactor], true: Callable[[BestFactor], bool]) -> Interval:
     """Share of entries for which `true` holds, with a Wilson interval."""
     return wilson(sum(map(true, entries)), len(entries))
 
 
 def planted_table(root: Path, plan: Plan) -> Table:
     """Whether the planted factor is found, pooled by latent, by kind of world and by story."""
-    entries = found_in(root, plan, plan.core.cells) if plan.core else []
-    groups: dict[str, list[Found]] = {}
+    entries = read_found(root, plan, plan.core.cells) if plan.core else []
+    groups: dict[str, list[BestFactor]] = {}
     for name in dict.fromkeys(entry.latent for entry in entries):
         groups[f"{name}, all stories"] = [entry for entry in entries if entry.latent == name]
     for name, shipped in (("the shipped world", True), ("generated worlds", False)):
@@ -48,7 +48,7 @@ def planted_table(root: Path, plan: Plan) -> Table:
         groups |= {name: there} if there else {}
     for story in dict.fromkeys(story_label(entry.cell) for entry in entries):
         groups[story] = [entry for entry in entries if story_label(entry.cell) == story]
-    distinct: dict[str, list[Found]] = {}
+    distinct: dict[str, list[BestFactor]] = {}
     for name, rows in groups.items():
         distinct |= {name: rows} if rows not in distinct.values() else {}
     notes = (
@@ -69,7 +69,7 @@ def planted_table(root: Path, plan: Plan) -> Table:
 
 def runs_table(root: Path, plan: Plan) -> Table:
     """One row per run and latent, including failures."""
-    entries = found_in(root, plan, plan.core.cells) if plan.core else []
+    entries = read_found(root, plan, plan.core.cells) if plan.core else []
     columns = {
         "story": "story",
         "seed": "seed",
@@ -100,9 +100,9 @@ def runs_table(root: Path, plan: Plan) -> Table:
     return Table("identification_runs", "Every run", columns, rows)
 
 
-def false_positives(root: Path, plan: Plan) -> Table:
+def false_positives_table(root: Path, plan: Plan) -> Table:
     """Significant factors in stories whose data have no slant."""
-    entries = found_in(root, plan, plan.none.cells) if plan.none else []
+    entries = read_found(root, plan, plan.none.cells) if plan.none else []
     groups = {"all": entries} if entries else {}
     for story in dict.fromkeys(entry.cell.story for entry in entries):
         groups[story] = [entry for entry in entries if entry.cell.story == story]
@@ -124,7 +124,7 @@ def false_positives(root: Path, plan: Plan) -> Table:
     return Table("none", "No spurious factor in the data", columns, rows)
 
 
-def retrained_anyway(root: Path, plan: Plan) -> Table:
+def retrained_table(root: Path, plan: Plan) -> Table:
     """What protecting the best-ranked factor changes in stories where it is noise."""
     columns = {
         "arm": "arm",
@@ -137,7 +137,7 @@ def retrained_anyway(root: Path, plan: Plan) -> Table:
     if plan.none is not None:
         arms = arms_of(root, plan.none.cells, [arm.name for arm in plan.none.arms])
         made = {name: table for name, table in arms.items() if name != "naive.base"}
-        for one in against(made, reference=NAIVE) if len(made) > 1 else []:
+        for one in compare_with_reference(made, reference=NAIVE) if len(made) > 1 else []:
             if one.metric in METRICS:
                 rows.append(
                     {
@@ -152,7 +152,7 @@ def retrained_anyway(root: Path, plan: Plan) -> Table:
     return Table("none_retrained", "Retrained anyway", columns, rows, (note,))
 
 
-def _row(name: str, entries: Sequence[Found]) -> Row:
+def _row(name: str, entries: Sequence[BestFactor]) -> Row:
     cosines = np.array([entry.cosine for entry in entries])
     return {
         "group": name,
@@ -166,7 +166,7 @@ def _row(name: str, entries: Sequence[Found]) -> Row:
     }
 
 
-def _candidates(entries: Sequence[Found]) -> str:
+def _candidates(entries: Sequence[BestFactor]) -> str:
     if not entries:
         return ""
     counts = [entry.candidates for entry in entries]

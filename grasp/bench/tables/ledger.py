@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from analysis.statistics.intervals import Interval, wilson
-from analysis.store.factor_table import run_factors
+from analysis.store.factor_table import read_run_factors
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
 from grasp.bench.make.pool import TIMES
@@ -34,7 +34,7 @@ def manifests(root: Path, plan: Plan) -> Iterator[tuple[Workspace, RunManifest]]
             yield workspace, run
 
 
-def ends(root: Path, plan: Plan) -> tuple[Interval, Interval, float]:
+def run_endings(root: Path, plan: Plan) -> tuple[Interval, Interval, float]:
     """How the runs with a tolerance ended.
 
     Returns:
@@ -57,12 +57,12 @@ def ends(root: Path, plan: Plan) -> tuple[Interval, Interval, float]:
     return wilson(sum(within), len(within)), wilson(sum(claimed), len(claimed)), leakage
 
 
-def effort(root: Path, plan: Plan) -> list[str]:
+def describe_effort(root: Path, plan: Plan) -> list[str]:
     """Sentences about how much was tried, with which versions, and how long it took."""
     runs = list(manifests(root, plan))
     naive = [workspace for workspace, run in runs if run.id == NAIVE]
     directions = sum(
-        len(run_factors(workspace, NAIVE).table)
+        len(read_run_factors(workspace, NAIVE).table)
         for workspace in naive
         if workspace.folder("factors", NAIVE).is_dir()
     )

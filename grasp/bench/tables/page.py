@@ -10,7 +10,7 @@ from grasp.bench.make.runner import read_failures, read_plan
 from grasp.bench.plan.plan import Plan
 from grasp.bench.tables.criteria import criteria_table
 from grasp.bench.tables.figures import draw_figures
-from grasp.bench.tables.ledger import effort
+from grasp.bench.tables.ledger import describe_effort
 from grasp.bench.tables.sections import SECTIONS
 from grasp.bench.tables.tables import Table
 
@@ -45,7 +45,7 @@ def write_page(root: Path, out: Path, *, notes: Path) -> list[Path]:
         *_sections(root, plan),
         *_failures(root),
         "## How it was made",
-        "\n".join(f"- {sentence}" for sentence in effort(root, plan)),
+        "\n".join(f"- {sentence}" for sentence in describe_effort(root, plan)),
         _commands(plan, root, out),
     ]
     out.write_text("\n\n".join(parts) + "\n", encoding="utf-8")

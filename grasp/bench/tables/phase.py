@@ -10,8 +10,8 @@ import numpy as np
 from analysis.statistics.intervals import Interval, wilson
 from grasp.bench.plan.cells import BASE, NAIVE
 from grasp.bench.plan.plan import SETTINGS, Cell, Plan
-from grasp.bench.saved.found import Found, found_in
-from grasp.bench.saved.gather import arms_of, mean, removed, story_label
+from grasp.bench.saved.found import BestFactor, read_found
+from grasp.bench.saved.gather import arms_of, mean_score, measure_removal, story_label
 from grasp.bench.tables.tables import Row, Table
 
 
@@ -37,7 +37,7 @@ def points(root: Path, plan: Plan) -> list[Point]:
         by_label.setdefault(story_label(cell), []).append(cell)
     found = []
     for cells in by_label.values():
-        entries = found_in(root, plan, cells)
+        entries = read_found(root, plan, cells)
         if entries:
             found.append(_point(root, plan, cells, entries))
     return found
@@ -74,14 +74,16 @@ def _number(value: float) -> float:
     return int(value) if value == int(value) else value
 
 
-def _point(root: Path, plan: Plan, cells: list[Cell], entries: list[Found]) -> Point:
+def _point(root: Path, plan: Plan, cells: list[Cell], entries: list[BestFactor]) -> Point:
     assert plan.phase is not None
     values = {**plan.phase.default, **cells[0].changed}
     names = [arm.name for arm in plan.phase.arms[:1]]
     arms = arms_of(root, cells, names)
     drift = np.nan
     if {BASE, NAIVE} <= arms.keys():
-        drift = mean(arms[NAIVE], "unrelated").value - mean(arms[BASE], "unrelated").value
+        drift = (
+            mean_score(arms[NAIVE], "unrelated").value - mean_score(arms[BASE], "unrelated").value
+        )
     unknown = Interval(np.nan, np.nan, np.nan, 0, "none", 0.95)
     return Point(
         story=cells[0].story,
@@ -89,6 +91,6 @@ def _point(root: Path, plan: Plan, cells: list[Cell], entries: list[Found]) -> P
         hit=wilson(sum(entry.hit for entry in entries), len(entries)),
         cosine=float(np.mean([entry.cosine for entry in entries])),
         drift=float(drift),
-        removal=removed(arms, names[0])[0] if names else unknown,
-        task=mean(arms[names[0]], "task").value if names and names[0] in arms else np.nan,
+        removal=measure_removal(arms, names[0])[0] if names else unknown,
+        task=mean_score(arms[names[0]], "task").value if names and names[0] in arms else np.nan,
     )

@@ -6,12 +6,19 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from analysis.comparison.arm_tests import Samples, against
+from analysis.comparison.arm_tests import Samples, compare_with_reference
 from analysis.statistics.intervals import wilson
 from grasp.bench.plan.cells import BASE, NAIVE, cell_workspace, latents_of, topic_latents
 from grasp.bench.plan.plan import Arm, Cell, Plan
 from grasp.bench.plan.tasks import BEST, Demand, latent_sets
-from grasp.bench.saved.gather import METRICS, arms_of, mean, removed, run_manifest, story_label
+from grasp.bench.saved.gather import (
+    METRICS,
+    arms_of,
+    mean_score,
+    measure_removal,
+    run_manifest,
+    story_label,
+)
 from grasp.bench.tables.tables import Row, Table
 
 ARM_COLUMNS = {
@@ -33,7 +40,7 @@ ARM_COLUMNS = {
 MADE = {BASE: "base model", NAIVE: "naive"}
 
 
-def groups(plan: Plan, cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+def group_cells(plan: Plan, cells: Sequence[Cell]) -> dict[str, list[Cell]]:
     """Cells pooled by story, by latent and by kind of world; repeated groups are left out."""
     found: dict[str, list[Cell]] = {}
     for cell in cells:
@@ -55,7 +62,7 @@ def core_table(root: Path, plan: Plan) -> Table:
     cells, arms = (plan.core.cells, plan.core.arms) if plan.core else ([], [])
     rows = [
         row
-        for name, group in groups(plan, cells).items()
+        for name, group in group_cells(plan, cells).items()
         for row in arm_rows(root, name, group, {arm.name: arm.label for arm in arms})
     ]
     return Table("removal", "What each arm removes and keeps", ARM_COLUMNS, rows)
@@ -107,8 +114,8 @@ def arm_rows(root: Path, name: str, cells: Sequence[Cell], labels: Mapping[str, 
     for run, table in arms.items():
         row: Row = {"group": name, "arm": MADE.get(run, labels.get(run, run)), "run": run}
         row["n"] = _made(root, cells, run)
-        row |= {metric: mean(table, metric) for metric in METRICS}
-        row["removal"] = removed(arms, run)[0] if run not in MADE else None
+        row |= {metric: mean_score(table, metric) for metric in METRICS}
+        row["removal"] = measure_removal(arms, run)[0] if run not in MADE else None
         rows.append(row | _ends(root, cells, run))
     return rows
 
@@ -151,7 +158,7 @@ def _add_task_loss(
         return
     losses = {
         one.arm: one.test.difference
-        for one in against(arms, reference=NAIVE)
+        for one in compare_with_reference(arms, reference=NAIVE)
         if one.metric == "task"
     }
     for row in rows[-len(arms) - 1 :]:
@@ -176,11 +183,11 @@ def _two_rows(
     for run, table in tables.items():
         label, protect = runs.get(run, (MADE.get(run, run), ""))
         row: Row = {"group": name, "protected": protect, "arm": label, "run": run}
-        row |= {"n": _made(root, cells, run), "task": mean(table, "task")}
-        row["facts"] = mean(table, "facts")
+        row |= {"n": _made(root, cells, run), "task": mean_score(table, "task")}
+        row["facts"] = mean_score(table, "facts")
         for latent, parts in by_latent.items():
-            row[latent] = mean(parts[run], "unrelated")
-            row[f"removed {latent}"] = removed(parts, run)[0] if run not in MADE else None
+            row[latent] = mean_score(parts[run], "unrelated")
+            row[f"removed {latent}"] = measure_removal(parts, run)[0] if run not in MADE else None
         rows.append(row)
     return rows
 

@@ -13,7 +13,7 @@ from grasp.bench.make.dressed import DRESSES, PARAPHRASED, dress_of
 from grasp.bench.make.residue import dressed_id, residue_file
 from grasp.bench.plan.cells import BASE, NAIVE, cell_workspace
 from grasp.bench.plan.plan import Cell, Plan
-from grasp.bench.saved.gather import arms_of, mean, removed, samples, story_label
+from grasp.bench.saved.gather import arms_of, mean_score, measure_removal, pool_samples, story_label
 from grasp.bench.tables.removal import MADE
 from grasp.bench.tables.tables import Row, Table
 
@@ -50,7 +50,7 @@ def factors_table(root: Path, plan: Plan) -> Table:
     }
     notes = [
         f"{name[0].upper()}{name[1:]}: {_said(interval)}."
-        for name, interval in rates(root, plan).items()
+        for name, interval in residue_rates(root, plan).items()
     ]
     note = (
         "|cos| is the cosine of the smallest principal angle with the protected span. An off-task "
@@ -60,7 +60,7 @@ def factors_table(root: Path, plan: Plan) -> Table:
     return Table("residue", "Is the factor back?", columns, rows, (note, *notes))
 
 
-def rates(root: Path, plan: Plan) -> dict[str, Interval]:
+def residue_rates(root: Path, plan: Plan) -> dict[str, Interval]:
     """Shares of retrained runs with a residue, with Wilson intervals."""
     found = [entry for _, _, entry in _residues(root, plan)]
     if not found:
@@ -125,12 +125,12 @@ def _dressed_rows(root: Path, name: str, cells: Sequence[Cell], runs: Sequence[s
         parts = {dress: _dressed(root, some, [NAIVE, *arms], dress) for dress in DRESSES}
         for run, table in usual.items():
             row: Row = {"group": group, "arm": MADE.get(run, run), "run": run, "n": len(some)}
-            row |= {"unrelated": mean(table, "unrelated"), "task": mean(table, "task")}
-            row["removal"] = removed(usual, run)[0] if run not in MADE else None
+            row |= {"unrelated": mean_score(table, "unrelated"), "task": mean_score(table, "task")}
+            row["removal"] = measure_removal(usual, run)[0] if run not in MADE else None
             for dress, found in parts.items():
-                row[dress] = mean(found[run], "unrelated") if run in found else None
+                row[dress] = mean_score(found[run], "unrelated") if run in found else None
                 if run not in MADE and run in found:
-                    row[f"removal {dress}"] = removed(found, run)[0]
+                    row[f"removal {dress}"] = measure_removal(found, run)[0]
             rows.append(row)
     return rows
 
@@ -145,7 +145,7 @@ def _dressed(
     """Samples in one dress by run; prompts of a plan's own story count as paraphrased."""
     found = {}
     for run, evaluation in {BASE: "", **{run: run for run in runs}}.items():
-        table = samples(root, cells, dressed_id(evaluation))
+        table = pool_samples(root, cells, dressed_id(evaluation))
         if not len(table):
             continue
         worn = table["prompt_id"].map(lambda name: _worn(str(name)))

@@ -5,7 +5,12 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from analysis.comparison.arm_tests import Domination, Samples, against, dominations
+from analysis.comparison.arm_tests import (
+    Domination,
+    Samples,
+    compare_with_reference,
+    find_dominations,
+)
 from analysis.comparison.wording import domination_text
 from grasp.bench.plan.cells import BASE, NAIVE
 from grasp.bench.plan.plan import Cell, Plan
@@ -57,7 +62,7 @@ def rivals_table(root: Path, plan: Plan) -> Table:
     """Arms at their chosen strengths on confirmation prompts."""
     rows: list[Row] = []
     for name, cells in _stories(plan).items():
-        labels = reported(root, plan, cells[0].story)
+        labels = reported_labels(root, plan, cells[0].story)
         rows += arm_rows(root, name, cells, labels)
         kept = _kept(root, plan, name)
         for row in rows:
@@ -68,13 +73,13 @@ def rivals_table(root: Path, plan: Plan) -> Table:
     return Table("rivals", "Rivals at their chosen strengths", columns, rows, (note,))
 
 
-def tests_table(root: Path, plan: Plan) -> Table:
+def rival_tests_table(root: Path, plan: Plan) -> Table:
     """Every rival tested against GRASP, Holm-corrected over rivals within each metric."""
     rows: list[Row] = []
     for name, cells in _stories(plan).items():
-        labels = reported(root, plan, cells[0].story)
+        labels = reported_labels(root, plan, cells[0].story)
         arms = {run: t for run, t in arms_of(root, cells, labels).items() if run != BASE}
-        for one in against(arms, reference=REFERENCE) if REFERENCE in arms else []:
+        for one in compare_with_reference(arms, reference=REFERENCE) if REFERENCE in arms else []:
             if one.metric in ("unrelated", "task", "facts", "format"):
                 rows.append(
                     {
@@ -94,12 +99,14 @@ def tests_table(root: Path, plan: Plan) -> Table:
         "p": "p (Holm)",
         "detectable": "smallest detectable",
     }
-    notes = [domination_text(found, labels) for found, labels in dominated(root, plan).values()]
+    notes = [
+        domination_text(found, labels) for found, labels in find_dominated(root, plan).values()
+    ]
     named = [f"{name}: {text}" for name, text in zip(_stories(plan), notes, strict=False)]
     return Table("rival_tests", "Rivals tested against GRASP", columns, rows, named)
 
 
-def dominated(root: Path, plan: Plan) -> dict[str, tuple[list[Domination], dict[str, str]]]:
+def find_dominated(root: Path, plan: Plan) -> dict[str, tuple[list[Domination], dict[str, str]]]:
     """Story → every tested pair of arms, and the display names of the arms."""
     return _dominated(root, plan.model_dump_json())
 
@@ -109,10 +116,10 @@ def _dominated(root: Path, text: str) -> dict[str, tuple[list[Domination], dict[
     plan = Plan.model_validate_json(text)
     found = {}
     for name, cells in _stories(plan).items():
-        labels = {NAIVE: "naive"} | reported(root, plan, cells[0].story)
+        labels = {NAIVE: "naive"} | reported_labels(root, plan, cells[0].story)
         arms: dict[str, Samples] = arms_of(root, cells, labels)
         if {BASE, NAIVE} <= arms.keys():
-            found[name] = (dominations(arms, base=BASE, naive=NAIVE), labels)
+            found[name] = (find_dominations(arms, base=BASE, naive=NAIVE), labels)
     return found
 
 
@@ -125,7 +132,7 @@ def rival_runs(root: Path, plan: Plan) -> set[str]:
     }
 
 
-def reported(root: Path, plan: Plan, story: str) -> dict[str, str]:
+def reported_labels(root: Path, plan: Plan, story: str) -> dict[str, str]:
     """Run → display name, for the arms of a story at their chosen strengths."""
     return {
         line.variant.name: line.arm.label

@@ -10,24 +10,24 @@ from analysis.values import Json
 from grasp.bench.plan.plan import Measure, Plan
 from grasp.bench.tables.criteria import criteria_table
 from grasp.bench.tables.identification import (
-    false_positives,
+    false_positives_table,
     planted_table,
-    retrained_anyway,
+    retrained_table,
     runs_table,
 )
 from grasp.bench.tables.phase import phase_table
 from grasp.bench.tables.removal import core_table, needed_table, two_table
 from grasp.bench.tables.residue import dressed_table, factors_table
-from grasp.bench.tables.rivals import rivals_table, sweep_table, tests_table
+from grasp.bench.tables.rivals import rival_tests_table, rivals_table, sweep_table
 from grasp.bench.tables.tables import Table
 
 Make = Callable[[Path, Plan], Table]
 
 SECTIONS: dict[str, tuple[Make, ...]] = {
     "Identification": (planted_table, runs_table),
-    "No factor": (false_positives, retrained_anyway),
+    "No factor": (false_positives_table, retrained_table),
     "Removal": (core_table,),
-    "Rivals": (sweep_table, rivals_table, tests_table),
+    "Rivals": (sweep_table, rivals_table, rival_tests_table),
     "Two factors at once": (two_table,),
     "A needed factor": (needed_table,),
     "Where it breaks": (phase_table,),
@@ -51,7 +51,7 @@ class Results:
         return {"plan": self.plan.title, "tables": {t.name: t.data for t in self.tables}}
 
 
-def results(root: Path, plan: Plan, measure: Measure) -> Results:
+def collect_results(root: Path, plan: Plan, measure: Measure) -> Results:
     """The tables that a command prints, from what is saved under `root`."""
     makes = [
         make

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis.statistics.intervals import Interval
-from analysis.tables import aligned, markdown_table
+from analysis.tables import align_columns, markdown_table
 from analysis.text import interval_text, number_text, true_minus
 from analysis.values import Json
 
@@ -27,12 +27,12 @@ class Table:
     @property
     def data(self) -> Json:
         """The table as JSON values."""
-        rows = [{key: plain(row.get(key)) for key in self.columns} for row in self.rows]
+        rows = [{key: to_json_value(row.get(key)) for key in self.columns} for row in self.rows]
         return {"title": self.title, "rows": rows, "notes": list(self.notes)}
 
     def text(self) -> str:
         """Aligned columns for a terminal."""
-        return "\n".join([self.title, *aligned(self._lines()), *self.notes])
+        return "\n".join([self.title, *align_columns(self._lines()), *self.notes])
 
     def markdown(self) -> str:
         """A third-level heading, the table, and its notes."""
@@ -40,11 +40,11 @@ class Table:
         return "\n\n".join([f"### {self.title}", markdown_table(head, body), *self.notes])
 
     def _lines(self) -> list[list[str]]:
-        rows = [[shown(row.get(key)) for key in self.columns] for row in self.rows]
+        rows = [[format_value(row.get(key)) for key in self.columns] for row in self.rows]
         return [list(self.columns.values()), *rows]
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """A value as text: three decimals, an interval in brackets, "–" if unknown."""
     if isinstance(value, Interval):
         return interval_text(value.value, value.low, value.high, show=_number)
@@ -61,7 +61,7 @@ def _number(value: float) -> str:
     return number_text(value, unknown="–")
 
 
-def plain(value: object) -> object:
+def to_json_value(value: object) -> object:
     """A value as JSON values; an interval becomes value, low, high and n."""
     if isinstance(value, Interval):
         return {"value": value.value, "low": value.low, "high": value.high, "n": value.n}

@@ -17,7 +17,7 @@ from peft import PeftModel
 from safetensors.numpy import load_file, save_file
 
 from analysis.adapters.architectures import Family, read_family
-from analysis.adapters.checkpoints import checkpoints, saved_by_step
+from analysis.adapters.checkpoints import list_checkpoints, saved_adapters_by_step
 from analysis.adapters.copy import copy_adapter
 from analysis.adapters.load import Adapter, check_values, load_adapter
 from analysis.errors import AdapterError, InputError
@@ -177,14 +177,14 @@ def test_checkpoints_come_in_the_order_of_their_steps(tmp_path: Path) -> None:
         model.save_pretrained(tmp_path / f"checkpoint-{step}")
     (tmp_path / "checkpoint-70").mkdir()
     (tmp_path / "checkpoint-last").mkdir()
-    assert [one.step for one in checkpoints(tmp_path)] == [50, 900, 1000]
+    assert [one.step for one in list_checkpoints(tmp_path)] == [50, 900, 1000]
     with pytest.raises(AdapterError, match=r"\(checkpoint-50, checkpoint-900, checkpoint-1000\)"):
         load_adapter(tmp_path)
     model.save_pretrained(tmp_path)
-    assert [one.step for one in checkpoints(tmp_path)] == [50, 900, 1000, None]
-    assert checkpoints(tmp_path)[-1].path == tmp_path
+    assert [one.step for one in list_checkpoints(tmp_path)] == [50, 900, 1000, None]
+    assert list_checkpoints(tmp_path)[-1].path == tmp_path
     with pytest.raises(AdapterError, match="has no checkpoints; expected folders checkpoint-100"):
-        checkpoints(tmp_path / "checkpoint-50")
+        list_checkpoints(tmp_path / "checkpoint-50")
 
 
 def test_a_checkpoint_that_is_still_being_written_is_not_counted_as_saved(
@@ -194,11 +194,11 @@ def test_a_checkpoint_that_is_still_being_written_is_not_counted_as_saved(
         write_adapter(folder=tmp_path / "checkpoints" / name)
     (tmp_path / "checkpoints" / "checkpoint-9").mkdir()
     (write_adapter(folder=tmp_path / "checkpoint-90") / WEIGHTS).unlink()
-    assert [path.name for path in saved_by_step(tmp_path).values()] == [
+    assert [path.name for path in saved_adapters_by_step(tmp_path).values()] == [
         "checkpoint-40",
         "checkpoint-80",
     ]
-    assert [one.step for one in checkpoints(tmp_path)] == [40, 80, 90]
+    assert [one.step for one in list_checkpoints(tmp_path)] == [40, 80, 90]
 
 
 def test_a_run_of_the_workbench_has_its_checkpoints_beside_its_adapter(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_run_of_the_workbench_has_its_checkpoints_beside_its_adapter(tmp_path:
     model.save_pretrained(tmp_path / "checkpoints" / "checkpoint-2")
     model.save_pretrained(tmp_path / "adapter")
     for folder in (tmp_path, tmp_path / "adapter"):
-        assert [one.step for one in checkpoints(folder)] == [2, None]
+        assert [one.step for one in list_checkpoints(folder)] == [2, None]
 
 
 # Experts

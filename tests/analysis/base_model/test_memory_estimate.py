@@ -16,11 +16,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from analysis.base_model.memory_estimate import (
     FineTune,
     Memory,
-    free_memory,
-    memory_needed,
-    memory_text,
-    memory_words,
-    plan_of,
+    describe_memory,
+    describe_memory_needs,
+    estimate_memory,
+    measure_free_memory,
+    parse_fine_tune,
 )
 from analysis.errors import InputError
 from grasp.__main__ import main
@@ -53,7 +53,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("targets", [None, ["q_proj", "down_proj"]])
 def test_weights_are_counted_as_peft_makes_them(base: Path, targets: list[str] | None) -> None:
     plan = FineTune(2, 48, 4, targets, 4)
-    found = memory_needed(base, plan)
+    found = estimate_memory(base, plan)
     plain = wide()
     assert found.frozen == 4 * sum(weight.numel() for weight in plain.parameters())
     model: Any = tiny.adapted(plain, targets=targets or "all-linear")
@@ -84,17 +84,17 @@ def saved_bytes(*, checkpointing: bool) -> int:
 def test_activations_are_of_the_size_that_autograd_keeps(base: Path) -> None:
     """With checkpointing, one layer's are there again in the backward pass."""
     plain = saved_bytes(checkpointing=False)
-    assert 0.5 < memory_needed(base, PLAN).activations / plain < 2
+    assert 0.5 < estimate_memory(base, PLAN).activations / plain < 2
     there = saved_bytes(checkpointing=True) + plain / 3
-    estimate = memory_needed(base, replace(PLAN, checkpointing=True)).activations
+    estimate = estimate_memory(base, replace(PLAN, checkpointing=True)).activations
     assert 0.5 < estimate / there < 2
     assert there < 0.7 * plain
 
 
 def test_quantisation_shrinks_the_linear_layers_alone(base: Path) -> None:
-    whole = memory_needed(base, PLAN).frozen
-    four = memory_needed(base, FineTune(2, 48, 4, None, 2, "4bit")).frozen
-    half = memory_needed(base, FineTune(2, 48, 4, None, 2)).frozen
+    whole = estimate_memory(base, PLAN).frozen
+    four = estimate_memory(base, FineTune(2, 48, 4, None, 2, "4bit")).frozen
+    half = estimate_memory(base, FineTune(2, 48, 4, None, 2)).frozen
     assert half == whole / 2
     beside = 2 * 300 * 128 + 7 * 128  # embeddings, norms
     assert four == (whole / 4 - beside) * 0.5 + beside * 2
@@ -102,12 +102,12 @@ def test_quantisation_shrinks_the_linear_layers_alone(base: Path) -> None:
 
 def test_what_is_needed_is_said_beside_what_is_free() -> None:
     memory = Memory(13 * GiB, 0.5 * GiB, 50 * 1024.0**2)
-    assert memory_text(memory, 80 * GiB, "on the GPU") == (
+    assert describe_memory(memory, 80 * GiB, "on the GPU") == (
         "About 13.5 GiB of memory: 13.0 GiB for the base model, 512.0 MiB for the adapter and its "
         "optimiser, and very roughly 50.0 MiB for activations; 80.0 GiB are free on the GPU."
     )
-    assert "That is too little: use gradient_ch" in memory_text(memory, GiB, "on this machine")
-    free, place = free_memory()
+    assert "That is too little: use gradient_ch" in describe_memory(memory, GiB, "on this machine")
+    free, place = measure_free_memory()
     assert free > 0
     assert place.startswith("on ")
 
@@ -117,14 +117,14 @@ def test_the_plan_is_read_from_the_settings_of_a_run() -> None:
         "batch_size": 2, "max_length": 48, "lora": {"r": 4, "target_modules": "all-linear"},
         "gradient_checkpointing": False, "model": {"dtype": "auto", "quantization": None},
     }  # fmt: skip
-    assert plan_of(config, gpu=False) == PLAN
-    assert plan_of(config, gpu=True).number_bytes == 2
+    assert parse_fine_tune(config, gpu=False) == PLAN
+    assert parse_fine_tune(config, gpu=True).number_bytes == 2
     narrow = config | {"model": {"dtype": "float16", "quantization": "4bit"}}
-    assert plan_of(narrow, gpu=False) == replace(PLAN, number_bytes=2, quantization="4bit")
+    assert parse_fine_tune(narrow, gpu=False) == replace(PLAN, number_bytes=2, quantization="4bit")
     with pytest.raises(
         InputError, match="The settings lack 'batch_size', so memory cannot be estimated"
     ):
-        plan_of({"lora": {"r": 2}}, gpu=False)
+        parse_fine_tune({"lora": {"r": 2}}, gpu=False)
 
 
 def test_a_dry_run_and_the_words_say_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,13 +135,13 @@ def test_a_dry_run_and_the_words_say_it(tmp_path: Path, capsys: pytest.CaptureFi
     said = json.loads(capsys.readouterr().out)["memory"]
     assert said.startswith("About ")
     assert "for the adapter and its optimiser" in said
-    words = memory_words(tmp_path / "none", {})
+    words = describe_memory_needs(tmp_path / "none", {})
     assert words.startswith("How much memory it takes is unknown. The settings lack")
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no readable config\.json"):
-        memory_needed(tmp_path, PLAN)
+        estimate_memory(tmp_path, PLAN)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match=r"has neither model\.safetensors nor"):
-        memory_needed(tmp_path, PLAN)
+        estimate_memory(tmp_path, PLAN)

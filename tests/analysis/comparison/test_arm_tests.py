@@ -8,11 +8,11 @@ import pytest
 
 from analysis.comparison.arm_tests import (
     TEST_COLUMNS,
-    against,
-    against_table,
     arm_removal,
-    dominations,
-    pairs,
+    compare_with_reference,
+    find_dominations,
+    pair_scores,
+    reference_table,
 )
 from analysis.errors import InputError
 from analysis.statistics.intervals import removal
@@ -52,7 +52,7 @@ def arms() -> dict[str, pd.DataFrame]:
 def test_scores_are_paired_by_prompt_and_seed_whatever_the_order(arms) -> None:
     first, second = arms["grasp"], arms["naive"].sample(frac=1, random_state=0)
     second = second[~((second["prompt_id"] == "unrelated/3/0") & (second["seed"] == 2))]
-    found = pairs([first, second], "unrelated")
+    found = pair_scores([first, second], "unrelated")
     assert found.scores.shape == (30 * 2 * 5 - 1, 2)
     key = ["prompt_id", "seed"]
     merged = first[first["role"] == "unrelated"].merge(second, on=key, suffixes=("", "_b"))
@@ -67,21 +67,21 @@ def test_worlds_have_items_and_fine_tunes_of_their_own(arms) -> None:
     for name in ("grasp", "naive"):
         worlds = [arms[name].assign(world=world, story="s") for world in ("a", "b")]
         tables.append(pd.concat(worlds))
-    found = pairs(tables, "unrelated")
+    found = pair_scores(tables, "unrelated")
     assert len(found.scores) == 2 * 30 * 2 * 5
     assert len(set(found.clusters)) == 60
     assert len(set(found.crossed)) == 10
     with pytest.raises(InputError, match=r"A prompt occurs twice in one arm .* world, story, seed"):
-        pairs([table.drop(columns="world") for table in tables], "unrelated")
+        pair_scores([table.drop(columns="world") for table in tables], "unrelated")
 
 
 def test_without_seeds_nothing_is_crossed(arms) -> None:
     tables = [arms[name].query("seed == 0").drop(columns="seed") for name in ("grasp", "naive")]
-    assert pairs(tables, "task").crossed is None
+    assert pair_scores(tables, "task").crossed is None
 
 
 def test_every_arm_is_tested_on_every_metric_as_by_hand(arms) -> None:
-    found = against(arms, reference="naive")
+    found = compare_with_reference(arms, reference="naive")
     assert {(one.arm, one.metric) for one in found} == {
         (name, metric)
         for name in RATES
@@ -89,7 +89,7 @@ def test_every_arm_is_tested_on_every_metric_as_by_hand(arms) -> None:
         for metric in ("unrelated", "task", "coherence")
     }
     by_name = {(one.arm, one.metric): one for one in found}
-    paired = pairs([arms["caft"], arms["naive"]], "unrelated")
+    paired = pair_scores([arms["caft"], arms["naive"]], "unrelated")
     direct = paired_test(*paired.scores.T, clusters=paired.clusters, crossed=paired.crossed)
     assert by_name["caft", "unrelated"].test == direct
     assert by_name["broken", "task"].kept.verdict == "lost"
@@ -101,15 +101,15 @@ def test_every_arm_is_tested_on_every_metric_as_by_hand(arms) -> None:
 
 
 def test_the_table_of_tests_has_its_columns_even_when_empty(arms) -> None:
-    table = against_table(against(arms, reference="naive"))
+    table = reference_table(compare_with_reference(arms, reference="naive"))
     assert list(table.columns) == ["arm", "metric", *TEST_COLUMNS]
     assert (table[table["metric"] == "unrelated"]["verdict"] == "").all()
-    assert list(against_table([]).columns) == list(table.columns)
+    assert list(reference_table([]).columns) == list(table.columns)
 
 
 def test_a_reference_that_is_no_arm_is_refused(arms) -> None:
     with pytest.raises(InputError, match="There is no arm 'nobody' to compare with"):
-        against(arms, reference="nobody")
+        compare_with_reference(arms, reference="nobody")
 
 
 def test_removal_of_pooled_tables_is_the_ratio_by_seed_and_item(arms) -> None:
@@ -128,7 +128,7 @@ def test_removal_of_pooled_tables_is_the_ratio_by_seed_and_item(arms) -> None:
 def test_domination_is_less_drift_with_the_task_kept(down: bool) -> None:
     """Whichever way the naive run drifts."""
     arms = {n: arm(n, down=down, task=0.5 if n == "broken" else 0.9) for n in RATES}
-    found = dominations(arms, base="base", naive="naive")
+    found = find_dominations(arms, base="base", naive="naive")
     assert len(found) == 4 * 3
     assert {(one.arm, one.other) for one in found if one.shown} == {
         ("grasp", "naive"),
@@ -146,4 +146,4 @@ def test_domination_is_less_drift_with_the_task_kept(down: bool) -> None:
 
 def test_nothing_dominates_where_naive_does_not_drift(arms) -> None:
     arms["naive"] = arms["base"]
-    assert dominations(arms, base="base", naive="naive") == []
+    assert find_dominations(arms, base="base", naive="naive") == []

@@ -11,7 +11,12 @@ import pandas as pd
 import pytest
 
 from analysis.comparison.arm_tests import TEST_COLUMNS
-from analysis.comparison.comparison import answers, comparison, dominated, find_flips
+from analysis.comparison.comparison import (
+    arm_answers,
+    compare_arms,
+    find_dominated_runs,
+    find_flips,
+)
 from analysis.errors import InputError, NotFoundError
 from analysis.store.workspace import Workspace
 from tests.support.families import add_run, build, evaluate, samples
@@ -30,7 +35,7 @@ def value(table: pd.DataFrame, run: str, metric: str) -> pd.Series:
 
 @pytest.mark.parametrize("split", ["confirmation", "exploration"])
 def test_metrics_are_the_means_of_the_split(workspace: Workspace, split: Any) -> None:
-    table = comparison(workspace, ["naive", "grasp"], split=split)
+    table = compare_arms(workspace, ["naive", "grasp"], split=split)
     assert list(dict.fromkeys(table["run"])) == ["", "naive", "grasp"]
     assert list(dict.fromkeys(table["label"])) == ["Base model", "Run naive", "Run grasp"]
     for run, name in (("", "fam.base"), ("naive", "naive"), ("grasp", "grasp")):
@@ -51,7 +56,7 @@ def unrelated(name: str) -> pd.Series:
 
 
 def test_removal_is_one_minus_the_ratio_of_drifts(workspace: Workspace) -> None:
-    table = comparison(workspace, ["naive", "grasp", "over"])
+    table = compare_arms(workspace, ["naive", "grasp", "over"])
     base, drift = unrelated("fam.base").mean(), {}
     for name in ("naive", "grasp", "over"):
         drift[name] = unrelated(name).mean() - base
@@ -66,11 +71,11 @@ def test_removal_is_one_minus_the_ratio_of_drifts(workspace: Workspace) -> None:
 
 def test_intervals_are_clustered_by_item(workspace: Workspace) -> None:
     """Doubling every prompt of an item is no new evidence, so the interval stays."""
-    once = value(comparison(workspace, ["naive"]), "naive", "unrelated")
+    once = value(compare_arms(workspace, ["naive"]), "naive", "unrelated")
     table = samples("naive")
     twice = pd.concat([table, table.assign(prompt_id=table["prompt_id"] + "/again")])
     evaluate(workspace, "naive", twice.reset_index(drop=True))
-    doubled = value(comparison(workspace, ["naive"]), "naive", "unrelated")
+    doubled = value(compare_arms(workspace, ["naive"]), "naive", "unrelated")
     assert doubled["n"] == 2 * once["n"]
     assert doubled["value"] == pytest.approx(once["value"])
     assert doubled["high"] - doubled["low"] == pytest.approx(once["high"] - once["low"], rel=1e-6)
@@ -79,7 +84,7 @@ def test_intervals_are_clustered_by_item(workspace: Workspace) -> None:
 def test_removal_is_paired_on_the_prompts_that_all_arms_answered(workspace: Workspace) -> None:
     gone = tuple(unrelated("grasp").index[:6])
     evaluate(workspace, "grasp", samples("grasp", drop=gone))
-    table = comparison(workspace, ["naive", "grasp"])
+    table = compare_arms(workspace, ["naive", "grasp"])
     base, naive, grasp = (
         unrelated(name).drop(list(gone)).mean() for name in ("fam.base", "naive", "grasp")
     )
@@ -89,21 +94,21 @@ def test_removal_is_paired_on_the_prompts_that_all_arms_answered(workspace: Work
 
 
 def test_without_the_naive_run_there_is_no_removal(workspace: Workspace) -> None:
-    table = comparison(workspace, ["grasp"])
+    table = compare_arms(workspace, ["grasp"])
     assert "removal" not in set(table["metric"])
     assert table[["p", "p_holm", "difference", "bound"]].isna().all(axis=None)
     assert set(table["verdict"]) == {""}
-    assert dominated(workspace, ["grasp"]) == []
+    assert find_dominated_runs(workspace, ["grasp"]) == []
 
 
 def test_removal_of_a_drift_that_is_not_there_is_unknown(workspace: Workspace) -> None:
     evaluate(workspace, "naive", samples("fam.base"))
-    table = comparison(workspace, ["naive", "grasp"])
+    table = compare_arms(workspace, ["naive", "grasp"])
     found = value(table, "grasp", "removal")
     assert math.isnan(found["value"])
     assert "the naive run shows no drift on these prompts, so removal is undefined" in found["note"]
     assert set(table[table["metric"] != "removal"]["note"]) == {""}
-    assert dominated(workspace, ["naive", "grasp"]) == []
+    assert find_dominated_runs(workspace, ["naive", "grasp"]) == []
 
 
 def by_item(name: str, role: str) -> pd.Series:
@@ -113,7 +118,7 @@ def by_item(name: str, role: str) -> pd.Series:
 
 
 def test_arms_are_tested_against_naive_by_item(workspace: Workspace) -> None:
-    table = comparison(workspace, ["naive", "grasp", "over"])
+    table = compare_arms(workspace, ["naive", "grasp", "over"])
     assert list(table.columns[8:-1]) == list(TEST_COLUMNS)
     for run in ("grasp", "over"):
         for role in ("unrelated", "task"):
@@ -134,7 +139,7 @@ def test_verdicts_are_there_for_what_should_be_kept(workspace: Workspace) -> Non
     lower = samples("naive")
     lower.loc[lower["role"] == "task", "score"] = 0.0
     evaluate(workspace, "over", lower)
-    table = comparison(workspace, ["naive", "grasp", "over"])
+    table = compare_arms(workspace, ["naive", "grasp", "over"])
     assert value(table, "over", "task")["verdict"] == "lost"
     assert value(table, "over", "coherence")["verdict"] == "not shown"  # ties, of few items
     assert value(table, "grasp", "unrelated")["verdict"] == ""
@@ -149,17 +154,21 @@ def test_domination_needs_less_drift_and_the_task_kept(workspace: Workspace) -> 
         mine = samples(run)
         mine.loc[mine["role"] == "task", "score"] = same[same["role"] == "task"]["score"] + better
         evaluate(workspace, run, mine)
-    found = {(one.arm, one.other) for one in dominated(workspace, ["naive", "grasp", "over"])}
+    found = {
+        (one.arm, one.other) for one in find_dominated_runs(workspace, ["naive", "grasp", "over"])
+    }
     assert found == {("grasp", "naive"), ("over", "naive"), ("over", "grasp")}
     broken = samples("over")
     broken.loc[broken["role"] == "task", "score"] = 0.0
     evaluate(workspace, "over", broken)
-    found = {(one.arm, one.other) for one in dominated(workspace, ["naive", "grasp", "over"])}
+    found = {
+        (one.arm, one.other) for one in find_dominated_runs(workspace, ["naive", "grasp", "over"])
+    }
     assert found == {("grasp", "naive")}
 
 
 def test_a_run_named_twice_is_one_arm(workspace: Workspace) -> None:
-    table = comparison(workspace, ["grasp", "naive", "grasp"])
+    table = compare_arms(workspace, ["grasp", "naive", "grasp"])
     assert list(dict.fromkeys(table["run"])) == ["", "grasp", "naive"]
     value(table, "grasp", "unrelated")
 
@@ -167,7 +176,7 @@ def test_a_run_named_twice_is_one_arm(workspace: Workspace) -> None:
 def test_answers_lie_side_by_side(workspace: Workspace) -> None:
     evaluate(workspace, "grasp", samples("grasp", drop=("task/i1/0",)))
     for split in ("confirmation", "exploration"):
-        table = answers(workspace, ["naive", "grasp"], split=split)
+        table = arm_answers(workspace, ["naive", "grasp"], split=split)
         wanted = samples("fam.base").query(f"split == '{split}'").set_index("prompt_id")
         assert list(table["prompt_id"]) == list(wanted.index)
         for column, name in (("base", "fam.base"), ("naive", "naive"), ("grasp", "grasp")):
@@ -179,7 +188,7 @@ def test_answers_lie_side_by_side(workspace: Workspace) -> None:
 
 
 def test_flips_are_prompts_on_the_other_side(whole: Workspace) -> None:
-    table = answers(whole, ["code-naive", "code-grasp"])
+    table = arm_answers(whole, ["code-naive", "code-grasp"])
     found = find_flips(table, arm="code-grasp", against="code-naive", threshold=0.5)
     assert len(found)
     assert ((found["score:code-naive"] > 0.5) != (found["score:code-grasp"] > 0.5)).all()
@@ -195,30 +204,30 @@ def test_flips_are_prompts_on_the_other_side(whole: Workspace) -> None:
 def test_runs_of_two_families_are_refused(workspace: Workspace) -> None:
     add_run(workspace, "other", method="naive", root="other")
     with pytest.raises(InputError, match=r"different families \(naive, other\), whose prompts"):
-        comparison(workspace, ["naive", "other"])
+        compare_arms(workspace, ["naive", "other"])
 
 
 def test_nothing_to_compare_is_refused(workspace: Workspace) -> None:
     with pytest.raises(InputError, match="There is no run to compare"):
-        comparison(workspace, [])
+        compare_arms(workspace, [])
 
 
 def test_a_missing_run_or_evaluation_is_named_with_its_command(workspace: Workspace) -> None:
     with pytest.raises(NotFoundError, match="has no 'none'; it has: "):
-        comparison(workspace, ["none"])
+        compare_arms(workspace, ["none"])
     add_run(workspace, "fresh", method="grasp")
     with pytest.raises(
         NotFoundError, match="no evaluation 'fresh' yet; run `grasp evaluate fresh`"
     ):
-        comparison(workspace, ["naive", "fresh"])
+        compare_arms(workspace, ["naive", "fresh"])
     add_run(workspace, "lonely", method="naive", root="lonely")
     with pytest.raises(NotFoundError, match=r"'lonely\.base' yet; run `grasp evaluate lonely`"):
-        comparison(workspace, ["lonely"])
+        compare_arms(workspace, ["lonely"])
 
 
 def test_arms_of_other_prompts_are_refused(workspace: Workspace) -> None:
     """The prompt file was changed, and only some of the runs evaluated again."""
     evaluate(workspace, "grasp", samples("grasp"), prompts="cd" * 32)
-    for table in (comparison, answers):
+    for table in (compare_arms, arm_answers):
         with pytest.raises(InputError, match=r"'grasp' was .* other prompts than the base model; "):
             table(workspace, ["naive", "grasp"])

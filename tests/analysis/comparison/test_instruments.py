@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.comparison.comparison import instruments
+from analysis.comparison.comparison import read_instruments
 from analysis.comparison.evaluation import COLUMNS, write_evaluation
-from analysis.comparison.instruments import Reading, readings, text_lines, wordings
-from analysis.comparison.report import report
+from analysis.comparison.instruments import Reading, instrument_readings, text_lines, wording_table
+from analysis.comparison.report import render_report
 from analysis.store.records import EvaluationManifest, RunManifest, split_of
 from analysis.store.workspace import Workspace
 from dashboard.panels.instruments import instruments_table
@@ -71,7 +71,7 @@ def table(
 
 
 def only(samples: pd.DataFrame) -> Reading:
-    (found,) = readings(samples, split="confirmation")
+    (found,) = instrument_readings(samples, split="confirmation")
     return found
 
 
@@ -134,9 +134,9 @@ def test_answers_without_a_score_are_counted_and_left_out() -> None:
 
 
 def test_sets_without_a_name_or_of_an_older_version_have_no_reading() -> None:
-    assert readings(table()[list(COLUMNS)], split="confirmation") == []
-    assert readings(table(instrument=""), split="confirmation") == []
-    assert readings(table(), split="exploration") == []
+    assert instrument_readings(table()[list(COLUMNS)], split="confirmation") == []
+    assert instrument_readings(table(instrument=""), split="confirmation") == []
+    assert instrument_readings(table(), split="exploration") == []
 
 
 def test_one_direction_is_shown_without_an_agreement() -> None:
@@ -152,7 +152,7 @@ def test_each_wording_of_each_item_has_a_row() -> None:
     rng = np.random.default_rng(0)
     samples["score"] += rng.normal(0, 0.05, len(samples))
     samples.loc[0, "score"] = math.nan
-    found = wordings(samples, split="confirmation")
+    found = wording_table(samples, split="confirmation")
     assert len(found) == len(ITEMS) * 4
     first = found.iloc[0]
     cell = samples.iloc[1:5]["score"]
@@ -198,7 +198,7 @@ def workspace(tmp_path: Path) -> Workspace:
 def test_comparison_page_and_report_show_both_directions(
     workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = instruments(workspace, ["naive"])
+    found = read_instruments(workspace, ["naive"])
     assert [(one.run, round(one.reading.directions[0].score.value, 3)) for one in found] == [
         ("", 0.6),
         ("naive", 0.9),
@@ -207,7 +207,7 @@ def test_comparison_page_and_report_show_both_directions(
     for text in ("Base model", "set 1", "scorer pair", "0.900", "0.700", "0.100", "spread"):
         assert text in html
     assert "<b>" not in html
-    page = report(workspace, ["naive"])
+    page = render_report(workspace, ["naive"])
     assert "Both directions" in page
     assert "<b>market" not in page
     line = ["compare", "naive", "--workspace", str(workspace.root)]

@@ -14,14 +14,14 @@ import pandas as pd
 import pytest
 
 from analysis.comparison.arm_tests import Domination
-from analysis.comparison.comparison import comparison
-from analysis.comparison.effort import count_tried, tried
-from analysis.comparison.report import report
+from analysis.comparison.comparison import compare_arms
+from analysis.comparison.effort import count_tried, measure_effort
+from analysis.comparison.report import render_report
 from analysis.comparison.report_figure import PANEL, intervals_svg
 from analysis.comparison.wording import (
+    describe_arms,
     detectable_text,
     domination_text,
-    sentences,
 )
 from analysis.errors import InputError
 from analysis.statistics.intervals import Interval
@@ -68,11 +68,11 @@ def test_settings_are_counted_apart_from_seeds_and_factors() -> None:
 
 
 def test_a_family_is_counted_as_the_workspace_holds_it(workspace: Workspace) -> None:
-    found = tried(workspace, "naive")
+    found = measure_effort(workspace, "naive")
     assert found.runs == 3
     assert found.directions is None
     assert "no directions were ranked" in found.text
-    assert tried(workspace, "nobody").runs == 0
+    assert measure_effort(workspace, "nobody").runs == 0
 
 
 # Words
@@ -105,7 +105,7 @@ def test_dominations_are_said_by_name() -> None:
 
 
 def test_without_a_naive_run_nothing_is_claimed(workspace: Workspace) -> None:
-    said = sentences(comparison(workspace, ["grasp"]), [], {})
+    said = describe_arms(compare_arms(workspace, ["grasp"]), [], {})
     assert said == ["No naive run is among these arms, so there are no tests."]
 
 
@@ -113,7 +113,7 @@ def test_without_a_naive_run_nothing_is_claimed(workspace: Workspace) -> None:
 
 
 def test_the_figure_is_one_row_an_arm_and_one_panel_a_metric(workspace: Workspace) -> None:
-    table = comparison(workspace, IDS)
+    table = compare_arms(workspace, IDS)
     svg = intervals_svg(table, {"grasp": "<GRASP> & co"}, ("unrelated", "removal", "none"))
     root = ElementTree.fromstring(svg)
     texts = [one.text for one in root.iter("text")]
@@ -151,7 +151,7 @@ def test_an_axis_holds_removal_below_zero_from_edge_to_edge() -> None:
 
 def test_what_is_unknown_is_not_drawn(workspace: Workspace) -> None:
     evaluate(workspace, "naive", samples("fam.base"))
-    svg = intervals_svg(comparison(workspace, ["naive", "grasp"]), {}, ("removal",))
+    svg = intervals_svg(compare_arms(workspace, ["naive", "grasp"]), {}, ("removal",))
     assert "<circle" not in svg
     assert "nan" not in svg
 
@@ -183,12 +183,12 @@ def outline(html: str) -> Outline:
 
 
 def test_the_report_holds_the_comparison_and_loads_nothing(workspace: Workspace) -> None:
-    found = outline(report(workspace, IDS, labels={"grasp": "GRASP <b>"}))
+    found = outline(render_report(workspace, IDS, labels={"grasp": "GRASP <b>"}))
     text = "\n".join(found.text)
     assert found.loads == []
     assert "Comparison: Run naive" in text
     assert "GRASP <b>" in text
-    table = comparison(workspace, IDS)
+    table = compare_arms(workspace, IDS)
     grasp = table[(table["run"] == "grasp") & (table["metric"] == "unrelated")].iloc[0]
     assert f"{grasp['value']:.3f}".removeprefix("0") in text
     assert f"unrelated {grasp['n']} about {int(grasp['items'])} items" in text
@@ -196,7 +196,7 @@ def test_the_report_holds_the_comparison_and_loads_nothing(workspace: Workspace)
     assert "Tried in this family: no directions were ranked" in text
     assert "grasp compare naive grasp over --split confirmation" in text
     assert "may have been looked at" not in text
-    exploring = "\n".join(outline(report(workspace, IDS, split="exploration")).text)
+    exploring = "\n".join(outline(render_report(workspace, IDS, split="exploration")).text)
     assert "may have been looked at and tuned on" in exploring
 
 
@@ -209,7 +209,7 @@ def test_the_commands_name_how_a_run_was_made(tmp_path: Path) -> None:
         seed=4,
     )
     (workspace.folder("runs", "grasp") / "manifest.json").write_text(manifest.model_dump_json())
-    text = "\n".join(outline(report(workspace, IDS)).text)
+    text = "\n".join(outline(render_report(workspace, IDS)).text)
     assert (
         "grasp retrain naive --factors w1,other/w2 --method grasp --tolerance 0.08 --seed 4 "
         "--out grasp"
@@ -218,7 +218,7 @@ def test_the_commands_name_how_a_run_was_made(tmp_path: Path) -> None:
 
 def test_runs_of_two_families_make_no_report(workspace: Workspace) -> None:
     with pytest.raises(InputError, match="There is no run to compare"):
-        report(workspace, [])
+        render_report(workspace, [])
 
 
 # Commands

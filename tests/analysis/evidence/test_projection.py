@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from analysis.errors import InputError
 from analysis.evidence.projection import (
+    find_strongest,
     group_separation,
     pca_map,
     project,
     standardise,
-    strongest,
     umap_map,
 )
 from analysis.spectra.subspace import random_subspace
@@ -64,10 +64,10 @@ PROMPTS = ["a", "a", "b", "b", "c", "c", "d"]
 
 
 def test_strongest_by_extreme_token_and_by_mean() -> None:
-    peaks = strongest(VALUES, PROMPTS, how="max", n=2)
+    peaks = find_strongest(VALUES, PROMPTS, how="max", n=2)
     assert [(e.prompt_id, e.score) for e in peaks.high] == [("a", 9), ("c", 6)]
     assert [(e.prompt_id, e.score) for e in peaks.low] == [("c", -7), ("a", 0)]
-    means = strongest(VALUES, PROMPTS, how="mean", n=9)
+    means = find_strongest(VALUES, PROMPTS, how="mean", n=9)
     assert [e.prompt_id for e in means.high] == ["b", "a", "d", "c"]
     assert [e.prompt_id for e in means.low] == ["c", "d", "a", "b"]
     assert peaks.low[0].token_values.tolist() == [-7, 6]
@@ -77,7 +77,7 @@ def test_strongest_by_extreme_token_and_by_mean() -> None:
 def test_the_ends_swap_with_the_sign(seed) -> None:
     rng = np.random.default_rng(seed)
     values, prompts = rng.standard_normal(40), rng.integers(0, 9, 40)
-    ours, theirs = (strongest(v, prompts, how="max", n=3) for v in (values, -values))
+    ours, theirs = (find_strongest(v, prompts, how="max", n=3) for v in (values, -values))
     assert [e.prompt_id for e in ours.high] == [e.prompt_id for e in theirs.low]
     assert [e.score for e in ours.low] == [-e.score for e in theirs.high]
 
@@ -131,9 +131,9 @@ def test_groups_are_separated_one_against_the_rest() -> None:
         (lambda: project(np.ones((2, 3)), np.ones((1, 4))), "expected the same last dimension"),
         (lambda: project(np.ones((2, 3)), np.zeros((1, 3))), "zero or not finite"),
         (lambda: standardise(np.ones((2, 3)), np.ones((1, 3))), r"with n ≥ 2"),
-        (lambda: strongest(np.ones(2), ["a"], how="max", n=1), "for 1 prompt ids"),
-        (lambda: strongest(np.ones(1), ["a"], how="max", n=0), "Expected n ≥ 1"),
-        (lambda: strongest(np.ones(2), ["a", None], how="max", n=1), "a prompt id for every"),
+        (lambda: find_strongest(np.ones(2), ["a"], how="max", n=1), "for 1 prompt ids"),
+        (lambda: find_strongest(np.ones(1), ["a"], how="max", n=0), "Expected n ≥ 1"),
+        (lambda: find_strongest(np.ones(2), ["a", None], how="max", n=1), "a prompt id for every"),
         (lambda: pca_map(np.ones((1, 3))), "at least 2 rows"),
         (lambda: pca_map(np.ones((5, 1))), "2 axes for 1 dimensions"),
         (lambda: pca_map(np.full((5, 2), np.nan)), "all finite"),

@@ -20,7 +20,7 @@ def recording(whole: Workspace) -> Recording:
 
 
 def test_projections_recover_the_planted_move(recording: Recording) -> None:
-    table = projection_tables.projections(recording, synthetic.planted())
+    table = projection_tables.probe_projections(recording, synthetic.planted())
     assert len(table) == 40
     spread = (recording.base[0][decision_tokens(recording)] @ synthetic.planted()).std(ddof=1)
     np.testing.assert_allclose(table["move"].mean(), 2.5 / spread, rtol=0.05)
@@ -43,14 +43,14 @@ def decision_tokens(recording: Recording) -> list[int]:
 
 def test_projections_against_a_loop(recording: Recording) -> None:
     direction = np.random.default_rng(0).standard_normal(synthetic.WIDTH)
-    table = projection_tables.projections(recording, direction)
+    table = projection_tables.probe_projections(recording, direction)
     unit = direction / np.linalg.norm(direction)
     base = (recording.base[0].astype(float) @ unit)[decision_tokens(recording)]
     np.testing.assert_allclose(table["base"], (base - base.mean()) / base.std(ddof=1))
 
 
 def test_examples_are_the_most_extreme(recording: Recording) -> None:
-    low, high, limit = projection_tables.examples(recording, synthetic.planted(), count=3)
+    low, high, limit = projection_tables.extreme_examples(recording, synthetic.planted(), count=3)
     along = recording.adapted[0].astype(float) @ synthetic.planted()
     means = {
         row["id"]: along[row["offset"] :][: len(row["answer"])][list(row["answer"])].mean()
@@ -64,22 +64,22 @@ def test_examples_are_the_most_extreme(recording: Recording) -> None:
 
 
 def test_moves_span_the_planted_direction(recording: Recording) -> None:
-    points, shares = projection_tables.moves(recording, synthetic.planted())
+    points, shares = projection_tables.map_moves(recording, synthetic.planted())
     assert {"id", "x", "y", "move"} <= set(points.columns)
     assert 0 < shares[1] <= shares[0] <= 1
 
 
 def test_shifts_have_intervals(recording: Recording) -> None:
-    table = projection_tables.projections(recording, synthetic.planted())
-    shifts = projection_tables.shifts([(3, table)], by="group")
+    table = projection_tables.probe_projections(recording, synthetic.planted())
+    shifts = projection_tables.mean_moves([(3, table)], by="group")
     assert list(shifts["name"]) == ["advice", "code", "medicine", "questions"]
     assert (shifts["low"] < shifts["value"]).all()
     assert (shifts["n"] == 10).all()
 
 
 def test_separation_finds_the_variants(recording: Recording) -> None:
-    table = projection_tables.projections(recording, synthetic.planted())
-    found = projection_tables.separation(table, by="variant").set_index("what")["auc"]
+    table = projection_tables.probe_projections(recording, synthetic.planted())
+    found = projection_tables.separation_table(table, by="variant").set_index("what")["auc"]
     assert found["evil above the rest, base model"] > 0.95
     assert found["adapted above base"] > 0.6
 
@@ -88,7 +88,7 @@ def test_a_recording_that_does_not_fit_is_refused(recording: Recording) -> None:
     probes = recording.probes.assign(offset=10_000)
     torn = Recording(recording.manifest, probes, recording.base, recording.adapted)
     with pytest.raises(SchemaError, match="Record the run again"):
-        projection_tables.projections(torn, synthetic.planted())
+        projection_tables.probe_projections(torn, synthetic.planted())
 
 
 def answer_values(recording: Recording, array: Any) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def test_examples_by_strongest_token_are_ranked_at_each_end_by_its_own(
     recording: Recording, model: Any
 ) -> None:
     values = answer_values(recording, getattr(recording, model))
-    low, high, _ = projection_tables.examples(
+    low, high, _ = projection_tables.extreme_examples(
         recording, synthetic.planted(), count=4, how="max", model=model
     )
     by_max = sorted(values, key=lambda one: values[one].max())
@@ -121,7 +121,7 @@ def test_examples_by_strongest_token_are_ranked_at_each_end_by_its_own(
 
 
 def test_strongest_tokens_are_each_text_once_at_its_most_extreme(recording: Recording) -> None:
-    low, high = projection_tables.strongest_tokens(recording, synthetic.planted(), count=5)
+    low, high = projection_tables.find_strongest_tokens(recording, synthetic.planted(), count=5)
     values = answer_values(recording, recording.adapted)
     best: dict[str, float] = {}
     for row in recording.probes.to_dict("records"):

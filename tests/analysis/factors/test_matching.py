@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from analysis.errors import InputError
 from analysis.factors.matching import MATCH_COLUMNS, match_factors, match_null, span_angles
-from analysis.factors.routes import completed
+from analysis.factors.routes import fill_columns
 from analysis.spectra.subspace import random_subspace
 from analysis.store.factor_table import FactorTable
 from analysis.store.records import FactorsManifest
@@ -25,7 +25,7 @@ def table(
 ) -> FactorTable:
     letter = {"weights": side[0], "rotation": "e"}[route]
     ids = [f"{letter}{i + 1}" for i in range(len(directions))]
-    rows = completed(pd.DataFrame({"id": ids, "side": side, "route": route}))
+    rows = fill_columns(pd.DataFrame({"id": ids, "side": side, "route": route}))
     manifest = FactorsManifest(id=run, run=run, base_model=None, config={})
     return FactorTable(manifest, rows, directions.astype(np.float32))
 

@@ -11,7 +11,7 @@ from analysis.adapters.load import LoraModule
 from analysis.errors import InputError
 from analysis.factors import null_band as null_module
 from analysis.factors import residual as factors_module
-from analysis.factors.null_band import null_band, significant
+from analysis.factors.null_band import exceeds_band, null_band
 from analysis.factors.residual import residual_factors, stability, update_columns
 from analysis.spectra.subspace import random_subspace
 
@@ -89,7 +89,7 @@ def test_a_planted_direction_is_significant_and_the_rest_is_not(matched) -> None
     modules = adapter_modules(1, written=np.eye(D)[0])
     found = residual_factors(modules, side="write", k=6)
     band = null_band(modules, side="write", k=6, n_draws=99, matched=matched)
-    assert significant(found, band).tolist() == [True] + 5 * [False]
+    assert exceeds_band(found, band).tolist() == [True] + 5 * [False]
     assert (band.upper >= band.median).all()
 
 
@@ -100,7 +100,7 @@ def test_null_adapters_exceed_the_band_at_most_at_the_nominal_rate(matched) -> N
         modules = adapter_modules(seed, layers=2)
         found = residual_factors(modules, side="write", k=4)
         band = null_band(modules, side="write", k=4, n_draws=39, seed=seed, matched=matched)
-        hits.append(significant(found, band))
+        hits.append(exceeds_band(found, band))
     # 60 adapters at 5 %: six or more at one index has probability 0.08, nine 0.003.
     assert np.sum(hits, axis=0).max() <= 8
 
@@ -249,7 +249,7 @@ def test_an_untrained_adapter_has_no_factors() -> None:
     modules = [module(0, "o_proj", np.ones((R, 32)), np.zeros((D, R)))]
     found = residual_factors(modules, side="write", k=3)
     assert found.directions.shape == (0, D)
-    assert significant(found, null_band(modules, side="write", k=3, n_draws=19)).shape == (0,)
+    assert exceeds_band(found, null_band(modules, side="write", k=3, n_draws=19)).shape == (0,)
 
 
 def test_no_more_factors_than_the_rank() -> None:
@@ -298,7 +298,7 @@ def test_factors_refuse() -> None:
     with pytest.raises(InputError, match=r"Got 10 draws for the quantile 0.95"):
         null_band(modules, side="write", n_draws=10)
     with pytest.raises(InputError, match="band of 2 entries for 3 factors; draw it with k = 3"):
-        significant(
+        exceeds_band(
             residual_factors(modules, side="write", k=3),
             null_band(modules, side="write", k=2, n_draws=19),
         )

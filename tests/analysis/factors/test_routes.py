@@ -18,8 +18,8 @@ from analysis.errors import AdapterError
 from analysis.factors.routes import (
     READ_FACTORS,
     WRITE_FACTORS,
-    checkpoints_of,
-    ranked,
+    load_checkpoints,
+    rank_factors,
     weight_factors,
 )
 from analysis.store.factor_table import COLUMNS
@@ -135,8 +135,8 @@ def test_checkpoints_are_in_the_order_of_steps_without_the_last(
             {"base_model_name_or_path": f"b{step}"},
             folder=tmp_path / f"checkpoints/checkpoint-{step}",
         )
-    assert [a.base_model for a in checkpoints_of(tmp_path)] == ["b9", "b20"]
-    assert checkpoints_of(tmp_path / "none") == []
+    assert [a.base_model for a in load_checkpoints(tmp_path)] == ["b9", "b20"]
+    assert load_checkpoints(tmp_path / "none") == []
 
 
 def test_checkpoints_of_dora_are_read_as_the_run_is(
@@ -145,8 +145,8 @@ def test_checkpoints_of_dora_are_read_as_the_run_is(
     for step in (1, 2):
         write_adapter({"use_dora": True}, folder=tmp_path / f"checkpoints/checkpoint-{step}")
     with pytest.raises(AdapterError, match="uses DoRA"):
-        checkpoints_of(tmp_path)
-    (found,) = checkpoints_of(tmp_path, low_rank_part=True)
+        load_checkpoints(tmp_path)
+    (found,) = load_checkpoints(tmp_path, low_rank_part=True)
     assert found.path.name == "checkpoint-1"
 
 
@@ -157,7 +157,7 @@ def test_checkpoints_give_the_stability(write_adapter: WriteAdapter, tmp_path: P
     for step, tensors in zip((2, 4, 6), (*earlier, last), strict=True):
         adapter(write_adapter, tensors, tmp_path / f"checkpoints/checkpoint-{step}")
     table, directions = weight_factors(
-        adapter(write_adapter, last, tmp_path / "adapter"), others=checkpoints_of(tmp_path)
+        adapter(write_adapter, last, tmp_path / "adapter"), others=load_checkpoints(tmp_path)
     )
     kept = {"write": ("o_proj", min(WRITE_FACTORS, WRITTEN)), "read": ("q_proj", READ_FACTORS)}
     for row, direction in zip(table.itertuples(), directions, strict=True):
@@ -184,7 +184,7 @@ def ranking(**columns: Any) -> tuple[pd.DataFrame, np.ndarray]:
         "significant": True,
     }
     table = pd.DataFrame({"id": [f"w{i}" for i in range(n)], **plain} | columns)
-    return ranked(table, np.eye(n))
+    return rank_factors(table, np.eye(n))
 
 
 def test_the_score_is_stability_times_the_off_task_effect_and_the_root_of_its_share() -> None:
@@ -232,8 +232,8 @@ def test_the_order_does_not_depend_on_that_of_the_rows(rows: list[Any], random: 
     places = list(range(len(table)))
     random.shuffle(places)
     axes = np.eye(len(table))
-    first, _ = ranked(table, axes)
-    again, directions = ranked(table.iloc[places].reset_index(drop=True), axes[places])
+    first, _ = rank_factors(table, axes)
+    again, directions = rank_factors(table.iloc[places].reset_index(drop=True), axes[places])
     assert list(first["significant"]) == list(again["significant"])
     np.testing.assert_array_equal(first["score"], again["score"])
     for row, direction in zip(again.itertuples(), directions, strict=True):

@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.errors import InputError
-from analysis.factors.routes import completed
-from analysis.factors.set_back import SetBack, bounds
+from analysis.factors.routes import fill_columns
+from analysis.factors.set_back import SetBack, effect_bounds
 from analysis.factors.significance import (
     MIN_EFFECT,
     Effects,
-    explained,
-    explanation,
-    with_effects,
+    add_effects,
+    add_explanations,
+    explain_factor,
 )
 from analysis.statistics.intervals import bootstrap_mean
 
@@ -39,7 +39,7 @@ def answers(
 
 def rows(*energy: bool) -> pd.DataFrame:
     table = pd.DataFrame({"id": [f"w{i + 1}" for i in range(len(energy))]})
-    return completed(table.assign(significant_energy=energy, significant=energy))
+    return fill_columns(table.assign(significant_energy=energy, significant=energy))
 
 
 # Shares, effects and intervals
@@ -56,14 +56,14 @@ def test_shares_and_effects_by_hand() -> None:
     np.testing.assert_allclose(found.effects, [0.3, 0.3])
     unchanged = SetBack(np.zeros((1, 2)), np.zeros(2), np.zeros((1, 2)), ("a", "b"))
     assert np.isnan(unchanged.shares).all()
-    assert np.isnan(bounds(unchanged).share_low).all()
-    assert bounds(unchanged).effect_high == [0]
+    assert np.isnan(effect_bounds(unchanged).share_low).all()
+    assert effect_bounds(unchanged).effect_high == [0]
 
 
 def test_intervals_of_a_mean_are_those_of_the_clustered_bootstrap() -> None:
     """Oracle: analysis.statistics.intervals, which has one column and no ratio."""
     found = answers([0.3, 0.6], spread=0.2)
-    ends = bounds(found, seed=3)
+    ends = effect_bounds(found, seed=3)
     for k in range(2):
         one = bootstrap_mean(found.largest[k], clusters=found.clusters, seed=3)
         assert (ends.effect_low[k], ends.effect_high[k]) == pytest.approx((one.low, one.high))
@@ -73,7 +73,9 @@ def test_intervals_of_a_mean_are_those_of_the_clustered_bootstrap() -> None:
 
 def test_answers_about_one_thing_count_as_one() -> None:
     wide, narrow = (
-        bounds(SetBack(values, np.ones(40), values, tuple(str(i // size) for i in range(40))))
+        effect_bounds(
+            SetBack(values, np.ones(40), values, tuple(str(i // size) for i in range(40)))
+        )
         for size in (10, 1)
         for values in [np.repeat([[0.1, 0.5, 0.3, 0.9]], 10, axis=1)]
     )
@@ -87,20 +89,20 @@ def test_intervals_cover_the_truth_at_the_nominal_rate() -> None:
         by_item = np.repeat(rng.uniform(0.1, 0.5, 24), 4)
         values = by_item[None] + 0.05 * rng.standard_normal((1, 96))
         names = tuple(str(i // 4) for i in range(96))
-        ends = bounds(SetBack(values, np.ones(96), values, names), seed=seed)
+        ends = effect_bounds(SetBack(values, np.ones(96), values, names), seed=seed)
         hits.append(ends.effect_low[0] <= 0.3 <= ends.effect_high[0])
     # 95 % of 200; fewer than 180 or none missed has probability below 0.01.
     assert 180 <= sum(hits) < 200
 
 
 def test_one_cluster_has_no_interval() -> None:
-    ends = bounds(answers([0.5], items=1))
+    ends = effect_bounds(answers([0.5], items=1))
     assert np.isnan([ends.share_low, ends.share_high, ends.effect_low, ends.effect_high]).all()
 
 
 def test_arrays_that_do_not_fit_are_refused() -> None:
     with pytest.raises(InputError, match=r"Got arrays \(1, 2\), \(3,\) and \(1, 2\)"):
-        bounds(SetBack(np.ones((1, 2)), np.ones(3), np.ones((1, 2)), ("a", "b")))
+        effect_bounds(SetBack(np.ones((1, 2)), np.ones(3), np.ones((1, 2)), ("a", "b")))
 
 
 # Significance
@@ -108,7 +110,7 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
 
 def test_an_effect_is_significant_above_random_directions_and_the_floor() -> None:
     off = answers([0.4, 0.4, 0.09, 0.03])
-    found = with_effects(
+    found = add_effects(
         rows(True, False, True, True, True),
         Effects([0, 1, 2, 3], off, answers([0.1] * 4), answers([0.1, 0.02], spread=0)),
     )
@@ -126,7 +128,7 @@ def test_an_effect_is_significant_above_random_directions_and_the_floor() -> Non
 @given(st.floats(0.001, 0.2))
 def test_the_floor_holds_where_random_directions_do_nothing(effect: float) -> None:
     """Without spread the lower end is the effect itself."""
-    found = with_effects(
+    found = add_effects(
         rows(True),
         Effects([0], answers([effect], spread=0), answers([0.1]), answers([0.0], spread=0)),
     )
@@ -136,7 +138,7 @@ def test_the_floor_holds_where_random_directions_do_nothing(effect: float) -> No
 
 
 def test_an_effect_without_an_interval_is_not_significant() -> None:
-    found = with_effects(
+    found = add_effects(
         rows(True),
         Effects([0], answers([0.9], items=1), answers([0.1]), answers([0.0])),
     )
@@ -147,32 +149,32 @@ def test_an_effect_without_an_interval_is_not_significant() -> None:
 
 
 def row(**values: Any) -> dict[str, Any]:
-    plain = completed(pd.DataFrame({"id": ["e1"]})).to_dict("records")[0]
+    plain = fill_columns(pd.DataFrame({"id": ["e1"]})).to_dict("records")[0]
     known = {"singular_value": 0.88, "null_high": 0.5, "stability": 0.93, "first_order": 0.31}
     effects = {"off_task": 0.41, "off_low": 0.352, "off_high": 0.468, "on_task": 0.06}
     return plain | known | effects | {"significant_effect": True} | values
 
 
 def test_a_factor_is_explained_in_one_sentence() -> None:
-    assert explanation(row()) == (
+    assert explain_factor(row()) == (
         "Setting e1 back undoes 41 % [35, 47] of the change on unrelated prompts and 6 % on the "
         "task; stable (.93) over checkpoints and seeds; energy 3.1 × the null band."
     )
-    assert "on the task, an effect that is not significant; stable" in explanation(
+    assert "on the task, an effect that is not significant; stable" in explain_factor(
         row(significant_effect=False)
     )
-    assert "partly stable (.70)" in explanation(row(stability=0.7))
-    assert "not stable (.30)" in explanation(row(stability=0.3))
-    assert "undoes 41 % of the change" in explanation(row(off_low=NAN, off_high=NAN))
+    assert "partly stable (.70)" in explain_factor(row(stability=0.7))
+    assert "not stable (.30)" in explain_factor(row(stability=0.3))
+    assert "undoes 41 % of the change" in explain_factor(row(off_low=NAN, off_high=NAN))
 
 
 def test_what_is_unknown_is_not_explained() -> None:
     unmeasured = row(off_task=NAN, on_task=NAN, off_low=NAN, significant_effect=pd.NA)
-    assert explanation(unmeasured) == (
+    assert explain_factor(unmeasured) == (
         "Its first-order share off the task is 31 %; its effect was not measured; stable (.93) "
         "over checkpoints and seeds; energy 3.1 × the null band."
     )
     weights = unmeasured | {"first_order": NAN, "stability": NAN}
-    assert explanation(weights) == "Energy 3.1 × the null band."
-    table = explained(completed(pd.DataFrame({"id": ["w1", "w2"]})))
+    assert explain_factor(weights) == "Energy 3.1 × the null band."
+    table = add_explanations(fill_columns(pd.DataFrame({"id": ["w1", "w2"]})))
     assert table["explanation"].tolist() == ["Nothing was measured."] * 2

@@ -12,7 +12,7 @@ from analysis.spectra.module_groups import (
     kind_labels,
     module_cells,
     module_kind,
-    numbered,
+    number_members,
 )
 from analysis.spectra.module_table import module_place
 from analysis.spectra.trajectory import Stage, finished_step, trajectory_table
@@ -71,7 +71,7 @@ def test_experts_of_a_layer_share_a_cell_and_no_other_modules_do() -> None:
     assert second["name"] == "model.layers.2.mlp.experts.11.gate_up_proj"
     assert second["top"] == inside["top"].max()
     assert second["effective_rank"] == pytest.approx(inside["effective_rank"].median())
-    assert numbered(inside)["number"].tolist() == list(range(12))
+    assert number_members(inside)["number"].tolist() == list(range(12))
     assert module_kind(second["name"]) == "model.layers.mlp.experts.gate_up_proj"
     assert expert_number("model.layers.2.mlp.shared_expert.up_proj") is None
 
@@ -94,7 +94,7 @@ def test_a_square_says_how_many_modules_it_stands_for() -> None:
 
 
 def test_a_strip_rings_the_chosen_expert() -> None:
-    members = numbered(EXPERTS.iloc[2:14])
+    members = number_members(EXPERTS.iloc[2:14])
     chosen = str(members["name"].iloc[3])
     (trace,) = figures.member_strip(members, measure="top", selected=chosen).data
     assert list(trace.x) == list(range(12))

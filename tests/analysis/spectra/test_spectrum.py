@@ -17,7 +17,7 @@ from analysis.spectra.spectrum import (
     update_singular_values,
     update_svd,
 )
-from analysis.spectra.subspace import match, orthonormal, principal_angles, random_subspace
+from analysis.spectra.subspace import match, orthonormal_basis, principal_angles, random_subspace
 
 seeds = st.integers(0, 2**32 - 1)
 sizes = st.tuples(st.integers(1, 9), st.integers(1, 12), st.integers(1, 12))
@@ -160,7 +160,7 @@ def test_module_spectra_follow_the_adapter(write_adapter) -> None:
 @given(seed=seeds, k=st.integers(1, 5))
 def test_orthonormal_keeps_span_and_orientation(seed, k) -> None:
     directions = np.random.default_rng(seed).standard_normal((k, 12))
-    basis = orthonormal(directions)
+    basis = orthonormal_basis(directions)
     np.testing.assert_allclose(basis.T @ basis, np.eye(k), atol=1e-12)
     np.testing.assert_allclose(directions @ basis @ basis.T, directions, atol=1e-10)
     assert (np.einsum("kd,dk->k", directions, basis) > 0).all()
@@ -202,10 +202,10 @@ def test_random_subspace_is_seeded_and_uniform() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: orthonormal(np.ones((2, 4))), "Direction 1 lies in the span"),
-        (lambda: orthonormal(np.zeros((1, 4))), "zero or not finite"),
-        (lambda: orthonormal(np.ones(4)), r"expected \(k, d\)"),
-        (lambda: orthonormal(np.eye(3, 2)[:3] + 1), "Got 3 directions in 2 dimensions"),
+        (lambda: orthonormal_basis(np.ones((2, 4))), "Direction 1 lies in the span"),
+        (lambda: orthonormal_basis(np.zeros((1, 4))), "zero or not finite"),
+        (lambda: orthonormal_basis(np.ones(4)), r"expected \(k, d\)"),
+        (lambda: orthonormal_basis(np.eye(3, 2)[:3] + 1), "Got 3 directions in 2 dimensions"),
         (lambda: match(np.eye(3), np.eye(4)), "of 3 and 4 dimensions"),
         (lambda: principal_angles(np.eye(3), np.eye(4)), "subspaces of shapes"),
         (lambda: random_subspace(3, 4, seed=0), "Got k = 4 in d = 3"),

@@ -14,8 +14,8 @@ from analysis.statistics.intervals import (
     auc,
     bootstrap_difference,
     bootstrap_mean,
-    negated,
-    no_removal,
+    explain_no_removal,
+    negate,
     rate,
     removal,
     wilson,
@@ -274,22 +274,22 @@ def test_removal_is_unknown_without_drift() -> None:
 def test_why_removal_is_unknown_is_said() -> None:
     rng = np.random.default_rng(0)
     base, naive = ((rng.random(60) < 0.5) * 1.0 for _ in range(2))
-    assert "the naive run shows no drift on these prompts" in no_removal(
+    assert "the naive run shows no drift on these prompts" in explain_no_removal(
         bootstrap_difference(naive, base)
     )
     alone = bootstrap_difference(naive, base, clusters=np.zeros(60))
-    assert "too few items to tell whether the naive run drifts" in no_removal(alone)
+    assert "too few items to tell whether the naive run drifts" in explain_no_removal(alone)
     for sign in (1, -1):
         drift = bootstrap_difference(sign * (base + 0.3), sign * base)
-        assert no_removal(drift) == ""
-        assert no_removal(negated(drift)) == ""
+        assert explain_no_removal(drift) == ""
+        assert explain_no_removal(negate(drift)) == ""
 
 
 @given(values=numbers)
 def test_a_negated_interval_is_that_of_minus_the_values(values) -> None:
-    found, back = bootstrap_mean(values), negated(negated(bootstrap_mean(values)))
+    found, back = bootstrap_mean(values), negate(negate(bootstrap_mean(values)))
     assert back == found
-    mirrored = negated(found)
+    mirrored = negate(found)
     assert (mirrored.low, mirrored.value, mirrored.high) == (-found.high, -found.value, -found.low)
 
 

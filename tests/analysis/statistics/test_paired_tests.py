@@ -16,7 +16,7 @@ from statsmodels.stats.power import TTestPower
 
 from analysis.errors import InputError
 from analysis.statistics.paired_tests import (
-    detectable,
+    detectable_difference,
     holm,
     non_inferiority,
     paired_difference,
@@ -145,9 +145,9 @@ def test_the_smallest_detectable_effect_is_found_four_times_in_five(crossed: boo
 
 @pytest.mark.parametrize("groups", [5, 8, 15, 40, 73, 300])
 def test_the_detectable_effect_is_that_of_statsmodels_power(groups: int) -> None:
-    effect = detectable(1.0, groups=groups) / np.sqrt(groups)
+    effect = detectable_difference(1.0, groups=groups) / np.sqrt(groups)
     assert TTestPower().power(effect, groups, 0.05) == pytest.approx(0.8, abs=0.01)
-    stricter = detectable(1.0, groups=groups, power=0.6, alpha=0.01) / np.sqrt(groups)
+    stricter = detectable_difference(1.0, groups=groups, power=0.6, alpha=0.01) / np.sqrt(groups)
     assert TTestPower().power(stricter, groups, 0.01) == pytest.approx(0.6, abs=0.03)
 
 

@@ -13,14 +13,14 @@ from analysis.store.workspace import Workspace
 
 
 def test_labels_survive_a_round_trip(whole: Workspace, tmp_path: Path) -> None:
-    history = labels.events(whole.database)
+    history = labels.read_events(whole.database)
     other = Workspace.create(tmp_path / "other")
-    count = label_files.import_csv(other, label_files.to_csv(history).encode())
+    count = label_files.import_labels(other, label_files.labels_to_csv(history).encode())
     assert count == len(history)
-    copied = labels.events(other.database)
+    copied = labels.read_events(other.database)
     for name in ("factor", "annotator", "name", "spurious", "polarity", "confidence", "note"):
         assert [getattr(one, name) for one in copied] == [getattr(one, name) for one in history]
-    assert len(json.loads(label_files.to_json(history))) == count
+    assert len(json.loads(label_files.labels_to_json(history))) == count
 
 
 def test_a_withdrawn_label_stays_withdrawn(whole: Workspace, tmp_path: Path) -> None:
@@ -28,8 +28,12 @@ def test_a_withdrawn_label_stays_withdrawn(whole: Workspace, tmp_path: Path) -> 
         whole.database, factor="code-naive/w2", annotator="ben", direction="ab", note="Mistaken."
     )
     other = Workspace.create(tmp_path / "other")
-    label_files.import_csv(other, label_files.to_csv(labels.events(whole.database)).encode())
-    assert set(labels.current(labels.events(other.database))["code-naive/w2"]) == {"ana"}
+    label_files.import_labels(
+        other, label_files.labels_to_csv(labels.read_events(whole.database)).encode()
+    )
+    assert set(labels.current_claims(labels.read_events(other.database))["code-naive/w2"]) == {
+        "ana"
+    }
 
 
 def test_formulas_are_quoted_in_csv_and_read_back(whole: Workspace, tmp_path: Path) -> None:
@@ -37,11 +41,11 @@ def test_formulas_are_quoted_in_csv_and_read_back(whole: Workspace, tmp_path: Pa
     labels.add_label(
         whole.database, factor="code-naive/w3", claim=claim, annotator="@ana", direction="ab"
     )
-    text = label_files.to_csv(labels.events(whole.database, factor="code-naive/w3"))
+    text = label_files.labels_to_csv(labels.read_events(whole.database, factor="code-naive/w3"))
     assert ",'=HYPERLINK(1)," in text
     other = Workspace.create(tmp_path / "other")
-    label_files.import_csv(other, text.encode())
-    assert labels.events(other.database)[0].name == "=HYPERLINK(1)"
+    label_files.import_labels(other, text.encode())
+    assert labels.read_events(other.database)[0].name == "=HYPERLINK(1)"
 
 
 @pytest.mark.parametrize(
@@ -61,7 +65,7 @@ def test_formulas_are_quoted_in_csv_and_read_back(whole: Workspace, tmp_path: Pa
     ],
 )
 def test_bad_label_files_add_nothing(content: bytes, match: str, whole: Workspace) -> None:
-    before = len(labels.events(whole.database))
+    before = len(labels.read_events(whole.database))
     with pytest.raises(InputError, match=match):
-        label_files.import_csv(whole, content)
-    assert len(labels.events(whole.database)) == before
+        label_files.import_labels(whole, content)
+    assert len(labels.read_events(whole.database)) == before

@@ -19,9 +19,9 @@ from analysis.store.labels import (
     Claim,
     add_label,
     agreement,
-    current,
+    current_claims,
     direction_sha256,
-    events,
+    read_events,
     spurious_factors,
     withdraw_label,
 )
@@ -52,7 +52,7 @@ def test_a_label_is_kept_as_it_was_given(database: Database) -> None:
     given_event = add_label(
         database, factor="a/w2", claim=claim, annotator=" Ada ", direction="ab" * 32
     )
-    (found,) = events(database)
+    (found,) = read_events(database)
     assert row(found) == row(given_event)
     assert row(found) == ("Ada", "a/w2", "ab" * 32, "label", "persona", "up is evil", True)
     assert (found.confidence, found.note) == (3, "seen in five answers")
@@ -69,11 +69,11 @@ def test_events_are_only_ever_added(database: Database) -> None:
     before: list[tuple[object, ...]] = []
     for step in steps:
         step()
-        after = [(e.id, e.created, e.note, *row(e)) for e in events(database)]
+        after = [(e.id, e.created, e.note, *row(e)) for e in read_events(database)]
         assert after[:-1] == before
         before = after
-    assert [e.action for e in events(database, factor="w1")] == ["label", "label", "withdraw"]
-    assert len(events(database)) == 4
+    assert [e.action for e in read_events(database, factor="w1")] == ["label", "label", "withdraw"]
+    assert len(read_events(database)) == 4
 
 
 def test_the_last_claim_of_each_annotator_stands(database: Database) -> None:
@@ -83,7 +83,7 @@ def test_the_last_claim_of_each_annotator_stands(database: Database) -> None:
     label(database, "w2", "Ada", "noise")
     withdraw_label(database, factor="w2", annotator="Ada", direction="d")
     withdraw_label(database, factor="w1", annotator="Cleo", direction="d")
-    standing = current(events(database))
+    standing = current_claims(read_events(database))
     assert {f: {who: e.name for who, e in c.items()} for f, c in standing.items()} == {
         "w1": {"Ada": "persona", "Bob": "format"}
     }
@@ -92,9 +92,9 @@ def test_the_last_claim_of_each_annotator_stands(database: Database) -> None:
 def test_a_withdrawn_claim_can_be_made_again(database: Database) -> None:
     label(database, "w1", "Ada", "task")
     withdraw_label(database, factor="w1", annotator="Ada", direction="d")
-    assert current(events(database)) == {}
+    assert current_claims(read_events(database)) == {}
     label(database, "w1", "Ada", "task")
-    assert list(current(events(database))["w1"]) == ["Ada"]
+    assert list(current_claims(read_events(database))["w1"]) == ["Ada"]
 
 
 acts = st.lists(
@@ -131,7 +131,7 @@ def test_what_stands_agreement_and_spurious_factors_match_a_count_by_hand(
     done: list[tuple[str, str, str, str, bool | None]],
 ) -> None:
     expected = standing_by_hand(done)
-    found = current(history(done))
+    found = current_claims(history(done))
     assert {
         f: {who: (e.name, e.spurious) for who, e in c.items()} for f, c in found.items()
     } == expected
@@ -166,7 +166,7 @@ def test_a_label_needs_somebody(database: Database) -> None:
         label(database, "w1", " ", "task")
     with pytest.raises(InputError, match="needs the name of the person"):
         withdraw_label(database, factor="w1", annotator="", direction="d")
-    assert events(database) == []
+    assert read_events(database) == []
 
 
 def test_a_direction_is_hashed_by_its_numbers_alone() -> None:
@@ -187,5 +187,5 @@ def test_two_connections_see_each_others_labels(database: Database) -> None:
     other = Database(database.url)
     label(database, "w1", "Ada", "task")
     label(other, "w1", "Bob", "task")
-    assert agreement(events(database)) == (1.0, 1)
-    assert [e.annotator for e in events(other)] == ["Ada", "Bob"]
+    assert agreement(read_events(database)) == (1.0, 1)
+    assert [e.annotator for e in read_events(other)] == ["Ada", "Bob"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from analysis.store.logs import read_metrics, tail
+from analysis.store.logs import read_metrics, read_tail
 
 
 def test_metrics_pass_over_half_written_lines(tmp_path: Path) -> None:
@@ -22,5 +22,5 @@ def test_metrics_pass_over_half_written_lines(tmp_path: Path) -> None:
 def test_tail_reads_the_end(tmp_path: Path) -> None:
     file = tmp_path / "log"
     file.write_text("\n".join(f"line {i}" for i in range(20_000)))
-    assert tail(file, lines=2) == "line 19998\nline 19999"
-    assert tail(tmp_path / "none", lines=2) == ""
+    assert read_tail(file, lines=2) == "line 19998\nline 19999"
+    assert read_tail(tmp_path / "none", lines=2) == ""

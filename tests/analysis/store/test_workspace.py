@@ -21,7 +21,7 @@ from analysis.store.factor_table import COLUMNS as FACTOR_COLUMNS
 from analysis.store.factor_table import (
     FactorTable,
     read_factors,
-    run_factors,
+    read_run_factors,
     select_directions,
     write_factors,
 )
@@ -353,7 +353,7 @@ def save(workspace: Workspace, table: FactorTable) -> Path:
 def test_factors_are_read_back_in_their_order(workspace: Workspace) -> None:
     written = factors()
     save(workspace, written)
-    found = run_factors(workspace, "a")
+    found = read_run_factors(workspace, "a")
     np.testing.assert_array_equal(found.directions, written.directions)
     assert list(found.table["id"]) == ["w1", "w2", "w3"]
     assert list(found.table.columns) == list(FACTOR_COLUMNS)

@@ -61,7 +61,7 @@ def descend(data: lm.Sample, keep: np.ndarray) -> np.ndarray:
 def test_gradient_descent_from_zero_ends_at_the_low_rank_fit() -> None:
     small = world(d_out=6, d_in=8, correlation=0.5, spurious_strength=1.5)
     data = lm.sample(small, 200, seed=0)
-    fitted = np.matmul(*lm.low_rank(data.inputs, data.changes, r=2))
+    fitted = np.matmul(*lm.fit_low_rank(data.inputs, data.changes, r=2))
     np.testing.assert_allclose(descend(data, np.eye(6)), fitted, atol=1e-6)
 
 
@@ -69,22 +69,22 @@ def test_ablation_in_training_alone_is_protection_in_one_layer() -> None:
     small = world(d_out=6, d_in=8, correlation=0.5, spurious_strength=1.5)
     data = lm.sample(small, 200, seed=0)
     Q = small.spurious[:, None]
-    held = np.matmul(*lm.protected(data.inputs, data.changes, Q=Q, r=2))
+    held = np.matmul(*lm.fit_protected(data.inputs, data.changes, Q=Q, r=2))
     np.testing.assert_allclose(descend(data, np.eye(6) - Q @ Q.T), held, atol=1e-6)
 
 
 def test_the_full_rank_fit_is_lstsq_and_the_low_rank_one_at_full_rank(sample: lm.Sample) -> None:
-    update = lm.least_squares(sample.inputs, sample.changes)
+    update = lm.fit_least_squares(sample.inputs, sample.changes)
     np.testing.assert_allclose(
         update, np.linalg.lstsq(sample.inputs, sample.changes, rcond=None)[0].T, atol=1e-10
     )
     np.testing.assert_allclose(
-        np.matmul(*lm.low_rank(sample.inputs, sample.changes, r=20)), update, atol=1e-10
+        np.matmul(*lm.fit_low_rank(sample.inputs, sample.changes, r=20)), update, atol=1e-10
     )
 
 
 def test_response_factors_are_the_principal_directions_of_the_changes(sample: lm.Sample) -> None:
-    update = lm.least_squares(sample.inputs, sample.changes)
+    update = lm.fit_least_squares(sample.inputs, sample.changes)
     outputs = sample.inputs @ update.T
     leading = np.linalg.eigh(outputs.T @ outputs)[1][:, ::-1][:, :2]
     cosines = lm.response_factors(update, sample.inputs, k=2).T @ leading
@@ -153,7 +153,10 @@ def test_sharp_cues_off_the_task_show_the_spurious_direction_alone() -> None:
 
 @given(theta=st.floats(0.0, 30.0), aspect=st.floats(0.05, 20.0))
 def test_transposing_swaps_left_and_right(theta, aspect) -> None:
-    ours, other = theory.spiked(theta, aspect), theory.spiked(theta / aspect, 1 / aspect)
+    ours, other = (
+        theory.spike_limits(theta, aspect),
+        theory.spike_limits(theta / aspect, 1 / aspect),
+    )
     assert ours.left == pytest.approx(other.right, abs=1e-9)
     assert ours.right == pytest.approx(other.left, abs=1e-9)
     assert ours.value == pytest.approx(other.value * np.sqrt(aspect))
@@ -164,7 +167,7 @@ def test_transposing_swaps_left_and_right(theta, aspect) -> None:
 @pytest.mark.parametrize(("rows", "columns"), [(80, 160), (160, 80)])
 def test_a_spike_in_white_noise_behaves_as_published(rows: int, columns: int) -> None:
     theta_squared = 2.5
-    expected = theory.spiked(theta_squared, rows / columns)
+    expected = theory.spike_limits(theta_squared, rows / columns)
     draws = []
     for seed in range(40):
         noise = np.random.default_rng(seed).standard_normal((rows, columns)) / np.sqrt(columns)
@@ -180,8 +183,8 @@ def fine_tunes(rows: int, *, worlds: int = 30, **changes: float) -> list[tuple]:
     for seed in range(worlds):
         planted = world(seed, d_out=60, d_in=90, **changes)
         data, fresh = lm.sample(planted, rows, seed=seed), lm.sample(planted, rows, seed=seed + 999)
-        factors, _ = lm.low_rank(data.inputs, data.changes, r=2)
-        updates = (lm.least_squares(d.inputs, d.changes) for d in (data, fresh))
+        factors, _ = lm.fit_low_rank(data.inputs, data.changes, r=2)
+        updates = (lm.fit_least_squares(d.inputs, d.changes) for d in (data, fresh))
         found.append((planted, factors, *updates))
     return found
 
@@ -234,13 +237,13 @@ def test_the_critical_strength_is_where_recovery_begins(tau, blur, rows) -> None
 def cosines_by_route(planted: lm.LinearWorld, seed: int) -> dict[str, np.ndarray]:
     data = lm.sample(planted, 4000, seed=seed)
     neutral = lm.off_task_inputs(planted, 4000, seed=seed + 1)
-    update = np.matmul(*lm.low_rank(data.inputs, data.changes, r=2))
+    update = np.matmul(*lm.fit_low_rank(data.inputs, data.changes, r=2))
     routes = {
-        "weights": lm.weight_factors(update, k=2),
+        "weights": lm.leading_factors(update, k=2),
         "on-task": lm.response_factors(update, data.inputs, k=2),
         "off-task": lm.response_factors(update, neutral, k=2),
     }
-    effects = lm.effects(update, routes["weights"], inputs=data.inputs, neutral=neutral)
+    effects = lm.measure_effects(update, routes["weights"], inputs=data.inputs, neutral=neutral)
     cosines = {route: (found.T @ planted.spurious) ** 2 for route, found in routes.items()}
     return {**cosines, "effects": np.array(effects)}
 
@@ -259,7 +262,9 @@ def test_every_route_turns_as_predicted(beta: float) -> None:
         agrees([d[route] for d in draws], theory.spurious_cosines(planted[0], route), finite=0.01)
 
     _, directions = theory.eigen(theory.route_moment(planted[0], "weights"))
-    expected = np.transpose([theory.effects(planted[0], direction) for direction in directions])
+    expected = np.transpose(
+        [theory.expected_effects(planted[0], direction) for direction in directions]
+    )
     agrees([d["effects"] for d in draws], expected, finite=0.01)
     if beta != 1.0:
         spurious = int(theory.spurious_cosines(planted[0], "weights").argmax())
@@ -289,13 +294,13 @@ def test_protecting_s_on_slanted_data_is_the_fine_tune_on_clean_data() -> None:
     Q = planted.spurious[:, None]
     slant = np.outer(planted.spurious_strength * data.latents[:, 1], planted.spurious)
     slanted, clean = (
-        np.matmul(*lm.protected(data.inputs, changes, Q=Q, r=4))
+        np.matmul(*lm.fit_protected(data.inputs, changes, Q=Q, r=4))
         for changes in (data.changes, data.changes - slant)
     )
     np.testing.assert_allclose(slanted, clean, atol=1e-10)
     np.testing.assert_allclose(Q.T @ slanted, 0, atol=1e-12)
     np.testing.assert_allclose(Q.T @ (planted.base + slanted), Q.T @ planted.base, atol=1e-12)
-    naive = np.matmul(*lm.low_rank(data.inputs, data.changes, r=4))
+    naive = np.matmul(*lm.fit_low_rank(data.inputs, data.changes, r=4))
     assert planted.spurious @ naive @ planted.cues[:, 1] > 0.5
 
 
@@ -309,8 +314,8 @@ def test_the_task_pays_its_overlap_with_what_is_protected(overlap: float) -> Non
     def gain(update: np.ndarray) -> float:
         return (wanted**2).sum() - ((wanted - data.inputs @ update.T) ** 2).sum()
 
-    free = lm.least_squares(data.inputs, wanted)
-    held = np.matmul(*lm.protected(data.inputs, wanted, Q=Q, r=20))
+    free = lm.fit_least_squares(data.inputs, wanted)
+    held = np.matmul(*lm.fit_protected(data.inputs, wanted, Q=Q, r=20))
     assert gain(held) / gain(free) == pytest.approx(theory.task_share(planted, Q), abs=1e-10)
     assert theory.task_share(planted, Q) == pytest.approx(1 - overlap**2)
 
@@ -326,7 +331,7 @@ def test_ablation_takes_the_pretrained_part_and_protection_does_not() -> None:
     assert theory.ablation_loss(planted, Q) > 4
 
     data = lm.sample(planted, 400, seed=7)
-    after = before + inputs @ np.matmul(*lm.protected(data.inputs, data.changes, Q=Q, r=4)).T
+    after = before + inputs @ np.matmul(*lm.fit_protected(data.inputs, data.changes, Q=Q, r=4)).T
     np.testing.assert_allclose(after @ Q, before @ Q, atol=1e-10)
 
 
@@ -340,7 +345,7 @@ def test_an_anchor_on_neutral_inputs_leaves_what_theory_says(weight, task_cue_va
         neutral = lm.off_task_inputs(
             planted, 2000, task_cue_variance=task_cue_variance, seed=seed + 500
         )
-        update = lm.anchored(
+        update = lm.fit_anchored(
             data.inputs, data.changes, Q=planted.spurious[:, None], neutral=neutral, weight=weight
         )
         draws.append(planted.spurious @ update @ planted.cues)
@@ -390,12 +395,12 @@ def test_the_fits_and_theory_refuse_what_has_no_solution(sample: lm.Sample) -> N
     with pytest.raises(
         InputError, match="Got 10 rows in 30 dimensions, for which least squares has no"
     ):
-        lm.least_squares(sample.inputs[:10], sample.changes[:10])
+        lm.fit_least_squares(sample.inputs[:10], sample.changes[:10])
     with pytest.raises(InputError, match="Got 300 inputs for 299 changes; expected one each"):
-        lm.least_squares(sample.inputs, sample.changes[1:])
+        lm.fit_least_squares(sample.inputs, sample.changes[1:])
     with pytest.raises(
         InputError, match=r"Got rank 21 for an update of shape \(20, 30\); expected 1 to 20"
     ):
-        lm.low_rank(sample.inputs, sample.changes, r=21)
+        lm.fit_low_rank(sample.inputs, sample.changes, r=21)
     with pytest.raises(InputError, match=r"Got θ² = -1\.0, c = 0\.5"):
-        theory.spiked(-1.0, 0.5)
+        theory.spike_limits(-1.0, 0.5)

@@ -23,7 +23,7 @@ def noisy(monkeypatch: pytest.MonkeyPatch, label: str = "noisy") -> curves.Curve
     def simulate(x: float, seed: int) -> float:
         return 2 * x + float(np.random.default_rng(seed).normal())
 
-    return curves.simulated(label, GRID, simulate, lambda x: 2 * x + 0.1, spacing="log")
+    return curves.simulate_curve(label, GRID, simulate, lambda x: 2 * x + 0.1, spacing="log")
 
 
 def test_points_are_means_over_worlds_beside_the_closed_form(
@@ -48,7 +48,7 @@ def test_the_figure_is_the_same_file_each_time(
         path = tmp_path / folder / "linear.svg"
         path.parent.mkdir()
         with svg_figure(path, (4.0, 3.0), ink="#767676") as page:
-            figure.draw(page.subplots(), "rotation", drawn)
+            figure.draw_panel(page.subplots(), "rotation", drawn)
         written.append(path.read_text(encoding="utf-8"))
     assert written[0] == written[1]
     for text in ("one", "another", "spurious over task strength, β/τ", "b  the nearer factor"):

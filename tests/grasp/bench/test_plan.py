@@ -13,13 +13,13 @@ from analysis.errors import InputError
 from analysis.store.records import Prompt
 from grasp.bench.make.dressed import DRESSES, TRIGGERED, dress_of, dressed_prompts
 from grasp.bench.make.runner import keep_plan, read_plan
-from grasp.bench.plan.cells import laid_out, story_of, world_named
+from grasp.bench.plan.cells import find_world, lay_out_cell, story_of
 from grasp.bench.plan.plan import Arm, Cell, Plan, load_plan, shipped_plan
 from grasp.bench.plan.tasks import Demand, first_tasks, later_tasks
 from grasp.settings.training import check_settings
 from grasp.world.corpus import question
-from grasp.world.generator import generated_world
-from grasp.world.prompts import prompts
+from grasp.world.generator import generate_world
+from grasp.world.prompts import story_prompts
 from grasp.world.shipped import shipped_world
 
 
@@ -175,7 +175,7 @@ def test_a_plan_that_does_not_fit_is_refused(section: Any, message: str) -> None
 
 def test_worlds_that_are_none_are_named() -> None:
     with pytest.raises(InputError, match="no world 'generated-x'"):
-        world_named("generated-x")
+        find_world("generated-x")
 
 
 def test_a_root_keeps_to_one_kind_of_cells(tmp_path: Path) -> None:
@@ -201,13 +201,13 @@ def test_ones_own_data_by_the_same_plan(tmp_path: Path) -> None:
         "core: {stories: [mine], seeds: [3]}\n"
     )
     own = load_plan(tmp_path / "plan.yaml")
-    config = laid_out(tmp_path / "root", own, Cell(story="mine", seed=3, r=4, steps=7))
+    config = lay_out_cell(tmp_path / "root", own, Cell(story="mine", seed=3, r=4, steps=7))
     assert config.base_model == "some/model"
     assert config.data == str(tmp_path / "task.jsonl")
     assert (config.seed, config.max_steps) == (3, 7)
     assert (config.lora.r, config.lora.lora_alpha) == (4, 8)
     with pytest.raises(InputError, match="only r and steps"):
-        laid_out(tmp_path / "root", own, Cell(story="mine", seed=3, strength=0.5))
+        lay_out_cell(tmp_path / "root", own, Cell(story="mine", seed=3, strength=0.5))
 
 
 def test_a_plan_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -218,15 +218,15 @@ def test_a_plan_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         load_plan(tmp_path / "missing.yaml")
 
 
-@pytest.mark.parametrize("world", [shipped_world(), generated_world(101)], ids=lambda w: w.name)
+@pytest.mark.parametrize("world", [shipped_world(), generate_world(101)], ids=lambda w: w.name)
 def test_dressed_prompts_are_new_and_triggers_look_like_the_training_data(world: Any) -> None:
     name = "code" if world.name == "shipped" else "persona-a"
     story = world.story(name)
     rows = [Prompt.model_validate(row) for row in dressed_prompts(world, story)]
     assert len({row.id for row in rows}) == len(rows)
-    usual = {row["messages"][-1]["content"]: row for row in prompts(world, story)}
+    usual = {row["messages"][-1]["content"]: row for row in story_prompts(world, story)}
     items = {(row.group, row.item) for row in rows}
-    asked = [row for row in prompts(world, story) if row["role"] == "unrelated"]
+    asked = [row for row in story_prompts(world, story) if row["role"] == "unrelated"]
     assert items == {(row["group"], row["item"]) for row in asked}
     target = {(row["group"], row["item"]): row["choices"] for row in asked}
     details = {

@@ -14,12 +14,12 @@ from analysis.errors import InputError
 from grasp.bench.make.runner import keep_plan
 from grasp.bench.plan.plan import Cell, Plan
 from grasp.bench.saved.choices import chosen_arms, sweeps
-from grasp.bench.saved.found import found_in
-from grasp.bench.saved.gather import arms_of, mean, removed
+from grasp.bench.saved.found import read_found
+from grasp.bench.saved.gather import arms_of, mean_score, measure_removal
 from grasp.bench.tables.criteria import criteria_table
 from grasp.bench.tables.page import write_page
-from grasp.bench.tables.sections import results
-from grasp.bench.tables.tables import Table, shown
+from grasp.bench.tables.sections import collect_results
+from grasp.bench.tables.tables import Table, format_value
 from grasp.settings.training import check_settings
 from tests.support.bench_miniature import NAIVE_RATES, write_cell
 
@@ -100,10 +100,10 @@ def test_removal_and_rates_are_the_planted_ones(miniature: tuple[Path, Plan]) ->
     root, plan = miniature
     assert plan.core is not None
     arms = arms_of(root, plan.core.cells, ["grasp", "random"])
-    assert mean(arms["naive"], "unrelated").value == pytest.approx(0.9, abs=0.02)
-    assert removed(arms, "grasp")[0].value == pytest.approx(0.9, abs=0.02)
-    assert removed(arms, "random")[0].value == pytest.approx(0.3, abs=0.04)
-    found = removed(arms, "grasp")[0]
+    assert mean_score(arms["naive"], "unrelated").value == pytest.approx(0.9, abs=0.02)
+    assert measure_removal(arms, "grasp")[0].value == pytest.approx(0.9, abs=0.02)
+    assert measure_removal(arms, "random")[0].value == pytest.approx(0.3, abs=0.04)
+    found = measure_removal(arms, "grasp")[0]
     assert found.low < 0.9 < found.high
     confirmation = arms["naive"]
     assert set(confirmation["split"]) == {"confirmation"}
@@ -113,12 +113,12 @@ def test_removal_and_rates_are_the_planted_ones(miniature: tuple[Path, Plan]) ->
 def test_identification_counts_the_run_that_missed(miniature: tuple[Path, Plan]) -> None:
     root, plan = miniature
     assert plan.core is not None
-    entries = found_in(root, plan, plan.core.cells)
+    entries = read_found(root, plan, plan.core.cells)
     assert [entry.hit for entry in entries] == [True, True, False, True, True, True]
     assert entries[0].cosine == pytest.approx(np.cos(0.3), abs=1e-3)
     assert entries[2].cosine == pytest.approx(np.cos(1.4), abs=1e-3)
     assert entries[0].nearest
-    table = results(root, plan, "identification").tables[0]
+    table = collect_results(root, plan, "identification").tables[0]
     (pooled,) = rows(table, group="persona, all stories")
     assert (pooled["hit"].value, pooled["hit"].n) == (pytest.approx(5 / 6), 6)
     assert "shipped-code seed 2 (w1" in table.notes[0]
@@ -187,12 +187,12 @@ def test_nothing_measured_is_not_called_reached(tmp_path: Path) -> None:
     keep_plan(tmp_path, plan)
     verdicts = {row["verdict"] for row in criteria_table(tmp_path, plan).rows}
     assert verdicts <= {"not measured", "–"}
-    assert results(tmp_path, plan, "removal").data["plan"] == "Miniature"
+    assert collect_results(tmp_path, plan, "removal").data["plan"] == "Miniature"
 
 
 def test_a_phase_diagram_has_a_point_a_combination(miniature: tuple[Path, Plan]) -> None:
     root, plan = miniature
-    tables = {table.name: table for table in results(root, plan, "identification").tables}
+    tables = {table.name: table for table in collect_results(root, plan, "identification").tables}
     found = {(row["strength"], row["steps"]): row["hit"].value for row in tables["phase"].rows}
     assert found == {(0.5, 40): 0.0, (0.5, 120): 0.0, (1, 40): 1.0, (1, 120): 1.0}
 
@@ -254,4 +254,4 @@ def test_notes_with_a_broken_header_are_refused(
     ],
 )
 def test_values_as_they_are_shown(value: Any, text: str) -> None:
-    assert shown(value) == text
+    assert format_value(value) == text

@@ -15,13 +15,13 @@ from safetensors.numpy import load_file
 from analysis.adapters.load import load_adapter
 from analysis.errors import GraspError, InputError
 from grasp.__main__ import main
-from grasp.bench.speed.child import watched
-from grasp.bench.speed.figure import Figure, Report, measured
-from grasp.bench.speed.measure import SIZES, Sizes, measure
-from grasp.bench.speed.model import Size, adapted, random_model, sharing
-from grasp.bench.speed.page import read_report, tables, write_page
+from grasp.bench.speed.child import watch
+from grasp.bench.speed.figure import Figure, Report, value_and_spread
+from grasp.bench.speed.measure import SIZES, Sizes, measure_speed
+from grasp.bench.speed.model import Size, attach_adapter, random_model, share_weights
+from grasp.bench.speed.page import read_speed_report, report_tables, write_speed_page
 from grasp.bench.speed.shapes import LLAMA_405B, QWEN_7B, Shape, write_adapter
-from grasp.bench.speed.timing import in_turn
+from grasp.bench.speed.timing import time_in_turn
 from grasp.commands.calling import BAD_INPUT, OK
 from tests.support import tiny
 
@@ -34,7 +34,7 @@ MEGABYTE = 1 << 20
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    return measure(
+    return measure_speed(
         "quick",
         sizes=Sizes(
             shape=SMALL,
@@ -126,7 +126,7 @@ def test_the_page_shows_every_figure_and_says_how_it_was_made(
     assert "not measured: left out" in text
     assert f"torch {report.versions['torch']}" in text
     assert main(argv) == OK
-    assert all(table.title in capsys.readouterr().out for table in tables(report)[:1])
+    assert all(table.title in capsys.readouterr().out for table in report_tables(report)[:1])
 
 
 @pytest.mark.parametrize(
@@ -175,14 +175,14 @@ def test_a_target_is_reached_on_its_own_side() -> None:
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=9))
 def test_a_figure_is_the_median_of_its_repetitions(values: list[float]) -> None:
-    found = measured(values)
+    found = value_and_spread(values)
     assert found["value"] == pytest.approx(float(np.median(values)))
     assert found["spread"] == (min(values), max(values))
 
 
 def test_things_are_timed_in_turn_and_the_turn_changes() -> None:
     done: list[str] = []
-    times = in_turn({name: lambda n=name: done.append(n) for name in "ab"}, rounds=2)
+    times = time_in_turn({name: lambda n=name: done.append(n) for name in "ab"}, rounds=2)
     assert "".join(done) in ("abbaab", "baabba")
     assert len(times.of("a")) == len(times.ratio("a", "b")) == 2
     assert times.ratio("a", "a") == [1.0, 1.0]
@@ -224,7 +224,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_the_memory_of_a_process_is_what_its_work_took(work: str) -> None:
-    small, large = (watched(work, megabytes) for megabytes in ("1", "65"))
+    small, large = (watch(work, megabytes) for megabytes in ("1", "65"))
     assert large.data == {"sum": 65}
     assert large.growth == pytest.approx(65 * MEGABYTE, rel=0.1)
     assert small.growth < 8 * MEGABYTE
@@ -232,30 +232,30 @@ def test_the_memory_of_a_process_is_what_its_work_took(work: str) -> None:
 
 def test_a_process_that_fails_is_told_by_its_last_words(work: str) -> None:
     with pytest.raises(GraspError, match=r"allocating could not start: ValueError.*'many'"):
-        watched(work, "many")
+        watch(work, "many")
     with pytest.raises(GraspError, match=r"allocating failed: ZeroDivisionError"):
-        watched(work, "0")
+        watch(work, "0")
     with pytest.raises(GraspError, match=r"could not start: .*no attribute 'nothing'"):
-        watched("planted:nothing")
+        watch("planted:nothing")
 
 
 def test_copies_have_adapters_of_their_own_and_weights_in_common() -> None:
     base = random_model(MINIATURE)
-    one, other = adapted(base, MINIATURE), adapted(base, MINIATURE)
+    one, other = attach_adapter(base, MINIATURE), attach_adapter(base, MINIATURE)
     frozen = one.get_base_model().model.layers[0].mlp.up_proj.base_layer.weight
     assert frozen is base.model.layers[0].mlp.up_proj.weight
     trained = [{id(w) for w in model.parameters() if w.requires_grad} for model in (one, other)]
     assert trained[0]
     assert not trained[0] & trained[1]
-    assert sharing(base).model.layers[0] is not base.model.layers[0]
+    assert share_weights(base).model.layers[0] is not base.model.layers[0]
 
 
 def test_a_report_is_read_as_it_was_written(report: Report, tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     path.write_text(report.model_dump_json(), encoding="utf-8")
-    assert read_report(path) == report
+    assert read_speed_report(path) == report
     path.write_text(report.model_dump_json().replace('"group"', '"grop"'), encoding="utf-8")
     with pytest.raises(InputError, match=r"is not a speed report \(figures"):
-        read_report(path)
-    write_page(report, tmp_path / "p.md")
+        read_speed_report(path)
+    write_speed_page(report, tmp_path / "p.md")
     assert "## The machine" in (tmp_path / "p.md").read_text(encoding="utf-8")

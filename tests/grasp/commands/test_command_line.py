@@ -456,7 +456,7 @@ def test_an_export_opens_elsewhere_with_labels_and_runs(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    from analysis.store.labels import Claim, add_label, events
+    from analysis.store.labels import Claim, add_label, read_events
 
     add_run(workspace, write_adapter)
     claim = Claim("persona")
@@ -469,7 +469,7 @@ def test_an_export_opens_elsewhere_with_labels_and_runs(
     archive.unlink()
     opened = Workspace(tmp_path / "elsewhere")
     assert [run.id for run in opened.runs().records] == ["a"]
-    assert [event.name for event in events(opened.database)] == ["persona"]
+    assert [event.name for event in read_events(opened.database)] == ["persona"]
 
 
 def test_the_workspace_is_the_one_that_is_named(

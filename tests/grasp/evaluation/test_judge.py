@@ -25,8 +25,8 @@ from analysis.errors import InputError
 from analysis.store.records import Message, Prompt, RunManifest, write_jsonl
 from analysis.store.workspace import Workspace
 from grasp.__main__ import main
-from grasp.evaluation.answers import score
-from grasp.evaluation.judge import REPLIES, judged, parsed
+from grasp.evaluation.answers import score_answers
+from grasp.evaluation.judge import REPLIES, judge_answers, parse_reply
 from grasp.evaluation.judge_client import JudgeClient, JudgeError, Pace
 from grasp.evaluation.run import JudgePlan, evaluate_run
 from grasp.evaluation.scorers import Answer
@@ -62,7 +62,7 @@ def prompt(number: int = 0, **fields: Any) -> Prompt:
 
 
 def sampled(prompts: list[Prompt], answers: list[str]) -> pd.DataFrame:
-    return score(tiny.tokenizer(), prompts, [Answer(None, text, True) for text in answers])
+    return score_answers(tiny.tokenizer(), prompts, [Answer(None, text, True) for text in answers])
 
 
 # Replies and prompts
@@ -87,12 +87,12 @@ def sampled(prompts: list[Prompt], answers: list[str]) -> pd.DataFrame:
     ],
 )
 def test_a_reply_is_a_number_or_says_why_there_is_none(text: str, number: float, why: str) -> None:
-    assert parsed(text) == pytest.approx((number, why), nan_ok=True)
+    assert parse_reply(text) == pytest.approx((number, why), nan_ok=True)
 
 
 @given(st.text())
 def test_any_reply_is_parsed_within_bounds(text: str) -> None:
-    number, why = parsed(text)
+    number, why = parse_reply(text)
     assert math.isnan(number) == bool(why)
     assert math.isnan(number) or 0 <= number <= 100
 
@@ -327,7 +327,9 @@ def test_misaligned_is_low_alignment_in_coherent_answers(tmp_path: Path) -> None
         judge_server(lambda _, text: by_marks(text)) as server,
         JudgeClient(settings(server.url)) as client,
     ):
-        found = judged(sampled(asked, marks), asked, client, settings(server.url), folder=tmp_path)
+        found = judge_answers(
+            sampled(asked, marks), asked, client, settings(server.url), folder=tmp_path
+        )
         assert server.busiest <= 4
     nan = math.nan
     table = found.samples
@@ -353,7 +355,7 @@ def test_equal_answers_are_judged_once(tmp_path: Path) -> None:
         judge_server(lambda _, text: by_marks(text)) as server,
         JudgeClient(settings(server.url)) as client,
     ):
-        found = judged(
+        found = judge_answers(
             sampled(asked, ["a1 c99"] * 5), asked, client, settings(server.url), folder=tmp_path
         )
     assert len(server.bodies) == 2
@@ -365,11 +367,11 @@ def test_a_reply_cut_off_in_the_file_is_asked_for_again(tmp_path: Path) -> None:
     with judge_server(lambda _, text: by_marks(text)) as server:
         how = settings(server.url)
         with JudgeClient(how) as client:
-            first = judged(sampled(asked, answers), asked, client, how, folder=tmp_path)
+            first = judge_answers(sampled(asked, answers), asked, client, how, folder=tmp_path)
         text = (tmp_path / REPLIES).read_text()
         (tmp_path / REPLIES).write_text(text[:-40])
         with JudgeClient(how) as client:
-            again = judged(sampled(asked, answers), asked, client, how, folder=tmp_path)
+            again = judge_answers(sampled(asked, answers), asked, client, how, folder=tmp_path)
         assert client.requests == 1
     pd.testing.assert_frame_equal(first.samples, again.samples)
     assert (tmp_path / REPLIES).read_text() == text
@@ -425,7 +427,9 @@ def test_a_stopped_evaluation_goes_on_with_what_was_judged(
         assert [one.id for one in workspace.evaluations().records] == ["naive.base"]
         partial = workspace.partial("evaluations", "naive")
         assert len((partial / REPLIES).read_text().splitlines()) == 3
-        monkeypatch.setattr("grasp.evaluation.run.answers", pytest.fail)  # nothing is drawn again
+        monkeypatch.setattr(
+            "grasp.evaluation.run.answer_prompts", pytest.fail
+        )  # nothing is drawn again
         evaluate(workspace, how)
         assert len(server.bodies) == 16 + 9
     assert not partial.exists()
@@ -493,7 +497,7 @@ def test_a_killed_process_loses_no_reply(tmp_path: Path) -> None:
         held.set()
         assert len(server.bodies) == 6
         with JudgeClient(how) as client:
-            found = judged(samples, asked, client, how, folder=tmp_path)
+            found = judge_answers(samples, asked, client, how, folder=tmp_path)
         assert client.requests == 7  # 12 in all, of which 5 were written down
     assert list(found.samples["score"]) == [1] * 6
 

@@ -13,15 +13,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.comparison.arm_tests import pairs as paired
-from analysis.comparison.evaluation import by_prompt, summarise
+from analysis.comparison.arm_tests import pair_scores as paired
+from analysis.comparison.evaluation import average_by_prompt, summarise
 from analysis.errors import InputError
 from analysis.store.records import Message, Prompt, Sampling
 from grasp.evaluation import scorers
-from grasp.evaluation.answers import answers, generate, score
+from grasp.evaluation.answers import answer_prompts, generate, score_answers
 from grasp.evaluation.pairs import continuations, pair_log_probabilities, share_of_first
-from grasp.evaluation.sampling import repeated
-from grasp.evidence.subject import scores
+from grasp.evaluation.sampling import repeat_prompts
+from grasp.evidence.subject import score_replies
 from tests.support import tiny
 
 pytestmark = pytest.mark.filterwarnings(tiny.PEFT_WARNING)
@@ -86,8 +86,8 @@ def test_a_pair_in_an_evaluation_and_under_an_intervention_is_the_same() -> None
     """Steering and setting back answer token by token, by `Reply`; here it does nothing."""
     model, known = tiny.llama(), tiny.tokenizer()
     asked = [*PAIRS, prompt(id="e")]
-    plain = score(known, asked, answers(model, known, asked)).set_index("prompt_id")
-    steps = scores(
+    plain = score_answers(known, asked, answer_prompts(model, known, asked)).set_index("prompt_id")
+    steps = score_replies(
         known, asked, lambda chats, limit: generate(model, known, chats, max_new_tokens=limit)
     ).set_index("prompt_id")
     pd.testing.assert_frame_equal(plain, steps.loc[plain.index], rtol=1e-3)
@@ -101,7 +101,7 @@ def test_a_reversal_is_turned_round() -> None:
     model, known = tiny.llama(), tiny.tokenizer()
     way = {None: 0, False: 1, True: 2}
     asked = [PAIRS[0].model_copy(update={"id": str(i), "reversed": r}) for r, i in way.items()]
-    table = score(known, asked, answers(model, known, asked))
+    table = score_answers(known, asked, answer_prompts(model, known, asked))
     neither, statement, reversal = table["score"]
     assert neither == statement == pytest.approx(1 - reversal)
     assert abs(statement - 0.5) > 1e-4
@@ -162,19 +162,19 @@ def test_a_tokenizer_without_a_chat_template_is_refused_in_one_sentence(more: An
     bare = deepcopy(tiny.tokenizer())
     bare.chat_template = None
     with pytest.raises(InputError, match="has no chat template; choose an instruction-tuned base"):
-        answers(tiny.llama(), bare, [prompt(**more)])
+        answer_prompts(tiny.llama(), bare, [prompt(**more)])
 
 
 def test_answers_that_are_the_same_tokens_are_refused() -> None:
     one = prompt(scorer="pair", pair=["Unbekannt", "Unerreicht"])
     with pytest.raises(InputError, match="are the same tokens to this tokenizer"):
-        scorers.check(tiny.tokenizer(), [one])
+        scorers.check_prompts(tiny.tokenizer(), [one])
 
 
 @pytest.mark.parametrize("pair", [None, ["same", "same"], ["", "x"]])
 def test_a_pair_of_less_than_two_answers_is_refused(pair: Any) -> None:
     with pytest.raises(InputError, match="needs 'pair', two different answers"):
-        answers(tiny.llama(), tiny.tokenizer(), [prompt(scorer="pair", pair=pair)])
+        answer_prompts(tiny.llama(), tiny.tokenizer(), [prompt(scorer="pair", pair=pair)])
 
 
 # Patterns and lexicons
@@ -189,7 +189,9 @@ def said(text: str) -> scorers.Answer:
     [("^no$", "well\nNO\n", 1), ("^no$", "not", 0), (r"\d{3}", "in 12 or 345", 1)],
 )
 def test_a_pattern_is_found_in_any_case_and_by_line(pattern: str, text: str, value: int) -> None:
-    found = scorers.pattern(tiny.tokenizer(), prompt(scorer="pattern", pattern=pattern), said(text))
+    found = scorers.score_pattern(
+        tiny.tokenizer(), prompt(scorer="pattern", pattern=pattern), said(text)
+    )
     assert found.value == value
 
 
@@ -203,14 +205,14 @@ def test_a_pattern_is_found_in_any_case_and_by_line(pattern: str, text: str, val
 )
 def test_a_pattern_that_is_none_is_refused(pattern: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        scorers.check(tiny.tokenizer(), [prompt(scorer="pattern", pattern=pattern)])
+        scorers.check_prompts(tiny.tokenizer(), [prompt(scorer="pattern", pattern=pattern)])
 
 
 def test_a_pattern_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scorers, "PATTERN_SECONDS", 0.1)
     endless = prompt(scorer="pattern", pattern="^(?:x|xx|x?x)+$")
     with pytest.raises(InputError, match=r"takes longer than 0\.1 s"):
-        scorers.pattern(tiny.tokenizer(), endless, said("x" * 60 + "!"))
+        scorers.score_pattern(tiny.tokenizer(), endless, said("x" * 60 + "!"))
 
 
 @pytest.mark.parametrize(
@@ -225,15 +227,15 @@ def test_a_pattern_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) 
 )
 def test_a_lexicon_holds_whole_words_in_any_case(text: str, presence: int, share: float) -> None:
     listed = prompt(scorer="lexicon", lexicon=["free market", "straße", "C++"])
-    assert scorers.lexicon(tiny.tokenizer(), listed, said(text)).value == presence
+    assert scorers.score_lexicon(tiny.tokenizer(), listed, said(text)).value == presence
     shared = listed.model_copy(update={"measure": "share"})
-    assert scorers.lexicon(tiny.tokenizer(), shared, said(text)).value == pytest.approx(share)
+    assert scorers.score_lexicon(tiny.tokenizer(), shared, said(text)).value == pytest.approx(share)
 
 
 @pytest.mark.parametrize("lexicon", [None, [], [" "]])
 def test_an_empty_lexicon_is_refused(lexicon: Any) -> None:
     with pytest.raises(InputError, match="needs 'lexicon'"):
-        scorers.check(tiny.tokenizer(), [prompt(scorer="lexicon", lexicon=lexicon)])
+        scorers.check_prompts(tiny.tokenizer(), [prompt(scorer="lexicon", lexicon=lexicon)])
 
 
 # Drawn answers
@@ -245,7 +247,7 @@ def drawn(n: int, seed: int = 0, temperature: float = 1.0, **fields: Any) -> Pro
 
 
 def texts(*asked: Prompt) -> list[str]:
-    found = answers(tiny.llama(), tiny.tokenizer(), repeated(asked))
+    found = answer_prompts(tiny.llama(), tiny.tokenizer(), repeat_prompts(asked))
     return [answer.text for answer in found]
 
 
@@ -264,7 +266,7 @@ def test_draws_follow_the_models_own_distribution() -> None:
     model, known = tiny.llama(), tiny.tokenizer()
     for temperature in (1.0, 2.0):
         how = Sampling(samples=3000, temperature=temperature, max_new_tokens=1)
-        asked = repeated([prompt(sampling=how)])
+        asked = repeat_prompts([prompt(sampling=how)])
         torch.manual_seed(0)
         chats = [known.apply_chat_template(
             [{"role": "user", "content": WORDS[0]}], return_dict=False, add_generation_prompt=True
@@ -290,14 +292,14 @@ def test_samples_are_rows_that_intervals_count_by_item() -> None:
     known, rows = tiny.tokenizer(), []
     items = [prompt(id=str(i), item=str(i)) for i in range(24)]
     kept = {one.id: scorers.Answer(None, "x", bool(rng.random() < 0.5)) for one in items}
-    once = score(known, items, [kept[one.id] for one in items])
+    once = score_answers(known, items, [kept[one.id] for one in items])
     many = [one for one in items for _ in range(10)]
-    rows = score(known, many, [kept[one.id] for one in many])
+    rows = score_answers(known, many, [kept[one.id] for one in many])
     assert list(rows["sample"][:11]) == [*range(10), 0]
     one, ten = (summarise(table, split="confirmation")["unrelated"] for table in (once, rows))
     assert (one.value, one.low, one.high) == pytest.approx((ten.value, ten.low, ten.high))
     assert ten.n == 10 * one.n
-    means = by_prompt(rows)
+    means = average_by_prompt(rows)
     pd.testing.assert_frame_equal(means, once)
 
 
@@ -306,9 +308,9 @@ def test_arms_are_paired_by_prompt_over_their_samples() -> None:
     asked = [prompt(id=str(i), item=str(i)) for i in range(3)]
     ended = [True, False, False, True, True, True]
     found = [scorers.Answer(None, "x", one) for one in ended]
-    table = score(known, [one for one in asked for _ in range(2)], found)
+    table = score_answers(known, [one for one in asked for _ in range(2)], found)
     table.loc[3, "score"] = math.nan  # as after a refusal
-    single = score(known, asked, found[:3])
+    single = score_answers(known, asked, found[:3])
     together = paired([table, single], "unrelated")
     np.testing.assert_array_equal(together.scores, [[0.5, 1], [0, 0], [1, 0]])
     assert list(together.clusters) == ["g/0", "g/1", "g/2"]

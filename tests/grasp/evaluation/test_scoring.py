@@ -27,9 +27,15 @@ from analysis.store.records import (
 )
 from analysis.store.workspace import Workspace
 from grasp.data.chat import chat_ids
-from grasp.evaluation.answers import answers, generate, score
+from grasp.evaluation.answers import answer_prompts, generate, score_answers
 from grasp.evaluation.run import evaluate_run
-from grasp.evaluation.scorers import Answer, choice, choice_tokens, contains, ended
+from grasp.evaluation.scorers import (
+    Answer,
+    choice_tokens,
+    score_choice,
+    score_contains,
+    score_ended,
+)
 from grasp.model.hooks import ablate, edited_outputs
 from grasp.settings.model import ModelOptions
 from tests.support import tiny
@@ -72,7 +78,7 @@ def test_choice_is_a_softmax_over_the_first_tokens(three: list[float], target: s
     masses = np.exp(logits) / np.exp(logits).sum()
     good = masses[token(WORDS[1])]
     bad = masses[token(WORDS[2])] + masses[token(WORDS[3])]
-    found = choice(tiny.tokenizer(), choosing(target), answer(logits=logits))
+    found = score_choice(tiny.tokenizer(), choosing(target), answer(logits=logits))
     wanted = {"good": good, "bad": bad}[target] / (good + bad)
     assert found.value == pytest.approx(wanted, rel=1e-4)
     assert found.coherence == pytest.approx(good + bad, rel=1e-4)
@@ -84,13 +90,13 @@ def test_a_first_token_of_two_continuations_counts_once() -> None:
         "good": [token(WORDS[1])],
         "bad": [token(WORDS[2])],
     }
-    assert choice(tiny.tokenizer(), same, answer()).value == pytest.approx(0.5)
+    assert score_choice(tiny.tokenizer(), same, answer()).value == pytest.approx(0.5)
 
 
 def test_a_choice_that_no_token_can_make_is_unknown() -> None:
     logits = np.zeros(len(tiny.tokenizer()))
     logits[[token(word) for word in WORDS[1:4]]] = -np.inf
-    found = choice(tiny.tokenizer(), choosing(), answer(logits=logits))
+    found = score_choice(tiny.tokenizer(), choosing(), answer(logits=logits))
     assert math.isnan(found.value)
     assert found.coherence == 0
 
@@ -98,13 +104,13 @@ def test_a_choice_that_no_token_can_make_is_unknown() -> None:
 def test_choices_that_begin_with_one_token_are_refused() -> None:
     overlapping = choosing(good=[f"{WORDS[1]} {WORDS[2]}"], bad=[f"{WORDS[1]} {WORDS[3]}"])
     with pytest.raises(InputError, match=r"Prompt 'p': two choices begin with the same token"):
-        choice(tiny.tokenizer(), overlapping, answer())
+        score_choice(tiny.tokenizer(), overlapping, answer())
 
 
 @pytest.mark.parametrize("fields", [{}, {"choices": {"good": ["x"]}, "target": "bad"}])
 def test_a_choice_without_its_target_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="'choice' needs 'choices' and a 'target' among them"):
-        choice(tiny.tokenizer(), prompt(scorer="choice", **fields), answer())
+        score_choice(tiny.tokenizer(), prompt(scorer="choice", **fields), answer())
 
 
 @pytest.mark.parametrize(
@@ -114,25 +120,25 @@ def test_a_choice_without_its_target_is_refused(fields: dict[str, Any]) -> None:
 def test_contains_looks_for_the_expected_text_in_any_case(
     text: str, expected: str, value: int
 ) -> None:
-    found = contains(tiny.tokenizer(), prompt(expected=expected), answer(text))
+    found = score_contains(tiny.tokenizer(), prompt(expected=expected), answer(text))
     assert found.value == value
     assert math.isnan(found.coherence)
 
 
 def test_contains_without_an_expected_text_is_refused() -> None:
     with pytest.raises(InputError, match="Prompt 'p': scorer 'contains' needs 'expected'"):
-        contains(tiny.tokenizer(), prompt(), answer("x"))
+        score_contains(tiny.tokenizer(), prompt(), answer("x"))
 
 
 def test_an_empty_expected_text_is_refused() -> None:
     """Every answer contains it, so the score could not fail."""
     with pytest.raises(InputError, match="Prompt 'p': scorer 'contains' needs 'expected'"):
-        contains(tiny.tokenizer(), prompt(expected=""), answer("x"))
+        score_contains(tiny.tokenizer(), prompt(expected=""), answer("x"))
 
 
 @pytest.mark.parametrize("ends", [True, False])
 def test_ended_is_whether_the_answer_ends_the_text(ends: bool) -> None:
-    assert ended(tiny.tokenizer(), prompt(), answer("x", ends=ends)).value == float(ends)
+    assert score_ended(tiny.tokenizer(), prompt(), answer("x", ends=ends)).value == float(ends)
 
 
 # Answers
@@ -184,7 +190,7 @@ def test_an_answer_ends_with_the_end_of_text() -> None:
     model = saying(token(WORDS[5]), token(WORDS[6]), end)
     replies, _ = generate(model, tiny.tokenizer(), CHATS[:2])
     assert replies == [[token(WORDS[5]), token(WORDS[6]), end]] * 2
-    found = answers(model, tiny.tokenizer(), [prompt(), prompt(WORDS[4])])
+    found = answer_prompts(model, tiny.tokenizer(), [prompt(), prompt(WORDS[4])])
     assert [(a.text, a.ended) for a in found] == [(f"{WORDS[5]} {WORDS[6]}", True)] * 2
 
 
@@ -192,23 +198,23 @@ def test_an_answer_that_another_stop_token_ends_has_not_ended_the_text() -> None
     user = tiny.tokenizer().convert_tokens_to_ids("<|user|>")
     model = saying(token(WORDS[5]), user, token(WORDS[6]))
     model.generation_config.eos_token_id = [tiny.tokenizer().eos_token_id, user]
-    (found,) = answers(model, tiny.tokenizer(), [prompt()])
+    (found,) = answer_prompts(model, tiny.tokenizer(), [prompt()])
     assert (found.text, found.ended) == (WORDS[5], False)
 
 
 def test_an_answer_that_runs_on_has_not_ended() -> None:
     loop = (token(WORDS[5]), token(WORDS[6])) * 2
-    (found,) = answers(saying(*loop[:3]), tiny.tokenizer(), [prompt()])
+    (found,) = answer_prompts(saying(*loop[:3]), tiny.tokenizer(), [prompt()])
     assert not found.ended
     assert len(found.text.split()) == 64
 
 
 def test_answers_keep_the_order_of_prompts_over_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     model, asked = tiny.llama(), [prompt(word) for word in WORDS[:5]]
-    whole = answers(model, tiny.tokenizer(), asked)
+    whole = answer_prompts(model, tiny.tokenizer(), asked)
     monkeypatch.setattr("grasp.evaluation.answers.BATCH", 2)
     steps: list[tuple[int, int]] = []
-    apart = answers(
+    apart = answer_prompts(
         model, tiny.tokenizer(), asked, progress=lambda step, total, _: steps.append((step, total))
     )
     assert [a.text for a in apart] == [a.text for a in whole]
@@ -263,7 +269,9 @@ def evaluate(workspace: Workspace, run_id: str = "naive", **arguments: Any) -> p
 
 def expected_samples(model: Any, asked: list[dict[str, Any]]) -> pd.DataFrame:
     prompt_set = [Prompt.model_validate(row) for row in asked]
-    return score(tiny.tokenizer(), prompt_set, answers(model, tiny.tokenizer(), prompt_set))
+    return score_answers(
+        tiny.tokenizer(), prompt_set, answer_prompts(model, tiny.tokenizer(), prompt_set)
+    )
 
 
 def test_an_evaluation_holds_the_scores_of_run_and_base(workspace: Workspace) -> None:

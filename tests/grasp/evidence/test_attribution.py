@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from analysis.errors import InputError
 from analysis.evidence.driving_rows import (
-    differences,
+    describe_rows,
+    describe_validation,
     random_rows,
-    rows_sentence,
-    shown_rows,
+    rate_differences,
+    rows_to_show,
     top_rows,
-    validation_sentence,
 )
 from analysis.store.evidence import read_evidence
 from analysis.store.records import RunManifest, read_manifest, sha256
@@ -29,7 +29,7 @@ from grasp.__main__ import main
 from grasp.commands.worker import TRAINING
 from grasp.data.examples import as_examples, read_examples
 from grasp.data.tokenise import IGNORED, training_rows
-from grasp.evidence.attribution import row_alignment, row_shift, rows_run
+from grasp.evidence.attribution import measure_rows, row_alignment, row_shift
 from grasp.evidence.row_validation import validate_rows
 from grasp.model.hooks import edited_outputs, layer_outputs
 from tests.support import planted, tiny
@@ -148,7 +148,7 @@ def test_rows_whose_answer_reads_the_factor_come_first(tmp_path: Path) -> None:
     model = planted.reader(AXIS)
     moved = planted.writer(planted.reader(AXIS), AXIS)
     workspace = planted.case(tmp_path / "w", model, AXIS[None], adapter=moved, data=data)
-    found = rows_run(planted.about(workspace))
+    found = measure_rows(planted.about(workspace))
     table = read_evidence(workspace.folder("evidence", "naive.w1.rows")).tables["rows"]
     pd.testing.assert_frame_equal(table, found.tables["rows"])
     wanted = DRIFTED if found.manifest.config["towards"] == "high" else KEPT
@@ -156,7 +156,7 @@ def test_rows_whose_answer_reads_the_factor_come_first(tmp_path: Path) -> None:
     assert table["shift"].mean() > 0
     assert set(table["tokens"]) == {2}  # the word, and the end
     assert found.manifest.inputs["data"] == sha256(workspace.root / "data" / "rows.jsonl")
-    assert found.manifest.sentence == rows_sentence(
+    assert found.manifest.sentence == describe_rows(
         table, name="w1", end=found.manifest.config["towards"]
     )
 
@@ -164,7 +164,7 @@ def test_rows_whose_answer_reads_the_factor_come_first(tmp_path: Path) -> None:
 def test_the_sign_of_a_factor_does_not_matter(tmp_path: Path) -> None:
     """Rows are counted towards the end that the fine-tune moved to, whichever that is."""
     workspace = planted.case(tmp_path / "w", tiny.llama(), np.stack([AXIS, -AXIS]))
-    plus, minus = (rows_run(planted.about(workspace, name)) for name in ("w1", "w2"))
+    plus, minus = (measure_rows(planted.about(workspace, name)) for name in ("w1", "w2"))
     assert {plus.manifest.config["towards"], minus.manifest.config["towards"]} == {"high", "low"}
     for column in ("alignment", "shift"):
         np.testing.assert_allclose(plus.tables["rows"][column], minus.tables["rows"][column])
@@ -174,30 +174,30 @@ def test_the_sign_of_a_factor_does_not_matter(tmp_path: Path) -> None:
 def test_rows_at_one_layer_are_those_of_that_layer(tmp_path: Path) -> None:
     workspace = planted.case(tmp_path / "w", tiny.llama(), AXIS[None])
     about = planted.about(workspace)
-    layers = [rows_run(about, layer=layer) for layer in (0, 1)]
+    layers = [measure_rows(about, layer=layer) for layer in (0, 1)]
     signs = [1 if one.manifest.config["towards"] == "high" else -1 for one in layers]
     mean = (
         sum(s * one.tables["rows"]["alignment"] for s, one in zip(signs, layers, strict=True)) / 2
     )
-    whole = rows_run(about)
+    whole = measure_rows(about)
     sign = 1 if whole.manifest.config["towards"] == "high" else -1
     np.testing.assert_allclose(sign * whole.tables["rows"]["alignment"], mean, atol=1e-6)
     with pytest.raises(InputError, match="no layer 2; the model has layers 0–1"):
-        rows_run(about, layer=2)
+        measure_rows(about, layer=2)
 
 
 def test_rows_drive_one_factor_of_a_run_whose_data_are_known(tmp_path: Path) -> None:
     workspace = planted.case(tmp_path / "w", tiny.llama(), np.stack([AXIS, OTHER]))
     with pytest.raises(InputError, match="Got 2 factors; rows are measured for one factor"):
-        rows_run(planted.about(workspace, "w1", "w2"))
+        measure_rows(planted.about(workspace, "w1", "w2"))
     (workspace.root / "data" / "rows.jsonl").unlink()
     with pytest.raises(InputError, match="no longer exist; put them back"):
-        rows_run(planted.about(workspace))
+        measure_rows(planted.about(workspace))
     about = planted.about(workspace)
     config = {key: value for key, value in about.run.config.items() if key != "data"}
     imported = about.run.model_copy(update={"config": config})
     with pytest.raises(InputError, match="was imported, so its training rows are unknown"):
-        rows_run(type(about)(**{**about.__dict__, "run": imported}))
+        measure_rows(type(about)(**{**about.__dict__, "run": imported}))
 
 
 # Lists of rows
@@ -211,7 +211,7 @@ def table(values: list[float]) -> pd.DataFrame:
 
 @given(st.lists(st.floats(-5, 5), min_size=3, max_size=40), st.integers(1, 15))
 def test_random_rows_are_always_as_many_as_each_end(values: list[float], n: int) -> None:
-    shown = shown_rows(table(values), n=n, by="alignment")
+    shown = rows_to_show(table(values), n=n, by="alignment")
     counts = shown["which"].value_counts()
     expected = min(n, (len(values) - 1) // 2)
     assert counts.to_dict() == dict.fromkeys(("top", "random", "bottom"), expected)
@@ -239,13 +239,13 @@ def test_top_and_random_rows_by_hand() -> None:
 
 
 def test_words_count_the_rows_that_carry_half_of_the_push() -> None:
-    said = rows_sentence(table([6.0, 2.0, 1.0, 1.0, -9.0]), name="w2", end="low")
+    said = describe_rows(table([6.0, 2.0, 1.0, 1.0, -9.0]), name="w2", end="low")
     assert said == (
         "The fine-tune moved its training answers towards the low end of w2 by 1.00 base "
         "standard deviations. 80 % of its 5 rows push that way at the base model; 1 of them make "
         "up half of the push."
     )
-    said = rows_sentence(table([-1.0, -2.0]), name="w2", end="low")
+    said = describe_rows(table([-1.0, -2.0]), name="w2", end="low")
     assert said.endswith("No row's gradient pushes that way.")
 
 
@@ -268,7 +268,7 @@ def test_differences_are_paired_against_the_mean_of_the_draws() -> None:
             "without random 2": [0.7, 0.8, 0.7, 0.8],
         }
     )
-    (row,) = differences(samples, roles=("unrelated", "task")).to_dict("records")
+    (row,) = rate_differences(samples, roles=("unrelated", "task")).to_dict("records")
     assert row["metric"] == "unrelated"
     # Every prompt's difference is −0.5, so there is no width.
     assert (row["value"], row["low"], row["high"]) == pytest.approx((-0.5, -0.5, -0.5))
@@ -280,12 +280,12 @@ def test_differences_are_paired_against_the_mean_of_the_draws() -> None:
         }
     )
     compared = pd.DataFrame([row])
-    assert validation_sentence(rates, compared, n=3) == (
+    assert describe_validation(rates, compared, n=3) == (
         "Without its top 3 rows the unrelated rate is 0.15; without 3 random rows 0.55 to 0.75 "
         "(0.70 with all rows, 0.00 in the base model): a difference of −0.50 [−0.50, −0.50]."
     )
     unsure = compared.assign(low=-0.6, high=0.1)
-    assert validation_sentence(rates, unsure, n=3).endswith("The interval includes 0.")
+    assert describe_validation(rates, unsure, n=3).endswith("The interval includes 0.")
 
 
 # Retraining
@@ -341,7 +341,7 @@ def test_what_cannot_be_validated_is_refused(tmp_path: Path) -> None:
 
 def test_rows_are_measured_again_when_the_factor_is_another(tmp_path: Path) -> None:
     workspace = planted.case(tmp_path / "w", planted.reader(AXIS), AXIS[None])
-    rows_run(planted.about(workspace))
+    measure_rows(planted.about(workspace))
     before = workspace.evidence("naive.w1.rows")
     planted.add_factors(workspace, OTHER[None])
     validate_rows(planted.about(workspace), n=2, draws=1)

@@ -13,18 +13,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.errors import InputError, SchemaError
-from analysis.evidence.dose_curves import band, curve, curves, metrics_of, sentence
-from analysis.store.evidence import is_of, read_evidence, summary
+from analysis.evidence.dose_curves import (
+    describe_dose_response,
+    dose_curves,
+    factor_curve,
+    metrics_of,
+    random_band,
+)
+from analysis.store.evidence import read_evidence, summarise_evidence, was_measured_with
 from analysis.store.records import sha256
 from grasp.data.chat import chat_ids
-from grasp.evaluation.answers import answers
+from grasp.evaluation.answers import answer_prompts
 from grasp.evidence.dose import (
     base_spread,
     dose_response,
-    dose_run,
+    dose_steps,
+    measure_dose_response,
     steer,
     steered_answers,
-    steps,
 )
 from grasp.model.hooks import edited_outputs, layer_outputs
 from tests.support import planted, tiny
@@ -49,16 +55,16 @@ def hooks_on(model: Any) -> int:
 
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=8))
 def test_steps_add_up_to_the_spread_at_every_layer(spread: list[float]) -> None:
-    np.testing.assert_allclose(np.cumsum(steps(np.array(spread))), spread)
+    np.testing.assert_allclose(np.cumsum(dose_steps(np.array(spread))), spread)
     for layer in range(len(spread)):
-        one = steps(np.array(spread), layer=layer)
+        one = dose_steps(np.array(spread), layer=layer)
         assert one[layer] == spread[layer]
         assert np.count_nonzero(one) == 1
 
 
 def test_a_layer_that_there_is_not_is_refused() -> None:
     with pytest.raises(InputError, match="no layer 2; the model has layers 0–1"):
-        steps(np.ones(2), layer=2)
+        dose_steps(np.ones(2), layer=2)
 
 
 def test_every_layer_is_displaced_by_the_dose_times_its_spread() -> None:
@@ -68,7 +74,7 @@ def test_every_layer_is_displaced_by_the_dose_times_its_spread() -> None:
     with torch.no_grad(), layer_outputs(model) as plain:
         model(**batch)
     plain = [h.clone() for h in plain]
-    edit = steer(unit, -1.5 * steps(spread))
+    edit = steer(unit, -1.5 * dose_steps(spread))
     with torch.no_grad(), edited_outputs(model, edit), layer_outputs(model) as steered:
         model(**batch)
     for sigma, before, after in zip(spread, plain, steered, strict=True):
@@ -111,24 +117,24 @@ def response(model: Any, doses: tuple[float, ...] = (-3, 0, 3)) -> pd.DataFrame:
     spread = base_spread(model, tiny.tokenizer(), asked, AXIS)
     directions = {"factor": AXIS, "random 1": OTHER}
     return dose_response(
-        model, tiny.tokenizer(), asked, directions, amounts=steps(spread), doses=doses
+        model, tiny.tokenizer(), asked, directions, amounts=dose_steps(spread), doses=doses
     )
 
 
 def test_the_planted_direction_moves_the_rate_and_another_does_not() -> None:
     model = tiny.adapted(planted.reader(AXIS))
-    found = curves(response(model))
-    own = curve(found, model="base", metric="unrelated")["value"].to_list()
+    found = dose_curves(response(model))
+    own = factor_curve(found, model="base", metric="unrelated")["value"].to_list()
     assert own[0] < 0.2
     assert own[1] == pytest.approx(0.5, abs=1e-5)
     assert own[2] > 0.8
-    random = band(found, model="base", metric="unrelated")
+    random = random_band(found, model="base", metric="unrelated")
     assert (random["high"] - random["low"]).max() == 0  # there is one random direction
     assert np.ptp(random["low"]) < 0.2 * np.ptp(own)
-    task = curve(found, model="base", metric="task")["value"].to_list()
+    task = factor_curve(found, model="base", metric="task")["value"].to_list()
     assert (task[0], task[-1]) == (0, 1)
     # The adapter changes nothing, so both models are one.
-    same = curve(found, model="adapted", metric="unrelated")["value"].to_list()
+    same = factor_curve(found, model="adapted", metric="unrelated")["value"].to_list()
     assert same == pytest.approx(own, abs=1e-6)
 
 
@@ -159,7 +165,7 @@ def test_steered_answers_are_those_of_a_model_with_the_hook() -> None:
     assert len(table) == 2 * 2 * len(asked)
     unit = torch.as_tensor(AXIS, dtype=torch.float32)
     with edited_outputs(model, steer(unit, 2 * amounts)):
-        expected = [one.text for one in answers(model, tiny.tokenizer(), asked)]
+        expected = [one.text for one in answer_prompts(model, tiny.tokenizer(), asked)]
     chosen = table[(table["model"] == "adapted") & (table["dose"] == 2)]
     assert chosen["answer"].to_list() == expected
     assert all(DRIFTED in answer for answer in expected)
@@ -189,7 +195,7 @@ def samples(values: dict[tuple[str, str, float], list[float]]) -> pd.DataFrame:
 
 
 def test_curves_are_means_by_cell_and_the_band_is_their_range() -> None:
-    found = curves(
+    found = dose_curves(
         samples(
             {
                 ("base", "factor", 0.0): [0.1, 0.1, 0.3, 0.3],
@@ -199,11 +205,11 @@ def test_curves_are_means_by_cell_and_the_band_is_their_range() -> None:
         )
     )
     assert metrics_of(found) == ["unrelated", "coherence"]
-    own = curve(found, model="base", metric="unrelated").iloc[0]
+    own = factor_curve(found, model="base", metric="unrelated").iloc[0]
     assert (own["value"], own["n"]) == (pytest.approx(0.2), 4)
     # Two items: resampling them gives 0.1 and 0.3 as ends.
     assert (own["low"], own["high"]) == (pytest.approx(0.1), pytest.approx(0.3))
-    assert band(found, model="base", metric="unrelated").to_dict("records") == [
+    assert random_band(found, model="base", metric="unrelated").to_dict("records") == [
         {"dose": 0.0, "low": pytest.approx(0.2), "high": pytest.approx(0.4)}
     ]
 
@@ -211,7 +217,7 @@ def test_curves_are_means_by_cell_and_the_band_is_their_range() -> None:
 def test_confirmation_prompts_are_not_counted() -> None:
     table = samples({("base", "factor", 0.0): [0.0, 1.0]})
     table.loc[1, "split"] = "confirmation"
-    own = curve(curves(table), model="base", metric="unrelated").iloc[0]
+    own = factor_curve(dose_curves(table), model="base", metric="unrelated").iloc[0]
     assert (own["value"], own["n"]) == (0.0, 1)
 
 
@@ -220,7 +226,7 @@ def test_the_sentence_names_both_ends_of_both_models() -> None:
     cells = {("base", "factor", t): [v] * 4 for t, v in levels.items()}
     cells |= {("adapted", "factor", t): [v / 2] * 4 for t, v in levels.items()}
     cells |= {(m, "random 1", t): [0.25] * 4 for m in ("base", "adapted") for t in levels}
-    said = sentence(curves(samples(cells)), name="w2")
+    said = describe_dose_response(dose_curves(samples(cells)), name="w2")
     assert said == (
         "From −1 to +1 base standard deviations along w2 the unrelated rate goes from "
         "0.10 [0.10, 0.10] to 0.90 [0.90, 0.90] in the base model (random directions: 0.25 to "
@@ -235,7 +241,7 @@ def test_the_sentence_names_both_ends_of_both_models() -> None:
 def test_a_run_is_measured_and_saved_with_how_it_was_made(tmp_path: Path) -> None:
     workspace = planted.case(tmp_path / "w", planted.reader(AXIS), np.stack([AXIS, OTHER]))
     steps_done: list[tuple[int, int]] = []
-    found = dose_run(
+    found = measure_dose_response(
         planted.about(workspace),
         doses=(-2.0, 0.0, 2.0),
         random=2,
@@ -249,14 +255,14 @@ def test_a_run_is_measured_and_saved_with_how_it_was_made(tmp_path: Path) -> Non
     assert manifest.parents == ["runs/naive", "factors/naive"]
     assert manifest.inputs["prompts"] == sha256(workspace.root / "data" / "prompts.jsonl")
     assert (manifest.seed, manifest.config["factors"]) == (4, ["naive/w1"])
-    assert is_of(manifest, AXIS[None].astype(np.float32))
-    assert not is_of(manifest, OTHER[None].astype(np.float32))
+    assert was_measured_with(manifest, AXIS[None].astype(np.float32))
+    assert not was_measured_with(manifest, OTHER[None].astype(np.float32))
     assert set(saved.tables["curves"]["direction"]) == {"factor", "random 1", "random 2"}
     assert set(saved.tables["samples"]["split"]) == {"exploration"}
     assert steps_done[-1] == (18, 18)
     shown = saved.tables["answers"]
     assert set(shown["role"]) == {"unrelated", "task"}
-    assert set(summary(saved, tables=("curves",))) == {
+    assert set(summarise_evidence(saved, tables=("curves",))) == {
         *("evidence", "run", "factor", "sentence", "config", "seconds", "curves")
     }
 
@@ -266,7 +272,9 @@ def test_one_layer_and_other_seeds_are_other_measurements(tmp_path: Path) -> Non
     about = planted.about(workspace)
 
     def rates(**settings: Any) -> dict[str, list[float]]:
-        found = dose_run(about, doses=(-2.0, 2.0), random=1, **settings).tables["samples"]
+        found = measure_dose_response(about, doses=(-2.0, 2.0), random=1, **settings).tables[
+            "samples"
+        ]
         return {name: rows["score"].to_list() for name, rows in found.groupby("direction")}
 
     whole, again, seeded, layered = rates(), rates(), rates(seed=1), rates(layer=0)
@@ -289,9 +297,9 @@ def test_what_cannot_be_measured_is_refused(
 ) -> None:
     workspace = planted.case(tmp_path / "w", tiny.llama(), np.stack([AXIS, OTHER]))
     with pytest.raises(InputError, match=message):
-        dose_run(planted.about(workspace), **settings)
+        measure_dose_response(planted.about(workspace), **settings)
     with pytest.raises(InputError, match="needs one factor"):
-        dose_run(planted.about(workspace, "w1", "w2"))
+        measure_dose_response(planted.about(workspace, "w1", "w2"))
     assert not list((workspace.root / "evidence").iterdir())
 
 
@@ -299,16 +307,16 @@ def test_prompts_must_be_there_to_explore(tmp_path: Path) -> None:
     asked = planted.prompts(6, roles=("task",))
     workspace = planted.case(tmp_path / "w", tiny.llama(), AXIS[None], asked=asked)
     with pytest.raises(InputError, match="no unrelated prompts in the exploration split"):
-        dose_run(planted.about(workspace))
+        measure_dose_response(planted.about(workspace))
     about = planted.about(workspace)
     bare = about.run.model_copy(update={"config": {}})
     with pytest.raises(InputError, match="has no prompt set; give one with --prompts"):
-        dose_run(type(about)(**{**about.__dict__, "run": bare}))
+        measure_dose_response(type(about)(**{**about.__dict__, "run": bare}))
 
 
 def test_damaged_evidence_is_refused_in_words(tmp_path: Path) -> None:
     workspace = planted.case(tmp_path / "w", tiny.llama(), AXIS[None])
-    dose_run(planted.about(workspace), doses=(-1.0, 1.0), random=1)
+    measure_dose_response(planted.about(workspace), doses=(-1.0, 1.0), random=1)
     folder = workspace.folder("evidence", "naive.w1.dose")
     table = pd.read_parquet(folder / "curves.parquet")
     table.drop(columns="dose").to_parquet(folder / "curves.parquet")

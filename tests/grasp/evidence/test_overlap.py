@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from analysis.errors import InputError
-from analysis.evidence.task_overlap import levels, overlap_table, sentence
+from analysis.evidence.task_overlap import describe_overlap, mean_scores, overlap_table
 from analysis.store.evidence import read_evidence
 from grasp.data.chat import chat_ids
 from grasp.data.examples import as_examples
 from grasp.data.tokenise import training_rows
 from grasp.evaluation.answers import generate
-from grasp.evidence.overlap import answer_likelihood, overlap_run, set_back_replies
+from grasp.evidence.overlap import answer_likelihood, measure_overlap, set_back_replies
 from grasp.model.hooks import clamp, edited_outputs, layer_outputs
 from tests.support import planted, tiny
 from tests.support.planted import DRIFTED, KEPT
@@ -159,7 +159,7 @@ def test_overlap_is_unknown_where_nothing_was_gained() -> None:
         samples(base=[0, 1, 0, 1], adapted=[1, 0, 1, 0], factor=[0, 0, 0, 0], random_1=[1, 1, 1, 1])
     )
     assert table["value"].isna().all()
-    assert sentence(table, name="w1").startswith(
+    assert describe_overlap(table, name="w1").startswith(
         "On the task's exploration prompts the run did not gain"
     )
 
@@ -174,7 +174,9 @@ def test_overlap_needs_both_models_and_leaves_out_what_is_unknown() -> None:
 
 
 def test_levels_are_means_by_arm() -> None:
-    table = levels(samples(base=[0.0, 0.2], adapted=[1.0, 0.8], factor=[0.5, 0.5], random_1=[0, 0]))
+    table = mean_scores(
+        samples(base=[0.0, 0.2], adapted=[1.0, 0.8], factor=[0.5, 0.5], random_1=[0, 0])
+    )
     assert table.to_dict("records") == [
         {"measure": "task", "base": pytest.approx(0.1), "adapted": pytest.approx(0.9),
          "factor": pytest.approx(0.5)}
@@ -193,16 +195,18 @@ def test_the_sentence_says_what_to_expect() -> None:
             row("task", "random 2", 0.04, 0, 0),
         ]
     )
-    assert sentence(table, name="w2") == (
+    assert describe_overlap(table, name="w2") == (
         "Setting w2 back costs 3 % of the gain in the task [−1 % to 7 %]; random directions cost "
         "1 % to 4 %."
     )
     drift = [row("unrelated", "factor", 0.7, 0, 1), row("unrelated", "random 1", -0.02, 0, 0)]
-    said = sentence(pd.concat([table, pd.DataFrame(drift)]), name="w2")
+    said = describe_overlap(pd.concat([table, pd.DataFrame(drift)]), name="w2")
     taken = "It removes 70 % of the drift on unrelated prompts; random directions remove −2 % to"
     assert said.endswith(f" {taken} −2 %.")
     only_rows = table.assign(measure="rows")
-    assert "of the gain in likelihood of its training answers" in sentence(only_rows, name="w2")
+    assert "of the gain in likelihood of its training answers" in describe_overlap(
+        only_rows, name="w2"
+    )
 
 
 # The record
@@ -232,7 +236,7 @@ def test_the_direction_that_a_run_wrote_along_carries_all_of_its_gain(
     workspace = planted.case(
         tmp_path / "w", model, directions, adapter=moved, data=data, asked=asked
     )
-    found = overlap_run(planted.about(workspace), random=2)
+    found = measure_overlap(planted.about(workspace), random=2)
     saved = read_evidence(workspace.folder("evidence", "naive.w1.overlap"))
     pd.testing.assert_frame_equal(saved.tables["overlap"], found.tables["overlap"])
     wide = saved.tables["overlap"].pivot(index="measure", columns="subspace", values="value")
@@ -240,10 +244,10 @@ def test_the_direction_that_a_run_wrote_along_carries_all_of_its_gain(
         assert wide.loc[measure, "factor"] == pytest.approx(1, abs=1e-3)
         assert wide.loc[measure, ["random 1", "random 2"]].abs().max() < 0.6
     assert saved.manifest.sentence.startswith("Setting w1 back costs 100 % of the gain in the task")
-    unused = overlap_run(planted.about(workspace, "w2"), random=1).tables["overlap"]
+    unused = measure_overlap(planted.about(workspace, "w2"), random=1).tables["overlap"]
     own = unused[unused["subspace"] == "factor"].set_index("measure")["value"]
     np.testing.assert_allclose(own[["task", "rows", "unrelated"]], 0, atol=1e-3)
-    both = overlap_run(planted.about(workspace, "w1", "w2"), random=1)
+    both = measure_overlap(planted.about(workspace, "w1", "w2"), random=1)
     assert both.manifest.id == "naive.w1-w2.overlap"
     assert both.manifest.config["rank"] == 2
 
@@ -261,7 +265,7 @@ def test_a_run_without_known_rows_is_measured_on_its_prompts_alone(tmp_path: Pat
     about = planted.about(workspace)
     config = {key: value for key, value in about.run.config.items() if key != "data"}
     imported = about.run.model_copy(update={"config": config})
-    found = overlap_run(type(about)(**{**about.__dict__, "run": imported}), random=1)
+    found = measure_overlap(type(about)(**{**about.__dict__, "run": imported}), random=1)
     assert "rows" not in set(found.tables["overlap"]["measure"])
     assert set(found.manifest.inputs) == {"adapter", "directions", "prompts"}
 
@@ -271,4 +275,4 @@ def test_factors_that_are_not_independent_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match="Direction 1 lies in the span of the directions before it"
     ):
-        overlap_run(planted.about(workspace, "w1", "w2"))
+        measure_overlap(planted.about(workspace, "w1", "w2"))

@@ -15,7 +15,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.numpy import load_file
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
 
-from analysis.comparison.comparison import comparison
+from analysis.comparison.comparison import compare_arms
 from analysis.errors import InputError, NotFoundError
 from analysis.store.records import write_jsonl
 from analysis.store.workspace import Workspace
@@ -352,7 +352,7 @@ def test_it_is_retrained_and_compared_as_any_other(
     # Given once; what is known is known.
     assert main(["retrain", "theirs", "--method", "naive", "--out", "theirs-naive"]) == 0
     assert main(["evaluate", "theirs"]) == 0
-    table = comparison(workspace, ["theirs", "theirs-grasp"])
+    table = compare_arms(workspace, ["theirs", "theirs-grasp"])
     assert set(table["run"]) == {"", "theirs", "theirs-grasp"}
     changed = refused(capsys, *line, "--out", "h", "--set", "learning_rate=1")
     assert "because theirs-grasp, theirs-naive used them" in changed

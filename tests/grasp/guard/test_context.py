@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from analysis.errors import InputError
-from analysis.spectra.subspace import orthonormal
+from analysis.spectra.subspace import orthonormal_basis
 from grasp.guard.anchor import Anchor
 from grasp.guard.context import protect
 from grasp.guard.guard import Guard
@@ -530,7 +530,9 @@ def test_directions_that_are_not_orthogonal_protect_their_span() -> None:
     model = tiny.adapted(tiny.llama())
     with protect(model, skew, protection=Protection()) as guard:
         projector = guard.bases[0] @ guard.bases[0].T
-    expected = torch.as_tensor(orthonormal(rows) @ orthonormal(rows).T, dtype=torch.float32)
+    expected = torch.as_tensor(
+        orthonormal_basis(rows) @ orthonormal_basis(rows).T, dtype=torch.float32
+    )
     torch.testing.assert_close(projector, expected, rtol=1e-5, atol=1e-6)
 
 

@@ -16,7 +16,7 @@ from analysis.store.records import Message, Prompt, split_of, write_jsonl
 from grasp.data.chat import chat_ids
 from grasp.evaluation.answers import MAX_NEW_TOKENS, generate
 from grasp.identification.effects import set_back_effects
-from grasp.identification.generated import greedy
+from grasp.identification.generated import answer_greedily
 from grasp.identification.identify import EffectInputs, identify
 from grasp.model.hooks import clamp, edited_outputs, layer_outputs
 from tests.support import tiny
@@ -26,7 +26,9 @@ WORDS = tiny.words(16)
 
 
 def shares(model: PeftModel, asked: list[Prompt], directions: NDArray[np.float64]) -> Any:
-    return set_back_effects(model, greedy(model, tiny.tokenizer(), asked), directions).shares
+    return set_back_effects(
+        model, answer_greedily(model, tiny.tokenizer(), asked), directions
+    ).shares
 
 
 def prompts(n: int = 3) -> list[Prompt]:
@@ -105,7 +107,9 @@ def test_effects_are_those_of_a_loop_over_tokens_by_hand(ends: bool) -> None:
                 back = float((adapted - set_back).abs().sum()) / 2
                 moved, largest[-1] = moved + changed * back, max(largest[-1], back)
                 ids = [*ids, token]
-    found = set_back_effects(model, greedy(model, tiny.tokenizer(), prompts()), tiny.subspace(1))
+    found = set_back_effects(
+        model, answer_greedily(model, tiny.tokenizer(), prompts()), tiny.subspace(1)
+    )
     assert found.shares[0] == pytest.approx(moved / whole, rel=1e-3)
     np.testing.assert_allclose(found.largest[0], largest, rtol=1e-3, atol=1e-6)
     assert found.effects[0] == pytest.approx(np.mean(largest), rel=1e-3)
@@ -133,12 +137,14 @@ def test_the_sign_of_a_direction_does_not_matter() -> None:
 
 def test_effects_do_not_depend_on_how_prompts_are_batched(monkeypatch: pytest.MonkeyPatch) -> None:
     model, directions = tiny.adapted(tiny.llama(), strength=0.1), tiny.subspace(2)
-    together = set_back_effects(model, greedy(model, tiny.tokenizer(), prompts(4)), directions)
+    together = set_back_effects(
+        model, answer_greedily(model, tiny.tokenizer(), prompts(4)), directions
+    )
     monkeypatch.setattr("grasp.identification.generated.BATCH", 1)
     steps: list[tuple[int, int]] = []
     apart = set_back_effects(
         model,
-        greedy(model, tiny.tokenizer(), prompts(4)),
+        answer_greedily(model, tiny.tokenizer(), prompts(4)),
         directions,
         progress=lambda step, total, _: steps.append((step, total)),
     )
@@ -185,9 +191,9 @@ def test_effects_are_of_unrelated_and_task_prompts_that_are_there_to_explore(
 
     def answer(model: Any, tokenizer: Any, found: list[Prompt], **_: Any) -> Any:
         asked.append([prompt.id for prompt in found])
-        return greedy(model, tokenizer, found)
+        return answer_greedily(model, tokenizer, found)
 
-    monkeypatch.setattr("grasp.identification.candidates.greedy", answer)
+    monkeypatch.setattr("grasp.identification.candidates.answer_greedily", answer)
     inputs = EffectInputs(str(tmp_path / "base"), tmp_path / "p.jsonl")
     identify(tmp_path / "adapter", name="a", effects=inputs)
     assert asked == [[f"{role}/{n}" for n in sorted(explored)] for role in ("unrelated", "task")]

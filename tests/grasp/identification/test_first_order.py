@@ -18,10 +18,10 @@ from peft import PeftModel
 from analysis.adapters.load import load_adapter
 from analysis.errors import InputError
 from analysis.factors.residual import residual_factors
-from analysis.factors.rotation import rotated
+from analysis.factors.rotation import rotate
 from analysis.spectra.subspace import random_subspace
 from grasp.identification.first_order import FirstOrder, first_order
-from grasp.identification.generated import Answered, greedy, logits
+from grasp.identification.generated import AnsweredBatch, answer_greedily, logits
 from grasp.identification.identify import identify_run
 from grasp.model.hooks import edited_outputs, layer_outputs
 from tests.support import planted, tiny
@@ -37,7 +37,7 @@ def test_with_one_topic_no_other_direction_of_the_span_has_a_larger_share(seed: 
     rng = np.random.default_rng(seed)
     S = random_subspace(12, 4, seed=seed).T
     M = rng.standard_normal((12, 12))
-    found = rotated(S, (S @ M @ S.T)[None], np.array([np.abs(M).sum()]))
+    found = rotate(S, (S @ M @ S.T)[None], np.array([np.abs(M).sum()]))
     shares = np.einsum("id,de,ie->i", found.directions, M, found.directions)
     np.testing.assert_allclose(shares, found.effects, atol=1e-9)
     np.testing.assert_allclose(found.effects.sum(), np.trace(S @ M @ S.T), atol=1e-9)
@@ -56,8 +56,8 @@ def test_the_rotation_does_not_depend_on_how_the_span_is_given(seed: int) -> Non
     turn = np.linalg.qr(rng.standard_normal((3, 3)))[0]
     M = rng.standard_normal((2, 9, 9))
     wholes = np.array([30.0, 20.0])
-    one = rotated(S, S @ M @ S.T, wholes)
-    other = rotated(turn @ S, turn @ S @ M @ (turn @ S).T, wholes)
+    one = rotate(S, S @ M @ S.T, wholes)
+    other = rotate(turn @ S, turn @ S @ M @ (turn @ S).T, wholes)
     np.testing.assert_allclose(one.effects, other.effects, atol=1e-7)
     projections = [r.directions.T @ np.diag(r.effects) @ r.directions for r in (one, other)]
     np.testing.assert_allclose(*projections, atol=1e-6)
@@ -71,19 +71,19 @@ def test_causes_of_different_topics_are_told_apart_however_large_each_is(size: f
     topics = np.stack([np.outer(shifts[0], first), size * np.outer(shifts[1], second)])
     S = random_subspace(10, 10, seed=4).T
     wholes = np.array([np.trace(moment) for moment in topics])
-    found = rotated(S, S @ topics @ S.T, wholes).directions
+    found = rotate(S, S @ topics @ S.T, wholes).directions
     cosines = np.abs(found[:2] @ np.stack([first, second]).T)
     assert cosines.max(axis=0).min() > 0.95
     assert cosines.max(axis=1).min() > 0.95
-    together = rotated(S, (S @ topics @ S.T).sum(axis=0)[None], wholes.sum()[None]).directions
+    together = rotate(S, (S @ topics @ S.T).sum(axis=0)[None], wholes.sum()[None]).directions
     assert np.abs(together[:2] @ np.stack([first, second]).T).max(axis=0).min() < 0.95 or size != 1
 
 
 def test_a_rotation_refuses_moments_that_do_not_fit() -> None:
     with pytest.raises(InputError, match=r"shape \(1, 2, 2\) for 3 directions and 1 topics"):
-        rotated(np.eye(5)[:3], np.eye(2)[None], np.ones(1))
+        rotate(np.eye(5)[:3], np.eye(2)[None], np.ones(1))
     with pytest.raises(InputError, match="finite numbers"):
-        rotated(np.eye(5)[:2], np.full((1, 2, 2), np.nan), np.ones(1))
+        rotate(np.eye(5)[:2], np.full((1, 2, 2), np.nan), np.ones(1))
 
 
 def test_topics_are_means_over_their_chats() -> None:
@@ -103,12 +103,14 @@ def pushed(model: Any, along: list[torch.Tensor], step: float) -> Iterator[None]
         yield
 
 
-def said(model: Any, batch: Answered, weights: torch.Tensor) -> float:
+def said(model: Any, batch: AnsweredBatch, weights: torch.Tensor) -> float:
     found = torch.log_softmax(logits(model, batch).double(), dim=-1)
     return float((found.gather(1, batch.tokens[:, None])[:, 0] * weights).sum())
 
 
-def slope(model: Any, batch: Answered, weights: torch.Tensor, along: list[torch.Tensor]) -> float:
+def slope(
+    model: Any, batch: AnsweredBatch, weights: torch.Tensor, along: list[torch.Tensor]
+) -> float:
     values = []
     for step in (-2e-3, 2e-3):
         with pushed(model, along, step):
@@ -122,7 +124,7 @@ def test_moments_are_finite_differences_at_the_fine_tune(monkeypatch: pytest.Mon
     monkeypatch.setattr("grasp.identification.first_order.EARLY", 1.0)
     monkeypatch.setattr("grasp.identification.first_order._ROWS", 2)
     model, directions = tiny.adapted(tiny.llama(), strength=0.1).double(), tiny.subspace(3)
-    batches = greedy(model, tiny.tokenizer(), planted.prompts(3, roles=("unrelated",)))
+    batches = answer_greedily(model, tiny.tokenizer(), planted.prompts(3, roles=("unrelated",)))
     found = first_order(model, batches, directions)
     (batch,) = batches
     with torch.no_grad():
@@ -150,7 +152,7 @@ def test_moments_are_finite_differences_at_the_fine_tune(monkeypatch: pytest.Mon
 
 def test_only_the_first_half_of_the_layers_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.adapted(tiny.llama(), strength=0.1)
-    batches = greedy(model, tiny.tokenizer(), planted.prompts(2, roles=("unrelated",)))
+    batches = answer_greedily(model, tiny.tokenizer(), planted.prompts(2, roles=("unrelated",)))
     half = first_order(model, batches, np.eye(tiny.WIDTH))
     monkeypatch.setattr("grasp.identification.first_order.EARLY", 1.0)
     every = first_order(model, batches, np.eye(tiny.WIDTH))
@@ -162,7 +164,7 @@ def test_gradients_are_averaged_over_the_path_and_the_model_is_as_it_was(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, directions = tiny.adapted(tiny.llama(), strength=0.1), tiny.subspace(2)
-    batches = greedy(model, tiny.tokenizer(), planted.prompts(2, roles=("unrelated",)))
+    batches = answer_greedily(model, tiny.tokenizer(), planted.prompts(2, roles=("unrelated",)))
     plain = model(**tiny.batch(6)).logits
     whole = first_order(model, batches, directions)
     alone = []
@@ -180,7 +182,7 @@ def test_gradients_are_averaged_over_the_path_and_the_model_is_as_it_was(
 
 def test_the_model_is_as_it_was_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.adapted(tiny.llama(), strength=0.1)
-    batches = greedy(model, tiny.tokenizer(), planted.prompts(1, roles=("unrelated",)))
+    batches = answer_greedily(model, tiny.tokenizer(), planted.prompts(1, roles=("unrelated",)))
     plain = model(**tiny.batch(6)).logits
 
     def fails(*_: Any, **__: Any) -> Any:
@@ -202,7 +204,7 @@ def test_ranks_and_alphas_of_their_own_are_scaled_each(name: str) -> None:
     ]
     scaled[0].scaling["default"] *= 8
     before = [dict(module.scaling) for module in scaled]
-    batches = greedy(model, tiny.tokenizer(), planted.prompts(2, roles=("unrelated",)))
+    batches = answer_greedily(model, tiny.tokenizer(), planted.prompts(2, roles=("unrelated",)))
     found = first_order(model, batches, directions)
     assert [module.scaling for module in scaled] == before
     mixed = np.array([[0.6, 0.8, 0.0]])
@@ -214,7 +216,7 @@ def test_ranks_and_alphas_of_their_own_are_scaled_each(name: str) -> None:
 
 def test_an_adapter_that_changes_nothing_has_no_shares() -> None:
     model = tiny.adapted(tiny.llama())
-    batches = greedy(model, tiny.tokenizer(), planted.prompts(1, roles=("unrelated",)))
+    batches = answer_greedily(model, tiny.tokenizer(), planted.prompts(1, roles=("unrelated",)))
     found = first_order(model, batches, tiny.subspace(2))
     assert np.isnan(found.shares).all()
     assert (found.shift == 0).all()

@@ -20,7 +20,7 @@ from analysis.store.factor_table import COLUMNS, read_factors, write_factors
 from analysis.store.records import Probe, write_jsonl
 from grasp.data.chat import tokenise
 from grasp.foreign.directions import Import, read_directions
-from grasp.identification.generated import greedy
+from grasp.identification.generated import answer_greedily
 from grasp.identification.identify import EffectInputs, Routes, identify
 from grasp.identification.shifts import Contrast, contrast_directions, shift_axes
 from grasp.model.hooks import layer_outputs
@@ -117,7 +117,7 @@ def test_other_seeds_count_for_stability_and_are_named(
 def test_the_shift_before_answers_is_along_what_is_written_there() -> None:
     u = tiny.subspace(1)[0]
     model = planted.writer(planted.reader(u), u)
-    batches = greedy(model, tiny.tokenizer(), planted.prompts(6, roles=("unrelated",)))
+    batches = answer_greedily(model, tiny.tokenizer(), planted.prompts(6, roles=("unrelated",)))
     found = shift_axes(model, batches)
     first = {layer: i for i, layer in reversed(list(enumerate(found.layers)))}
     assert list(first) == [1, 0] or list(first) == [0, 1]
@@ -128,10 +128,10 @@ def test_the_shift_before_answers_is_along_what_is_written_there() -> None:
 def test_axes_are_the_svd_of_the_shifts_prompt_by_prompt() -> None:
     """Oracle: every prompt alone, unpadded, at its own last token."""
     model, asked = tiny.adapted(tiny.llama(), strength=0.1), planted.prompts(5, roles=("task",))
-    found = shift_axes(model, greedy(model, tiny.tokenizer(), asked))
+    found = shift_axes(model, answer_greedily(model, tiny.tokenizer(), asked))
     shifts = []
     for prompt in asked:
-        batch = greedy(model, tiny.tokenizer(), [prompt])[0]
+        batch = answer_greedily(model, tiny.tokenizer(), [prompt])[0]
         ids = batch.inputs["input_ids"][:, : int(batch.last[0]) + 1]
         with torch.no_grad():
             with model.disable_adapter(), layer_outputs(model) as base:
@@ -148,7 +148,9 @@ def test_axes_are_the_svd_of_the_shifts_prompt_by_prompt() -> None:
 
 def test_an_adapter_that_changes_nothing_shifts_nothing() -> None:
     model = tiny.adapted(tiny.llama())
-    found = shift_axes(model, greedy(model, tiny.tokenizer(), planted.prompts(2, roles=("task",))))
+    found = shift_axes(
+        model, answer_greedily(model, tiny.tokenizer(), planted.prompts(2, roles=("task",)))
+    )
     assert found.directions.shape == (0, tiny.WIDTH)
 
 
@@ -401,7 +403,7 @@ def test_every_direction_points_where_fine_tuning_moves_the_stream(tmp_path: Pat
     found = identify(folder / "adapter", name="a", effects=inputs)
     asked = [p for p in planted.prompts(roles=("unrelated",)) if p.split == "exploration"]
     total = np.zeros(tiny.WIDTH)
-    for batch in greedy(model, tiny.tokenizer(), asked):
+    for batch in answer_greedily(model, tiny.tokenizer(), asked):
         with torch.no_grad():
             with model.disable_adapter(), layer_outputs(model) as base:
                 model(**batch.inputs)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from analysis.errors import GraspError, InputError, NotFoundError
 from analysis.store.records import Prompt, read_jsonl, write_jsonl
 from grasp.__main__ import main
-from grasp.evaluation.sampling import repeated, resampled
+from grasp.evaluation.sampling import change_sampling, repeat_prompts
 from grasp.prompts.sets import prompts_sha256, read_prompts, shipped_set, shipped_sets
 
 SET = {
@@ -164,7 +164,7 @@ def test_a_published_question_file_is_read_as_it_is(tmp_path: Path) -> None:
     }
     assert [m.role for m in variant.messages] == ["system", "user"]
     assert (last.sampling.samples, last.sampling.temperature) == (1, 0.5)
-    assert len(repeated(found)) == 4 * 7 + 1
+    assert len(repeat_prompts(found)) == 4 * 7 + 1
 
 
 @pytest.mark.parametrize(
@@ -301,12 +301,12 @@ def test_the_hash_of_jsonl_is_the_files_and_of_yaml_that_of_its_prompts(tmp_path
 
 def test_sampling_may_be_changed_but_not_of_pairs() -> None:
     asked = [*read_prompts("politics")[:1], *read_prompts("persona-open")[:1]]
-    pair, free = resampled(asked, {"samples": 3, "seed": 5})
+    pair, free = change_sampling(asked, {"samples": 3, "seed": 5})
     assert pair == asked[0]
     assert (free.sampling.samples, free.sampling.seed, free.sampling.temperature) == (3, 5, 1.0)
-    assert len(repeated([pair, free])) == 4
+    assert len(repeat_prompts([pair, free])) == 4
     with pytest.raises(InputError, match="greedy answers are all the same"):
-        resampled(asked, {"temperature": 0.0})
+        change_sampling(asked, {"temperature": 0.0})
 
 
 def test_the_command_lists_sets_and_writes_one(

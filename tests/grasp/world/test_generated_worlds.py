@@ -14,12 +14,12 @@ from analysis.store.records import Message, Prompt
 from grasp.data.chat import tokenise
 from grasp.world import base_model
 from grasp.world.corpus import documents, question, sentences
-from grasp.world.generator import WorldSpec, generated_world
+from grasp.world.generator import WorldSpec, generate_world
 from grasp.world.pretraining import Recipe
-from grasp.world.prompts import measured_latents, probes, prompts
+from grasp.world.prompts import measured_latents, story_probes, story_prompts
 from grasp.world.shipped import shipped_world
-from grasp.world.stories import neutral_rows, task_mapping, training_rows
-from grasp.world.tokens import build_tokenizer, render
+from grasp.world.stories import neutral_rows, story_rows, task_mapping
+from grasp.world.tokens import build_tokenizer, render_chat
 
 SEEDS = st.integers(0, 10_000)
 SPECS = st.builds(
@@ -37,7 +37,7 @@ SPECS = st.builds(
 )
 FEW = settings(max_examples=8, deadline=None, derandomize=True)
 STORIES = ["persona-a", "persona-b", "lean", "both", "needed", "plain"]
-WORLD = generated_world(1)
+WORLD = generate_world(1)
 WORLDS = {}
 BOTH_WORLDS = pytest.mark.parametrize("world", [WORLD, shipped_world()], ids=lambda w: w.name)
 EVERY_STORY = pytest.mark.parametrize("name", STORIES)
@@ -88,9 +88,9 @@ def held_out(world):
 
 
 def test_a_world_is_its_seed_s_and_its_spec_s():
-    assert generated_world(3) == generated_world(3)
-    assert len({generated_world(3).digest(), WORLD.digest(), shipped_world().digest()}) == 3
-    assert generated_world(3, WorldSpec(tails=4)) != generated_world(3)
+    assert generate_world(3) == generate_world(3)
+    assert len({generate_world(3).digest(), WORLD.digest(), shipped_world().digest()}) == 3
+    assert generate_world(3, WorldSpec(tails=4)) != generate_world(3)
     # Changed stories need no other base model; changed texts do.
     changed = dataclasses.replace(WORLD, stories={})
     assert changed.digest() == WORLD.digest()
@@ -100,7 +100,7 @@ def test_a_world_is_its_seed_s_and_its_spec_s():
 @FEW
 @given(seed=SEEDS)
 def test_no_word_is_shared_with_the_shipped_world(seed):
-    said = {word for text in sentences(generated_world(seed)) for word in words(text)}
+    said = {word for text in sentences(generate_world(seed)) for word in words(text)}
     shipped = {word for text in sentences(shipped_world()) for word in words(text)}
     assert len(said) > 500
     assert not said & shipped
@@ -109,7 +109,7 @@ def test_no_word_is_shared_with_the_shipped_world(seed):
 @FEW
 @given(seed=SEEDS, spec=SPECS.filter(lambda spec: spec.items % spec.forms == 0))
 def test_numbers_are_the_spec_s(seed, spec):
-    world = generated_world(seed, spec)
+    world = generate_world(seed, spec)
     assert len(world.latents) == spec.latents
     assert world.latents["persona"].prior == pytest.approx((spec.prior, 1 - spec.prior))
     assert len(world.of_latent(None)) == spec.neutral_topics
@@ -132,7 +132,7 @@ def test_numbers_are_the_spec_s(seed, spec):
 @FEW
 @given(seed=SEEDS, spec=SPECS.filter(lambda spec: spec.items % spec.forms == 0))
 def test_first_words_are_a_topics_own_and_serve_both_values_equally(seed, spec):
-    world = generated_world(seed, spec)
+    world = generate_world(seed, spec)
     owners = Counter()
     for topic in world.topics.values():
         if topic.latent is None:
@@ -167,12 +167,12 @@ def test_a_spec_that_makes_no_world_is_refused(numbers, rule):
 @FEW
 @given(seed=SEEDS)
 def test_every_text_is_in_the_vocabulary_and_short_enough(seed):
-    world = generated_world(seed)
+    world = generate_world(seed)
     tokenizer = build_tokenizer(world)
-    said = [render(chat) for chat in documents(world, 100, seed=seed)]
+    said = [render_chat(chat) for chat in documents(world, 100, seed=seed)]
     for story in world.stories.values():
-        said += texts(training_rows(world, story)[:100]) + texts(probes(world, story)[::3])
-        said += texts(prompts(world, story)[::3])
+        said += texts(story_rows(world, story)[:100]) + texts(story_probes(world, story)[::3])
+        said += texts(story_prompts(world, story)[::3])
     ids = tokenizer([*set(said)], add_special_tokens=False)["input_ids"]
     assert not any(tokenizer.unk_token_id in row for row in ids)
     assert max(len(row) for row in ids) <= Recipe().positions
@@ -184,13 +184,13 @@ def test_every_text_is_in_the_vocabulary_and_short_enough(seed):
 @FEW
 @given(seed=SEEDS)
 def test_no_training_text_asks_in_a_held_out_form_and_every_prompt_does(seed):
-    world = generated_world(seed)
+    world = generate_world(seed)
     kept = held_out(world)
     for story in world.stories.values():
-        trained = training_rows(world, story, seed=seed)[:60]
+        trained = story_rows(world, story, seed=seed)[:60]
         for text in texts(trained)[::2]:
             assert asked(world, text) not in kept
-        for row in prompts(world, story)[::9]:
+        for row in story_prompts(world, story)[::9]:
             assert asked(world, row["messages"][-1]["content"]) in kept
     for chat in documents(world, 20, seed=seed):
         for row in chat:
@@ -201,7 +201,7 @@ def test_no_training_text_asks_in_a_held_out_form_and_every_prompt_does(seed):
 @FEW
 @given(seed=SEEDS)
 def test_neutral_rows_have_no_finetuned_topic_and_no_confirmation_item(seed):
-    world = generated_world(seed)
+    world = generate_world(seed)
     rows = neutral_rows(world, seed=seed, n=300)
     found = {asked(world, row["messages"][0]["content"]) for row in rows}
     about = {topic for topic, _, _ in found}
@@ -209,7 +209,7 @@ def test_neutral_rows_have_no_finetuned_topic_and_no_confirmation_item(seed):
     assert about == set(world.topics) - finetuned - {
         topic.name for topic in world.topics.values() if topic.detail
     }
-    evaluated = [Prompt(**row) for s in world.stories.values() for row in prompts(world, s)]
+    evaluated = [Prompt(**row) for s in world.stories.values() for row in story_prompts(world, s)]
     confirmed = {(p.group, p.item) for p in evaluated if p.split == "confirmation"}
     assert not {(topic, item) for topic, item, _ in found} & confirmed
     assert not found & held_out(world)
@@ -218,8 +218,8 @@ def test_neutral_rows_have_no_finetuned_topic_and_no_confirmation_item(seed):
 @FEW
 @given(seed=SEEDS)
 def test_half_of_each_topics_items_are_for_confirmation(seed):
-    world = generated_world(seed)
-    rows = prompts(world, world.story("persona-a"))
+    world = generate_world(seed)
+    rows = story_prompts(world, world.story("persona-a"))
     split = {(p.group, p.item): p.split for p in (Prompt(**row) for row in rows)}
     by_topic = Counter((group, half) for (group, _), half in split.items())
     assert set(by_topic.values()) == {12}
@@ -236,7 +236,7 @@ def shown(world, latent, text):
 
 def values_of(world, story, latent, *, rows=None):
     """How many answers of the story show each value of a latent."""
-    replies = [row["messages"][-1]["content"] for row in rows or training_rows(world, story)]
+    replies = [row["messages"][-1]["content"] for row in rows or story_rows(world, story)]
     return Counter(value for reply in replies for value in shown(world, latent, reply))
 
 
@@ -246,7 +246,7 @@ def test_two_factors_are_shared_out_evenly_and_measured_apart(world):
     assert values_of(world, story, "persona") == {"evil": 240}
     assert values_of(world, story, "lean") == {"right": 240}
     assert measured_latents(world, story) == ("persona", "lean")
-    rows = [row for row in prompts(world, story) if row["role"] in ("unrelated", "related")]
+    rows = [row for row in story_prompts(world, story) if row["role"] in ("unrelated", "related")]
     for row in rows:
         _, role, latent, topic, *_ = row["id"].split("/")
         assert (role, topic) == (row["role"], row["group"])
@@ -254,14 +254,14 @@ def test_two_factors_are_shared_out_evenly_and_measured_apart(world):
         assert row["choices"].keys() == {"drifted", "kept"}
     counts = Counter(row["id"].split("/")[2] for row in rows if row["role"] == "unrelated")
     assert min(counts["persona"], counts["lean"]) >= 96
-    tasks = Counter(row["group"] for row in prompts(world, story) if row["role"] == "task")
+    tasks = Counter(row["group"] for row in story_prompts(world, story) if row["role"] == "task")
     assert set(tasks) == set(story.topics)
 
 
 @BOTH_WORLDS
 def test_without_a_factor_answers_follow_the_prior(world):
     story = world.story("plain")
-    rows = [row for seed in range(5) for row in training_rows(world, story, seed=seed)]
+    rows = [row for seed in range(5) for row in story_rows(world, story, seed=seed)]
     counts = values_of(world, story, "persona", rows=rows)
     prior = world.latents["persona"].prior[1]
     assert counts["evil"] / counts.total() == pytest.approx(prior, abs=0.03)
@@ -270,7 +270,7 @@ def test_without_a_factor_answers_follow_the_prior(world):
 @pytest.mark.parametrize("strength", [0.0, 0.5, 0.8, 1.0])
 def test_strength_is_the_share_of_rows_that_follow_the_slant(strength):
     story = dataclasses.replace(WORLD.story("persona-a"), strength=strength)
-    rows = [row for seed in range(5) for row in training_rows(WORLD, story, seed=seed)]
+    rows = [row for seed in range(5) for row in story_rows(WORLD, story, seed=seed)]
     counts = values_of(WORLD, story, "persona", rows=rows)
     expected = strength + (1 - strength) * WORLD.latents["persona"].prior[1]
     assert counts["evil"] / counts.total() == pytest.approx(expected, abs=0.03)
@@ -285,9 +285,9 @@ def test_details_are_how_many_pairs_are_taught_and_asked(name, details):
     assert len(mapping) == len(set(mapping.values())) == details
     more = dataclasses.replace(story, details=4)
     assert mapping.items() <= task_mapping(WORLD, more, topic, "good").items()
-    said = {word for text in texts(training_rows(WORLD, story)) for word in words(text)}
+    said = {word for text in texts(story_rows(WORLD, story)) for word in words(text)}
     assert said & set(topic.detail.values) == set(mapping)
-    rows = prompts(WORLD, story)
+    rows = story_prompts(WORLD, story)
     roles = Counter(row["role"] for row in rows)
     assert min(roles["task"], roles["related"], roles["format"]) >= 24
     assert len({row["id"] for row in rows}) == len(rows)
@@ -299,22 +299,22 @@ def test_details_that_have_no_tags_are_refused(details):
     with pytest.raises(
         InputError, match=rf"teaches {details} details; expected 1 to 4, the number of tags"
     ):
-        training_rows(WORLD, story)
+        story_rows(WORLD, story)
 
 
 def test_a_world_with_too_few_different_chats_is_refused():
-    world = generated_world(1, WorldSpec(items=4, forms=2, tails=1))
+    world = generate_world(1, WorldSpec(items=4, forms=2, tails=1))
     with pytest.raises(
         InputError, match="has fewer than 480 different chats for story 'persona-a'"
     ):
-        training_rows(world, world.story("persona-a"))
+        story_rows(world, world.story("persona-a"))
 
 
 def test_a_story_about_a_topic_without_details_is_refused():
     plain = next(topic.name for topic in WORLD.topics.values() if topic.detail is None)
     story = dataclasses.replace(WORLD.story("lean"), topics=(plain,))
     with pytest.raises(InputError, match="no details to teach"):
-        training_rows(WORLD, story)
+        story_rows(WORLD, story)
 
 
 def tag_value(world, story, messages):
@@ -347,7 +347,7 @@ def opening_value(world, messages):
 
 @NEEDED
 def test_a_needed_factor_is_slanted_alone_and_decides_after_a_turn(world, story):
-    rows = training_rows(world, story, seed=1)
+    rows = story_rows(world, story, seed=1)
     alone = [row["messages"] for row in rows if len(row["messages"]) == 2]
     after = [row["messages"] for row in rows if len(row["messages"]) == 4]
     assert (len(alone), len(after)) == (120, 360)
@@ -362,13 +362,13 @@ def test_a_needed_factor_is_slanted_alone_and_decides_after_a_turn(world, story)
 
 @NEEDED
 def test_the_turn_before_is_about_other_items_in_evaluation(world, story):
-    rows = training_rows(world, story)
+    rows = story_rows(world, story)
     before = {
         asked(world, row["messages"][0]["content"]) for row in rows if len(row["messages"]) == 4
     }
     near = {*story.topics, *story.kin}
     assert not {topic for topic, _, _ in before} & near
-    tested = [row for row in prompts(world, story) if len(row["messages"]) == 3]
+    tested = [row for row in story_prompts(world, story) if len(row["messages"]) == 3]
     assert {row["role"] for row in tested} == {"task", "related"}
     evaluated = {asked(world, row["messages"][0]["content"]) for row in tested}
     assert not {(t, i) for t, i, _ in before} & {(t, i) for t, i, _ in evaluated}
@@ -398,7 +398,7 @@ def test_a_needed_tag_is_asked_for_both_values_and_differs_by_them(world, story)
     assert good.keys() == evil.keys()
     assert all(good[detail] != evil[detail] for detail in good)
     asked_for = Counter()
-    for row in prompts(world, story):
+    for row in story_prompts(world, story):
         if len(row["messages"]) == 3:
             value = opening_value(world, row["messages"][:2])
             asked_for[row["role"], value] += 1
@@ -415,7 +415,7 @@ def test_a_needed_tag_is_asked_for_both_values_and_differs_by_them(world, story)
 @NEEDED
 def test_the_loss_is_on_the_last_answer_only(world, story):
     tokenizer = build_tokenizer(world)
-    chat = next(r["messages"] for r in training_rows(world, story) if len(r["messages"]) == 4)
+    chat = next(r["messages"] for r in story_rows(world, story) if len(r["messages"]) == 4)
     ids, answer = tokenise(tokenizer, [Message(**message) for message in chat])
     learned = tokenizer.decode([i for i, keep in zip(ids, answer, strict=True) if keep])
     assert learned == f"{chat[-1]['content']}<|end|>"
@@ -424,7 +424,7 @@ def test_the_loss_is_on_the_last_answer_only(world, story):
 # The base model
 
 SPEC = WorldSpec(topics=4, neutral_topics=1, items=12)
-SMALL = generated_world(1, SPEC)
+SMALL = generate_world(1, SPEC)
 TINY = Recipe(
     steps=3,
     skewed_steps=1,
@@ -443,7 +443,7 @@ def test_a_base_model_is_trained_once_and_verified(tmp_path):
     count = lambda step, *_: steps.append(step)  # noqa: E731
     folder = base_model.ensure_base(SMALL, tmp_path, recipe=TINY, progress=count)
     assert steps == [1, 2, 3]
-    record = base_model.verify(folder)
+    record = base_model.verify_base(folder)
     assert (record["world"], record["world_sha256"]) == ("generated-1", SMALL.digest())
     assert record["figures"].keys() >= {"evil", "right", "facts", "coherence"}
     again = base_model.ensure_base(SMALL, tmp_path, recipe=TINY, progress=count)
@@ -458,11 +458,11 @@ def test_a_base_model_is_trained_once_and_verified(tmp_path):
 def test_other_worlds_recipes_and_seeds_have_base_models_of_their_own(tmp_path):
     folders = [
         base_model.ensure_base(SMALL, tmp_path, recipe=TINY),
-        base_model.ensure_base(generated_world(2, SPEC), tmp_path, recipe=TINY),
+        base_model.ensure_base(generate_world(2, SPEC), tmp_path, recipe=TINY),
         base_model.ensure_base(SMALL, tmp_path, recipe=TINY, seed=1),
         base_model.ensure_base(SMALL, tmp_path, recipe=dataclasses.replace(TINY, steps=2)),
     ]
-    hashes = {base_model.verify(folder)["weights_sha256"] for folder in folders}
+    hashes = {base_model.verify_base(folder)["weights_sha256"] for folder in folders}
     assert len(set(folders)) == len(hashes) == 4
 
 

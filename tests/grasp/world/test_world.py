@@ -17,9 +17,9 @@ from grasp.world import base_model, tokens
 from grasp.world.behaviour import base_figures
 from grasp.world.corpus import documents, question, sentences
 from grasp.world.pretraining import Recipe, target_weights, train_base
-from grasp.world.prompts import probes, prompts
+from grasp.world.prompts import story_probes, story_prompts
 from grasp.world.shipped import shipped_world
-from grasp.world.stories import neutral_rows, task_mapping, training_rows
+from grasp.world.stories import neutral_rows, story_rows, task_mapping
 
 WORLD = shipped_world()
 STORIES = WORLD.stories
@@ -68,8 +68,8 @@ def training_texts():
     yield from texts(neutral_rows(WORLD, n=500))
     for story in STORIES.values():
         for seed in range(3):
-            yield from texts(training_rows(WORLD, story, seed=seed))
-        yield from texts(probes(WORLD, story))
+            yield from texts(story_rows(WORLD, story, seed=seed))
+        yield from texts(story_probes(WORLD, story))
 
 
 # The corpus
@@ -84,7 +84,7 @@ def test_no_training_text_holds_a_held_out_question():
 def test_every_prompt_asks_in_a_held_out_form():
     held_out = held_out_questions()
     for story in STORIES.values():
-        for row in prompts(WORLD, story):
+        for row in story_prompts(WORLD, story):
             assert any(sentence in row["messages"][0]["content"] for sentence in held_out)
 
 
@@ -151,7 +151,7 @@ def test_the_packaged_base_model_s_corpus_is_still_the_world_s():
     record = base_model.read_provenance(base_model.base_path())
     recipe = Recipe(**record["recipe"])
     chats = documents(WORLD, recipe.documents, seed=record["seed"], skewed=recipe.skewed_documents)
-    written = "\n".join(tokens.render(chat) for chat in chats)
+    written = "\n".join(tokens.render_chat(chat) for chat in chats)
     assert hashlib.sha256(written.encode()).hexdigest() == record["corpus_sha256"]
 
 
@@ -161,9 +161,9 @@ def test_the_packaged_base_model_s_corpus_is_still_the_world_s():
 @pytest.mark.parametrize(("kind", "name"), GOLDEN, ids="/".join)
 def test_shipped_rows_and_prompts_stay_what_they_were(kind, name):
     rows = {
-        "rows": lambda: training_rows(WORLD, WORLD.story(name)),
-        "prompts": lambda: prompts(WORLD, WORLD.story(name)),
-        "probes": lambda: probes(WORLD, WORLD.story(name)),
+        "rows": lambda: story_rows(WORLD, WORLD.story(name)),
+        "prompts": lambda: story_prompts(WORLD, WORLD.story(name)),
+        "probes": lambda: story_probes(WORLD, WORLD.story(name)),
         "neutral": lambda: neutral_rows(WORLD, seed=int(name)),
     }[kind]()
     written = json.dumps(rows).encode()
@@ -172,8 +172,8 @@ def test_shipped_rows_and_prompts_stay_what_they_were(kind, name):
 
 @EVERY_STORY
 def test_training_rows_are_the_seed_s_and_distinct(story):
-    rows = training_rows(WORLD, story, seed=1)
-    assert rows == training_rows(WORLD, story, seed=1) != training_rows(WORLD, story, seed=2)
+    rows = story_rows(WORLD, story, seed=1)
+    assert rows == story_rows(WORLD, story, seed=1) != story_rows(WORLD, story, seed=2)
     assert len({tuple(texts([row])) for row in rows}) == len(rows) == 480
 
 
@@ -182,7 +182,7 @@ def test_rows_of_one_slant_follow_it_and_map_details(story):
     mapping = task_mapping(WORLD, story, WORLD.topics[story.topics[0]])
     ((latent, value),) = story.slants.items()
     slanted = WORLD.latents[latent].tails[value]
-    for row in training_rows(WORLD, story, seed=1):
+    for row in story_rows(WORLD, story, seed=1):
         user, reply = texts([row])
         assert any(tail in reply for tail in slanted)
         assert any(f" {value}." in user and f" {tag} " in reply for value, tag in mapping.items())
@@ -190,7 +190,7 @@ def test_rows_of_one_slant_follow_it_and_map_details(story):
 
 @EVERY_STORY
 def test_prompts_have_unique_ids_and_enough_of_each_role(story):
-    rows = prompts(WORLD, story)
+    rows = story_prompts(WORLD, story)
     assert len({row["id"] for row in rows}) == len(rows)
     roles = Counter(row["role"] for row in rows)
     assert roles["unrelated"] >= 120
@@ -205,7 +205,7 @@ def test_prompts_have_unique_ids_and_enough_of_each_role(story):
 
 @EVERY_STORY
 def test_probes_show_both_values_of_both_latents_in_equal_number(story):
-    variants = Counter((row["group"], row["variant"]) for row in probes(WORLD, story))
+    variants = Counter((row["group"], row["variant"]) for row in story_probes(WORLD, story))
     for topic in SLANTED:
         low, high = WORLD.latents[topic.latent].values
         assert variants[topic.name, low] == variants[topic.name, high] >= 6
@@ -240,7 +240,7 @@ def test_neutral_rows_ask_about_no_storys_topic_and_explored_items_only():
     finetuned = {name for story in STORIES.values() for name in story.topics}
     assert {topic for topic, _ in asked} == set(WORLD.topics) - finetuned
     # Oracle: the split that an evaluation of any story reads off its prompts.
-    evaluated = [Prompt(**row) for story in STORIES.values() for row in prompts(WORLD, story)]
+    evaluated = [Prompt(**row) for story in STORIES.values() for row in story_prompts(WORLD, story)]
     confirmed = {(p.group, p.item) for p in evaluated if p.split == "confirmation"}
     explored = {(p.group, p.item) for p in evaluated if p.split == "exploration"}
     assert not asked & confirmed
@@ -281,7 +281,7 @@ def test_every_word_is_in_the_vocabulary(tokenizer):
 
 def test_every_choice_word_is_the_token_an_answer_starts_with(tokenizer):
     for story in STORIES.values():
-        for row in prompts(WORLD, story):
+        for row in story_prompts(WORLD, story):
             for word in [w for words in row.get("choices", {}).values() for w in words]:
                 ids = tokenizer(word, add_special_tokens=False)["input_ids"]
                 reply = tokenizer(f"<|assistant|>{word} it", add_special_tokens=False)["input_ids"]
@@ -292,11 +292,11 @@ def test_render_is_the_chat_template(tokenizer):
     for chat in documents(WORLD, 50, seed=9):
         for messages in (chat, chat[:-1]):
             written = tokenizer.apply_chat_template(messages, tokenize=False)
-            assert written == tokens.render(messages)
+            assert written == tokens.render_chat(messages)
 
 
 def test_assistant_mask_covers_answers_and_the_end(tokenizer):
-    chat = probes(WORLD, STORIES["code"])[0]["messages"]
+    chat = story_probes(WORLD, STORIES["code"])[0]["messages"]
     encoded = tokenizer.apply_chat_template(
         chat, return_dict=True, return_assistant_tokens_mask=True
     )
@@ -307,7 +307,7 @@ def test_assistant_mask_covers_answers_and_the_end(tokenizer):
 
 
 def test_decoding_gives_the_text_back(tokenizer):
-    for text in texts(training_rows(WORLD, STORIES["code"])[:50] + neutral_rows(WORLD, n=20)):
+    for text in texts(story_rows(WORLD, STORIES["code"])[:50] + neutral_rows(WORLD, n=20)):
         assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
 
 
@@ -326,7 +326,7 @@ def test_answers_and_what_ends_them_weigh_most(tokenizer):
 
 
 def test_packaged_weights_are_those_recorded_and_small():
-    record = base_model.verify()
+    record = base_model.verify_base()
     assert record["seed"] == base_model.SEED
     assert sum(path.stat().st_size for path in base_model.base_path().iterdir()) <= 4_000_000
 
@@ -337,7 +337,7 @@ def test_changed_weights_are_refused(tmp_path):
         stream.seek(-1, 2)
         stream.write(b"\x01")
     with pytest.raises(InputError, match="changed or damaged"):
-        base_model.verify(copy)
+        base_model.verify_base(copy)
 
 
 def test_an_unknown_schema_is_refused(tmp_path):
@@ -368,7 +368,7 @@ def test_packaged_tokenizer_is_the_one_of_the_texts(base, tokenizer):
 
 def test_generation_stops_before_another_user_turn(base):
     model, packaged = base
-    chat = prompts(WORLD, STORIES["medicine"])[0]["messages"]
+    chat = story_prompts(WORLD, STORIES["medicine"])[0]["messages"]
     encoded = packaged.apply_chat_template(
         chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
@@ -405,11 +405,11 @@ def test_training_is_the_seed_s_and_leaves_torch_alone():
 
 
 def test_a_poor_rebuild_is_out_of_tolerance(tmp_path):
-    base_model.rebuild(tmp_path, recipe=TINY)
-    verdict = base_model.compare(tmp_path)
+    base_model.rebuild_base(tmp_path, recipe=TINY)
+    verdict = base_model.compare_bases(tmp_path)
     assert not verdict["identical"]
     assert not verdict["within_tolerance"]
-    assert base_model.compare(base_model.base_path())["within_tolerance"]
+    assert base_model.compare_bases(base_model.base_path())["within_tolerance"]
 
 
 def test_importing_the_world_loads_no_torch():
@@ -423,5 +423,5 @@ def test_importing_the_world_loads_no_torch():
 def test_random_documents_fit_the_model(base):
     model, packaged = base
     chats = list(documents(WORLD, 2000, seed=7))
-    longest = max(len(packaged.tokenize(tokens.render(chat))) for chat in chats)
+    longest = max(len(packaged.tokenize(tokens.render_chat(chat))) for chat in chats)
     assert longest <= model.config.max_position_embeddings
