@@ -20,7 +20,7 @@ class Checkpoint:
 
 
 def adapters_by_step(root: Path) -> dict[int, Path]:
-    """Step → adapter of checkpoint-100, … in a folder or its `list_checkpoints`, earliest first."""
+    """Step → adapter of checkpoint-100, … in a folder or its `checkpoints`, earliest first."""
     found: dict[int, Path] = {}
     for config in [*root.glob(f"*/{CONFIG}"), *root.glob(f"checkpoints/*/{CONFIG}")]:
         step = step_of(config.parent.name)
@@ -42,7 +42,7 @@ def list_checkpoints(folder: str | Path) -> list[Checkpoint]:
     """Adapters of checkpoint-100, checkpoint-200, … by step, then the folder's own if it has one.
 
     Checkpoints are looked for in the folder, where `transformers.Trainer` writes them, and in its
-    subfolder `list_checkpoints`, where runs of the workbench have them.
+    subfolder `checkpoints`, where runs of the workbench have them.
 
     Raises:
         AdapterError: there are none.
