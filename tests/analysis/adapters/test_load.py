@@ -98,7 +98,7 @@ CONFIGS = {
     "rank missing": ({"r": None}, "r = None; expected a positive whole number"),
     "rank not the file's": (
         {"r": 3},
-        r"lora_A \(2, 6\) and lora_B \(8, 2\) for .*o_proj; expected rank 3",
+        r"lora_A \(2, 6\) and lora_B \(8, 2\) for .*o_proj; expected the rank 3",
     ),
     "alpha text": ({"lora_alpha": "16"}, "lora_alpha = '16'; expected a finite number"),
     "alpha NaN": ({"lora_alpha": math.nan}, "lora_alpha = nan; expected a finite number"),
