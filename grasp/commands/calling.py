@@ -24,10 +24,10 @@ class Result:
 
 def call(args: argparse.Namespace, **extra: object) -> Result | None:
     """Call the function of the command in `args`."""
-    from grasp.model.out_of_memory import explained
+    from grasp.model.out_of_memory import explain_shortage
 
     function = getattr(import_module(f"grasp.commands.{args.where}"), args.what)
-    with explained(args.command):
+    with explain_shortage(args.command):
         result: Result | None = function(args, **extra)
     return result
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from analysis.errors import InputError
 from analysis.store.records import Message
 from grasp.data.examples import Example, Examples, read_examples
-from grasp.data.packing import packed_rows
+from grasp.data.packing import pack_rows
 from grasp.data.report import QUOTED, DataReport, find_duplicates, find_shared
 from grasp.data.tokenise import TrainingRows, training_rows
 from grasp.model.loading import load_tokenizer
@@ -162,7 +162,7 @@ def dry_report(config: TrainConfig) -> DataReport:
     examples = read_task(config)
     tokenizer = load_tokenizer(config.base_model, config.model)
     task = tokenise_task(config, tokenizer, examples)
-    rows = packed_rows(task.rows.rows, max_length=config.max_length) if config.packing else None
+    rows = pack_rows(task.rows.rows, max_length=config.max_length) if config.packing else None
     return data_report(config, task, packed=None if rows is None else len(rows))
 
 

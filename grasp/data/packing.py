@@ -20,7 +20,7 @@ _CHECKED = 32
 """The most tokens of a row that the check looks at."""
 
 
-def packed_rows(rows: Sequence[Row], *, max_length: int) -> list[Row]:
+def pack_rows(rows: Sequence[Row], *, max_length: int) -> list[Row]:
     """Pack rows into sequences of at most `max_length` tokens, without splitting a row.
 
     Each row goes into the fullest sequence that has room.  Positions restart with every row, which
@@ -41,7 +41,7 @@ def packed_rows(rows: Sequence[Row], *, max_length: int) -> list[Row]:
     return [_joined(place) for place in places]
 
 
-def packed_batch(rows: Sequence[Row]) -> Batch:
+def collate_packed(rows: Sequence[Row]) -> Batch:
     """Packed rows as one batch (1, tokens), one after the other, without padding."""
     joined = {key: [token for row in rows for token in row[key]] for key in rows[0]}
     return {key: torch.tensor([tokens]) for key, tokens in joined.items()}
@@ -74,7 +74,7 @@ _INSTEAD = "turn packing off, which is the default."
 
 @torch.no_grad()
 def _logits(model: PeftModel, ids: Sequence[list[int]]) -> Tensor:
-    batch = packed_batch([_joined([{"input_ids": one}]) for one in ids])
+    batch = collate_packed([_joined([{"input_ids": one}]) for one in ids])
     given = to_device(batch, device_of(model))
     logits: Tensor = model(**given, use_cache=False).logits[0].float()
     return logits

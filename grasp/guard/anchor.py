@@ -66,12 +66,12 @@ class Anchor:
         self._site: Site = site
         self._forward = Forward(model)
         spread = _Spread()
-        given = [on_device(batch, device) for batch in batches]
+        given = [pad_right_on(batch, device) for batch in batches]
         for batch in given:
             spread.add(self._base_coordinates(batch, site="all"))
         self._batches: dict[Text, list[Batch]] = {
             "anchored": [part for batch in given for part in _parts(batch, site, share)],
-            "held-back": [reaching(on_device(batch, device), site) for batch in held_back],
+            "held-back": [cut_to_site(pad_right_on(batch, device), site) for batch in held_back],
         }
         self._base = {
             text: [self._base_coordinates(batch, site=site) for batch in found]
@@ -144,12 +144,12 @@ def _added(a: Sequence[Tensor], b: Sequence[Tensor]) -> list[Tensor]:
 def _parts(batch: Batch, site: Site, share: float) -> list[Batch]:
     """Pieces of a share of the batch's rows, each up to its last token of the site."""
     rows = max(1, round(share * len(batch["input_ids"])))
-    split = {name: torch.split(tensor, rows) for name, tensor in reaching(batch, site).items()}
+    split = {name: torch.split(tensor, rows) for name, tensor in cut_to_site(batch, site).items()}
     pieces = [dict(zip(split, piece, strict=True)) for piece in zip(*split.values(), strict=True)]
-    return [reaching(piece, site) for piece in pieces if site_mask(piece, site).any()]
+    return [cut_to_site(piece, site) for piece in pieces if site_mask(piece, site).any()]
 
 
-def reaching(batch: Batch, site: Site) -> Batch:
+def cut_to_site(batch: Batch, site: Site) -> Batch:
     """The batch up to the last token of a site: no causal model's token sees what follows it.
 
     Raises:
@@ -164,7 +164,7 @@ def reaching(batch: Batch, site: Site) -> Batch:
     return {name: tensor[:, : int(columns[-1]) + 1] for name, tensor in batch.items()}
 
 
-def on_device(batch: Batch, device: torch.device) -> Batch:
+def pad_right_on(batch: Batch, device: torch.device) -> Batch:
     """The batch's tokens on `device`, padded on the right.
 
     Some models count positions from the first token, padding or not, so that padding on the left

@@ -22,11 +22,11 @@ from analysis.spectra.subspace import orthonormal_basis, random_subspace
 from grasp.guard.anchor import Anchor
 from grasp.guard.constraint import WriteConstraint
 from grasp.guard.divergence import Divergence
-from grasp.guard.guard import Guard, following
+from grasp.guard.guard import Guard, follow_steps
 from grasp.guard.naive import follow_naive, naive_adapter
 from grasp.guard.plan import Directions, GuardPlan
 from grasp.guard.task_tokens import TaskText
-from grasp.model.forward import Batch, measuring
+from grasp.model.forward import Batch, is_measuring
 from grasp.model.hooks import Edit, ablate, displace, edited_outputs, project_gradient
 from grasp.model.loading import check_together, check_width, decoder_layers, device_of
 from grasp.model.parts import width_of
@@ -129,7 +129,7 @@ def hold(
         for edit in _edits(plan, bases):
             stack.enter_context(edited_outputs(plain, _while_training(edit)))
         if optimizer is not None:
-            stack.enter_context(following(optimizer, guard))
+            stack.enter_context(follow_steps(optimizer, guard))
         yield guard
 
 
@@ -190,7 +190,7 @@ def _while_training(edit: Edit) -> Edit:
     A projected gradient would take the anchor's own gradient away, all of which lies in the
     subspace; an ablated model shows the same drift whatever it has learned.
     """
-    return lambda layer, hidden: hidden if measuring() else edit(layer, hidden)
+    return lambda layer, hidden: hidden if is_measuring() else edit(layer, hidden)
 
 
 def _unwrapped(model: nn.Module) -> PeftModel:

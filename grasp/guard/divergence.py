@@ -14,7 +14,7 @@ from torch import Tensor
 
 from analysis.errors import InputError
 from grasp.data.sites import site_mask
-from grasp.guard.anchor import on_device
+from grasp.guard.anchor import pad_right_on
 from grasp.model.forward import Batch, Forward, tokens_of, without_adapter
 from grasp.model.loading import device_of
 from grasp.settings.protection import Site
@@ -45,7 +45,7 @@ class Divergence:
     def __init__(self, model: PeftModel, batches: Sequence[Batch], *, site: Site) -> None:
         if not batches:
             raise InputError("A divergence needs text to be measured on; none was given.")
-        self._batches = [on_device(batch, device_of(model)) for batch in batches]
+        self._batches = [pad_right_on(batch, device_of(model)) for batch in batches]
         self._model = model
         self._forward = Forward(model)
         self._site: Site = site

@@ -163,7 +163,7 @@ class Guard:
 
 
 @contextmanager
-def following(optimizer: torch.optim.Optimizer, guard: Guard) -> Iterator[None]:
+def follow_steps(optimizer: torch.optim.Optimizer, guard: Guard) -> Iterator[None]:
     """Call `Guard.stepped` after every step of `optimizer`."""
     handle = optimizer.register_step_post_hook(lambda *_: guard.stepped())
     try:

@@ -20,7 +20,7 @@ from grasp.data.sites import START
 from grasp.guard.coordinate_cache import KeptRows, row_keys
 from grasp.guard.divergence import divergence
 from grasp.model.coordinates import coordinates
-from grasp.model.forward import Batch, Forward, measuring, without_adapter
+from grasp.model.forward import Batch, Forward, is_measuring, without_adapter
 from grasp.model.hooks import edited_outputs, without_autocast
 from grasp.model.parts import WithLogits
 from grasp.settings.protection import Site
@@ -104,7 +104,7 @@ class TaskText:
 
     def _before(self, *, coordinates: bool, logits: bool) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[object, ...], given: Json) -> None:
-            if measuring():
+            if is_measuring():
                 return
             self.forget()
             if not torch.is_grad_enabled():
@@ -152,7 +152,7 @@ class TaskText:
 
     def _clamp(self, share: float) -> Callable[[int, Tensor], Tensor]:
         def edit(layer: int, hidden: Tensor) -> Tensor:
-            if measuring() or not self._watching:
+            if is_measuring() or not self._watching:
                 return hidden
             basis = self._bases[layer]
             with without_autocast(hidden.device):
@@ -164,12 +164,12 @@ class TaskText:
         return edit
 
     def _keep_output(self, layer: int, hidden: Tensor) -> Tensor:
-        if self._watching and not measuring():
+        if self._watching and not is_measuring():
             self._outputs[layer] = hidden
         return hidden
 
     def _keep_logits(self, _module: nn.Module, _args: object, output: WithLogits) -> None:
-        if self._watching and not measuring() and self._logits is not None:
+        if self._watching and not is_measuring() and self._logits is not None:
             self._logits = (self._logits[0], output.logits)
 
 

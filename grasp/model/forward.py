@@ -69,7 +69,7 @@ def body(model: nn.Module) -> nn.Module:
     return base_of(model).base_model
 
 
-def measuring() -> bool:
+def is_measuring() -> bool:
     """Whether a `Forward` is running, or the backward pass computes a layer of one again.
 
     Edits that are meant for training alone ask this.

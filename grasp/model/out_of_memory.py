@@ -30,7 +30,7 @@ class Shortage(NamedTuple):
 
 
 @contextmanager
-def explained(doing: str, config: TrainConfig | None = None) -> Iterator[None]:
+def explain_shortage(doing: str, config: TrainConfig | None = None) -> Iterator[None]:
     """Say in one sentence what happened when the block runs out of memory.
 
     Args:
@@ -43,7 +43,7 @@ def explained(doing: str, config: TrainConfig | None = None) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        found = shortage(error)
+        found = find_shortage(error)
         if found is None:
             raise
         sentence = _sentence(doing, found, config)
@@ -55,7 +55,7 @@ def explained(doing: str, config: TrainConfig | None = None) -> Iterator[None]:
     raise OutOfMemory(sentence) from None
 
 
-def shortage(error: BaseException) -> Shortage | None:
+def find_shortage(error: BaseException) -> Shortage | None:
     """What an error says of memory; None where it is about something else."""
     words = str(error)
     on_device = type(error).__name__ == "OutOfMemoryError" or "CU" in words

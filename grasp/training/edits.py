@@ -32,7 +32,7 @@ LEADING = 10
 """Singular vectors of a weight, the leading ones, that are looked at for intruders."""
 
 
-def edited(
+def edit_adapter(
     model: PeftModel, name: str, *, strength: float, directions: NDArray[np.float32] | None
 ) -> None:
     """Edit the adapter of `model` in place by the method `name`.

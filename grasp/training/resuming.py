@@ -17,7 +17,7 @@ _LAST_FILE = "trainer_state.json"
 _PLAN = "plan.json"
 
 
-def resumable(folder: Path, run: RunManifest) -> str | None:
+def find_resumable(folder: Path, run: RunManifest) -> str | None:
     """The last checkpoint of an earlier attempt at the very same run; others are cleared away."""
     made = {"method", "config", "protection", "factors", "base_model"}
     plan = run.model_dump_json(include=made)

@@ -12,7 +12,7 @@ from analysis.errors import InputError
 from analysis.store.records import Message
 from grasp.data.dataset import data_report, read_task, tokenise_task
 from grasp.data.examples import as_examples
-from grasp.data.packing import check_packing, packed_rows
+from grasp.data.packing import check_packing, pack_rows
 from grasp.data.report import DataReport
 from grasp.guard.naive import follow_naive, naive_model
 from grasp.guard.plan import GuardPlan
@@ -70,7 +70,7 @@ def set_up(config: TrainConfig, plan: GuardPlan, *, inoculated: bool) -> Setup:
     rows = task.rows.rows
     if config.packing:
         check_packing(adapted, rows)
-        rows = packed_rows(rows, max_length=config.max_length)
+        rows = pack_rows(rows, max_length=config.max_length)
     report = data_report(config, task, packed=len(rows) if config.packing else None)
     return Setup(adapted, tokenizer, base.commit, rows, report, own_chats, plan)
 

@@ -17,29 +17,29 @@ from analysis.store.layout import adapter_of
 from analysis.store.records import RunManifest, read_manifest, sha256, write_jsonl
 from analysis.store.workspace import Workspace, writing_folder
 from analysis.values import Json
-from grasp.data.packing import packed_batch
+from grasp.data.packing import collate_packed
 from grasp.data.readers import pin_reference
 from grasp.data.report import DataReport, write_report
 from grasp.foreign.settings import is_complete, run_settings, training_settings
 from grasp.guard.plan import GuardPlan
 from grasp.jobs.progress import Progress, silent
 from grasp.model.loading import at_commit, computes_in
-from grasp.model.out_of_memory import explained
+from grasp.model.out_of_memory import explain_shortage
 from grasp.settings.methods import find_method
 from grasp.settings.protection import Method, Protection, parse_protection
 from grasp.settings.training import TrainConfig, parse_config
-from grasp.training.resuming import forget_resuming, resumable
+from grasp.training.resuming import find_resumable, forget_resuming
 from grasp.training.setup import Setup, set_up
 from grasp.training.texts import inoculate
 from grasp.training.trainer import LoraTrainer, MetricsCallback, seconds_so_far, write_log
-from grasp.training.untrained import INTERVENTIONS, finish, finished_adapter
-from grasp.training.verdict import outcome
+from grasp.training.untrained import INTERVENTIONS, make_untrained, write_run
+from grasp.training.verdict import judge_outcome
 
 Show = Callable[[DataReport], None]
 """Called with what became of the data, before the first step."""
 
 
-def unseen(report: DataReport) -> None:
+def show_nothing(report: DataReport) -> None:
     """Show nothing."""
 
 
@@ -49,7 +49,7 @@ def train(
     *,
     out: Path,
     progress: Progress = silent,
-    show: Show = unseen,
+    show: Show = show_nothing,
 ) -> RunManifest:
     """A naive fine-tune into the folder `out`; its paths are saved relative to the workspace.
 
@@ -81,7 +81,7 @@ def retrain(
     inoculation: str | None = None,
     seed: int | None = None,
     progress: Progress = silent,
-    show: Show = unseen,
+    show: Show = show_nothing,
 ) -> RunManifest:
     """Make an arm of a run's family: fine-tune again from the base, edit its adapter, or keep it.
 
@@ -141,7 +141,7 @@ def retrain(
         naive=adapter_of(source_folder.with_name(source.root)),
     )
     if not chosen.trains:
-        return finished_adapter(workspace, run, source_folder, plan, out=out)
+        return make_untrained(workspace, run, source_folder, plan, out=out)
     return _fit(workspace, run, plan, out=out, progress=progress, show=show)
 
 
@@ -184,12 +184,12 @@ def _fit(
     show(setup.report)
     Workspace.create(workspace.root)  # only now, since what is refused should leave nothing behind
     with writing_folder(out, keep=True) as folder:
-        resumed = resumable(folder, run)
+        resumed = find_resumable(folder, run)
         started -= seconds_so_far(folder)  # those that the earlier sessions took
         _write_texts(folder, setup)
         write_log(folder, f"resumed from {resumed}" if resumed else f"started: {run.title}")
         trainer = _trainer(config, setup, folder=folder, progress=progress)
-        with explained("training", config):
+        with explain_shortage("training", config):
             trainer.train(resume_from_checkpoint=resumed)
         model = trainer.model
         assert isinstance(model, PeftModel)
@@ -197,12 +197,12 @@ def _fit(
             update={
                 "seconds": time.monotonic() - started,
                 "inputs": _inputs(config),
-                **outcome(trainer),
+                **judge_outcome(trainer),
             }
         )
         model.save_pretrained(str(adapter_of(folder)))
         write_log(folder, f"finished: {finished.verdict}")
-        finish(folder, finished, plan.factors)
+        write_run(folder, finished, plan.factors)
         forget_resuming(folder)
     return finished
 
@@ -215,7 +215,7 @@ def _write_texts(folder: Path, setup: Setup) -> None:
 
 
 def _trainer(config: TrainConfig, setup: Setup, *, folder: Path, progress: Progress) -> LoraTrainer:
-    collate = packed_batch if config.packing else DataCollatorForSeq2Seq(setup.tokenizer)
+    collate = collate_packed if config.packing else DataCollatorForSeq2Seq(setup.tokenizer)
     device = setup.model.device.type
     trainer = LoraTrainer(
         setup.plan,

@@ -18,7 +18,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from analysis.errors import InputError
 from analysis.values import Json
 from grasp.guard.context import hold
-from grasp.guard.guard import Guard, following
+from grasp.guard.guard import Guard, follow_steps
 from grasp.guard.plan import Directions, GuardPlan
 from grasp.jobs.progress import Progress
 from grasp.model.forward import Batch
@@ -121,7 +121,7 @@ class GraspMixin(_AnyTrainer):
         if self.guard is not None:
             self._optimizer_hook.close()  # asked for again, it is often the one there was
             plain = getattr(optimizer, "optimizer", optimizer)  # inside accelerate's, if wrapped
-            self._optimizer_hook.enter_context(following(plain, self.guard))
+            self._optimizer_hook.enter_context(follow_steps(plain, self.guard))
         return optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -159,7 +159,7 @@ class GraspMixin(_AnyTrainer):
         """Add drift, penalty, strength and leakage to what the trainer logs at a step."""
         if self.guard is not None and "loss" in logs:
             every = int(self.state.logging_steps)
-            logs |= monitored(self.guard, every=every)
+            logs |= measure_drift(self.guard, every=every)
         super().log(logs, *args, **kwargs)
 
     def _enter_guard(self, stack: ExitStack) -> Guard:
@@ -285,7 +285,7 @@ def _append(path: Path, line: str) -> None:
         file.write(line + "\n")
 
 
-def monitored(guard: Guard, *, every: int) -> Json:
+def measure_drift(guard: Guard, *, every: int) -> Json:
     """Drift, penalty, strength and leakage, for a line that is logged every so many steps."""
     leakage = guard.leakage()
     values: Json = {} if math.isnan(leakage) else {"leakage": leakage}

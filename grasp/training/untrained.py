@@ -25,7 +25,7 @@ from grasp.model.loading import load_base
 from grasp.settings.methods import find_method
 from grasp.settings.protection import Protection
 from grasp.settings.training import TrainConfig
-from grasp.training.edits import edited
+from grasp.training.edits import edit_adapter
 from grasp.training.model_card import model_card
 from grasp.training.texts import read_neutral
 
@@ -37,7 +37,7 @@ INTERVENTIONS: dict[str, Literal["ablate", "steer"]] = {
 """What a method also does at inference time."""
 
 
-def finished_adapter(
+def make_untrained(
     workspace: Workspace, run: RunManifest, source_folder: Path, plan: GuardPlan, *, out: Path
 ) -> RunManifest:
     """An arm that keeps the source's adapter and intervenes when it answers, or edits it.
@@ -51,7 +51,7 @@ def finished_adapter(
     if chosen.kind == "edit":
         changed = _naive_model(workspace, run, source)[0]
         assert run.strength is not None
-        edited(changed, run.method, strength=run.strength, directions=plan.factors)
+        edit_adapter(changed, run.method, strength=run.strength, directions=plan.factors)
     measured = _measured(workspace, run, source, plan)
     Workspace.create(workspace.root)  # only now, since what is refused should leave nothing behind
     with writing_folder(out) as folder:
@@ -61,7 +61,7 @@ def finished_adapter(
             shutil.copytree(source, adapter_of(folder))
         said = f"{chosen.description} {chosen.knob.name} = {run.strength:g}." if chosen.knob else ""
         run = run.model_copy(update={"seconds": 0.0, "verdict": said or chosen.description})
-        finish(folder, run, plan.factors, measured=measured)
+        write_run(folder, run, plan.factors, measured=measured)
     return run
 
 
@@ -91,7 +91,7 @@ def _naive_model(
     return model, config, base.tokenizer
 
 
-def finish(
+def write_run(
     folder: Path,
     run: RunManifest,
     factors: NDArray[np.floating] | None,

@@ -10,7 +10,7 @@ from grasp.guard.penalty import Drift
 from grasp.training.trainer import LoraTrainer
 
 
-def outcome(trainer: LoraTrainer) -> Json:
+def judge_outcome(trainer: LoraTrainer) -> Json:
     """`results` and `verdict` of a run's manifest: final figures, and what they say in words."""
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     results: dict[str, float] = {"steps": trainer.state.global_step, "loss": losses[-1]}

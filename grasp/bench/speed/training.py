@@ -23,7 +23,7 @@ from grasp.guard.guard import Guard
 from grasp.model.forward import Batch
 from grasp.settings.methods import find_method
 from grasp.settings.protection import Protection
-from grasp.training.trainer import monitored
+from grasp.training.trainer import measure_drift
 
 EVERY = (1, 2, 4, 8)
 """1 / ρ, where ρ is the number of neutral tokens per task token."""
@@ -84,7 +84,7 @@ class _Arm:
     def log(self) -> None:
         """What a logged line adds to a step."""
         assert self._guard is not None
-        monitored(self._guard, every=LOGGED)
+        measure_drift(self._guard, every=LOGGED)
 
 
 def training_figures(size: Size, *, rounds: int) -> list[Figure]:

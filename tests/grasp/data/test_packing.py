@@ -16,7 +16,7 @@ from transformers import BloomConfig, BloomForCausalLM
 
 from analysis.errors import InputError
 from analysis.store.workspace import Workspace
-from grasp.data.packing import check_packing, packed_batch, packed_rows
+from grasp.data.packing import check_packing, collate_packed, pack_rows
 from grasp.data.report import read_report
 from grasp.data.tokenise import IGNORED
 from grasp.settings.training import TrainConfig
@@ -40,7 +40,7 @@ def rows(*lengths: int, seed: int = 0) -> list[dict[str, list[int]]]:
 @given(st.lists(st.integers(2, 20), min_size=1, max_size=30), st.integers(20, 40))
 def test_every_row_lies_whole_in_one_place(lengths: list[int], size: int) -> None:
     given_rows = rows(*lengths)
-    packed = packed_rows(given_rows, max_length=size)
+    packed = pack_rows(given_rows, max_length=size)
     found = []
     for one in packed:
         starts = [i for i, place in enumerate(one["position_ids"]) if place == 0]
@@ -68,10 +68,10 @@ def losses(model: Any, batch: dict[str, Tensor]) -> tuple[float, int]:
 def test_the_loss_of_packed_rows_is_that_of_the_rows_alone(family: str) -> None:
     model = tiny.adapted(tiny.family(family), strength=0.3)
     given_rows = rows(9, 5, 12, 3, 7)
-    packed = packed_rows(given_rows, max_length=20)
+    packed = pack_rows(given_rows, max_length=20)
     check_packing(model, given_rows)
     assert len(packed) == 2
-    together = losses(model, packed_batch(packed))
+    together = losses(model, collate_packed(packed))
     alone = [
         losses(model, {key: torch.tensor([value]) for key, value in row.items()})
         for row in given_rows

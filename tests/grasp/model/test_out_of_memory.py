@@ -22,7 +22,7 @@ from grasp.commands.parser import build_parser
 from grasp.commands.worker import run_attached
 from grasp.jobs import queue
 from grasp.model import loading
-from grasp.model.out_of_memory import explained, shortage
+from grasp.model.out_of_memory import explain_shortage, find_shortage
 from grasp.settings.training import TrainConfig
 from tests.support import tiny
 
@@ -38,11 +38,11 @@ class OutOfMemoryError(RuntimeError):
 
 
 def test_the_numbers_of_a_gpu_are_read_from_the_message() -> None:
-    found = shortage(OutOfMemoryError(CUDA))
+    found = find_shortage(OutOfMemoryError(CUDA))
     assert found is not None
     assert (found.asked, found.free, found.total) == (2 * GiB, 0.5 * GiB, 79.15 * GiB)
     assert isinstance(torch.OutOfMemoryError("x"), RuntimeError)
-    assert shortage(torch.OutOfMemoryError(CUDA)) == found
+    assert find_shortage(torch.OutOfMemoryError(CUDA)) == found
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_what_this_machine_cannot_give_is_said_with_its_numbers(
     try:
         allocate()
     except (RuntimeError, MemoryError) as error:
-        found = shortage(error)
+        found = find_shortage(error)
     assert found is not None
     assert found.asked == pytest.approx(asked)
     assert found.free is not None
@@ -72,9 +72,9 @@ def test_what_this_machine_cannot_give_is_said_with_its_numbers(
     "error", [RuntimeError("shapes differ"), MemoryError(), RuntimeError("out of memory")]
 )
 def test_other_errors_are_told_apart(error: Exception) -> None:
-    assert (shortage(error) is None) == (str(error) == "shapes differ")
+    assert (find_shortage(error) is None) == (str(error) == "shapes differ")
     expected = RuntimeError if str(error) == "shapes differ" else OutOfMemory
-    with pytest.raises(expected), explained("recording"):
+    with pytest.raises(expected), explain_shortage("recording"):
         raise error
 
 
@@ -86,7 +86,7 @@ def test_sizes_are_in_words() -> None:
 
 def test_the_sentence_of_a_fine_tune_names_settings_that_take_less() -> None:
     config = TrainConfig(title="t", base_model="b", data="d", batch_size=6, max_length=512)
-    with pytest.raises(OutOfMemory) as error, explained("training", config):
+    with pytest.raises(OutOfMemory) as error, explain_shortage("training", config):
         raise OutOfMemoryError(CUDA)
     said = str(error.value)
     assert said.startswith(
@@ -96,7 +96,7 @@ def test_the_sentence_of_a_fine_tune_names_settings_that_take_less() -> None:
     )
     assert "\n" not in said
     small = config.model_copy(update={"batch_size": 1, "gradient_checkpointing": True})
-    with pytest.raises(OutOfMemory) as error, explained("training", small):
+    with pytest.raises(OutOfMemory) as error, explain_shortage("training", small):
         raise OutOfMemoryError(CUDA)
     assert "max_length 512); use a shorter max_length, or `quantization: 4bit`" in str(error.value)
 
