@@ -462,14 +462,14 @@ KILLED = """
 import sys, pandas as pd
 from pathlib import Path
 from analysis.store.records import Prompt
-from grasp.evaluation.judge import judged
+from grasp.evaluation.judge import judge_answers
 from grasp.evaluation.judge_client import JudgeClient
 from grasp.settings.judge import load_judge
 folder = Path(sys.argv[1])
 how = load_judge(folder / "j.yaml")
 prompts = [Prompt.model_validate_json(one) for one in (folder / "p.jsonl").open()]
 samples = pd.read_parquet(folder / "s.parquet")
-judged(samples, prompts, JudgeClient(how), how, folder=folder)
+judge_answers(samples, prompts, JudgeClient(how), how, folder=folder)
 """
 
 
