@@ -16,6 +16,7 @@ from analysis.errors import InputError, NotFoundError
 from grasp.guard.footprint import footprint
 from grasp.guard.plan import GuardPlan
 from grasp.guard.steering import steering_vectors
+from grasp.model.forward import keep_trained, without_dropout
 from grasp.model.hooks import without_autocast
 from grasp.model.loading import device_of
 
@@ -76,27 +77,28 @@ def naive_adapter(model: PeftModel, folder: Path) -> Iterator[None]:
         InputError: it cannot lie beside the model's own.
     """
     _check_adapter(folder)
-    active, training = model.active_adapter, model.training
-    trained = [(weight, weight.requires_grad) for weight in model.parameters()]
-    with torch.random.fork_rng():
+    active = model.active_adapter
+    # PEFT leaves the whole model in evaluation mode when it loads, so that comes inside.
+    with keep_trained(model), torch.no_grad(), without_dropout(model):
+        _load_beside(model, folder)
         try:
-            model.load_adapter(str(folder), adapter_name=_NAME)
-        except (RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(
-                f"The naive adapter in {folder} cannot be loaded beside the model's own: {reason}"
-            ) from None
+            model.set_adapter(_NAME)
+            with without_autocast(device_of(model)):
+                yield
+        finally:
+            model.set_adapter(active)
+            model.delete_adapter(_NAME)
+
+
+def _load_beside(model: PeftModel, folder: Path) -> None:
     try:
-        model.set_adapter(_NAME)
-        model.eval()
-        with without_autocast(device_of(model)):
-            yield
-    finally:
-        model.set_adapter(active)
-        model.delete_adapter(_NAME)
-        model.train(training)
-        for weight, was in trained:
-            weight.requires_grad_(was)
+        with torch.random.fork_rng():
+            model.load_adapter(str(folder), adapter_name=_NAME)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"The naive adapter in {folder} cannot be loaded beside the model's own: {reason}"
+        ) from None
 
 
 def _check_adapter(folder: Path) -> None:

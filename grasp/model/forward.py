@@ -99,10 +99,16 @@ def tokens_of(batch: Batch) -> Batch:
 @contextmanager
 def without_adapter(model: PeftModel) -> Iterator[None]:
     """The base model.  PEFT would train, after it, all weights of the active adapters."""
+    with keep_trained(model), model.disable_adapter():
+        yield
+
+
+@contextmanager
+def keep_trained(model: nn.Module) -> Iterator[None]:
+    """Train the same weights after the block as before it, whatever PEFT makes of them."""
     trained = [(weight, weight.requires_grad) for weight in model.parameters()]
     try:
-        with model.disable_adapter():
-            yield
+        yield
     finally:
         for weight, was in trained:
             weight.requires_grad_(was)
