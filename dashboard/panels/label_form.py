@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import streamlit as st
 
 from analysis.errors import GraspError
@@ -19,56 +22,117 @@ OFFERED = labels.NAMES[:6]
 SPURIOUS: dict[str, bool | None] = {"yes": True, "no": False, "unsure": None}
 SUGGESTED = {"persona": "yes", "political slant": "yes", "task": "no", "format": "no"}
 CONFIDENCE = {1: "1 guess", 2: "2 likely", 3: "3 sure"}
-_DRAFT_OF = "label-draft-of"
+_DRAFT = "label-draft"
 _SAID = "label-said"
+_TURNS = "label-turns"
+
+
+@dataclass
+class _Draft:
+    """What the form was filled with, for whom, and how often it was filled anew.
+
+    A click can reach the server before the browser has drawn the answer to the one before it, and
+    then brings the old contents of every field along. So fields that are filled anew get new keys:
+    what an old field held can neither be saved for another factor nor undo a choice just made.
+    """
+
+    factor: str
+    annotator: str
+    turn: int
+    choice: int = 0
+    name: str = ""
+    spurious: str | None = None
+    polarity: str = ""
+    confidence: int | None = None
+    note: str = ""
+
+    def key(self, field: str) -> str:
+        chosen = f".{self.choice}" if field in (Key.LABEL_NAME, Key.LABEL_SPURIOUS) else ""
+        return f"{field}-{self.turn}{chosen}"
+
+    def value(self, field: str) -> Any:
+        """What the field holds; what it was filled with, if the browser has not drawn it yet."""
+        filled = getattr(self, field.removeprefix("label-"))
+        return st.session_state.get(self.key(field), filled)
 
 
 def show(workspace: Workspace, table: FactorTable, factor: str) -> None:
     """Draw the form for `factor`, such as "w2", filled with this person's last label."""
     name = runs.factor_name(table.manifest.run, factor)
     annotator = str(st.session_state.get(Key.ANNOTATOR) or "").strip()
-    _draft(workspace, name, annotator)
+    draft = _fill(workspace, name, annotator)
     direction = table.sha256(factor)
     st.markdown("**Label**")
-    _buttons()
-    st.text_input("Name", key=Key.LABEL_NAME, max_chars=100, placeholder="or a name of your own")
+    _buttons(draft)
+    with st.container(key=Key.LABEL_NAME):
+        st.text_input(
+            "Name",
+            draft.name,
+            key=draft.key(Key.LABEL_NAME),
+            persist_state="session",
+            max_chars=100,
+            placeholder="or a name of your own",
+        )
     left, right = st.columns(2)
-    with left:
-        st.segmented_control("Spurious", list(SPURIOUS), key=Key.LABEL_SPURIOUS)
-    with right:
+    with left, st.container(key=Key.LABEL_SPURIOUS):
+        st.segmented_control(
+            "Spurious",
+            list(SPURIOUS),
+            default=draft.spurious,
+            key=draft.key(Key.LABEL_SPURIOUS),
+            persist_state="session",
+        )
+    with right, st.container(key=Key.LABEL_CONFIDENCE):
         st.segmented_control(
             "Confidence",
             list(CONFIDENCE),
-            key=Key.LABEL_CONFIDENCE,
+            default=draft.confidence,
+            key=draft.key(Key.LABEL_CONFIDENCE),
+            persist_state="session",
             format_func=lambda one: CONFIDENCE[one],
         )
-    st.text_input(
-        "Polarity: what each end means",
-        key=Key.LABEL_POLARITY,
-        max_chars=200,
-        placeholder="high end: …, low end: …",
-    )
-    st.text_input("Note", key=Key.LABEL_NOTE, max_chars=2000, placeholder="evidence for this label")
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.button(
-            "Save label",
-            key=Key.LABEL_SAVE,
-            type="primary",
-            shortcut="S",
-            on_click=_save,
-            args=(workspace, name, direction),
+    with st.container(key=Key.LABEL_POLARITY):
+        st.text_input(
+            "Polarity: what each end means",
+            draft.polarity,
+            key=draft.key(Key.LABEL_POLARITY),
+            persist_state="session",
+            max_chars=200,
+            placeholder="high end: …, low end: …",
         )
-        if _standing(workspace, name, annotator):
+    with st.container(key=Key.LABEL_NOTE):
+        st.text_input(
+            "Note",
+            draft.note,
+            key=draft.key(Key.LABEL_NOTE),
+            persist_state="session",
+            max_chars=2000,
+            placeholder="evidence for this label",
+        )
+    with st.container(horizontal=True, vertical_alignment="center"):
+        with st.container(key=Key.LABEL_SAVE, width="content"):
             st.button(
-                "Withdraw", key=Key.LABEL_WITHDRAW, on_click=_withdraw,
-                args=(workspace, name, direction),
-            )  # fmt: skip
+                "Save label",
+                key=draft.key(Key.LABEL_SAVE),
+                type="primary",
+                shortcut="S",
+                on_click=_save,
+                args=(workspace, draft, direction),
+            )
+        if _standing(workspace, name, annotator):
+            with st.container(key=Key.LABEL_WITHDRAW, width="content"):
+                st.button(
+                    "Withdraw",
+                    key=draft.key(Key.LABEL_WITHDRAW),
+                    on_click=_withdraw,
+                    args=(workspace, draft, direction),
+                )
     _say()
     _others(workspace, name)
 
 
-def _buttons() -> None:
-    chosen = st.session_state.get(Key.LABEL_NAME)
+def _buttons(draft: _Draft) -> None:
+    chosen = draft.value(Key.LABEL_NAME)
     with st.container(horizontal=True, gap="xsmall"):
         for position, offered in enumerate(OFFERED, start=1):
             st.button(
@@ -77,28 +141,29 @@ def _buttons() -> None:
                 type="primary" if offered == chosen else "secondary",
                 shortcut=str(position),
                 on_click=_choose,
-                args=(offered,),
+                args=(draft, offered),
             )
 
 
-def _choose(name: str) -> None:
-    st.session_state[Key.LABEL_NAME] = name
-    if name in SUGGESTED:
-        st.session_state[Key.LABEL_SPURIOUS] = SUGGESTED[name]
+def _choose(draft: _Draft, name: str) -> None:
+    spurious = SUGGESTED.get(name, draft.value(Key.LABEL_SPURIOUS))
+    draft.name, draft.spurious, draft.choice = name, spurious, draft.choice + 1
 
 
-def _draft(workspace: Workspace, name: str, annotator: str) -> None:
-    """Refill the form when another factor or person is selected."""
-    if st.session_state.get(_DRAFT_OF) == (name, annotator) and Key.LABEL_NAME in st.session_state:
-        return
-    st.session_state[_DRAFT_OF] = (name, annotator)
-    claim = _standing(workspace, name, annotator)
-    words = {value: word for word, value in SPURIOUS.items()}
-    st.session_state[Key.LABEL_NAME] = claim.name if claim else ""
-    st.session_state[Key.LABEL_SPURIOUS] = words[claim.spurious] if claim else None
-    st.session_state[Key.LABEL_POLARITY] = claim.polarity if claim else ""
-    st.session_state[Key.LABEL_CONFIDENCE] = claim.confidence if claim else None
-    st.session_state[Key.LABEL_NOTE] = claim.note if claim else ""
+def _fill(workspace: Workspace, name: str, annotator: str) -> _Draft:
+    """The form's contents, read anew when another factor or person is selected."""
+    draft: _Draft | None = st.session_state.get(_DRAFT)
+    if draft and (draft.factor, draft.annotator) == (name, annotator):
+        return draft
+    turn = st.session_state.get(_TURNS, 0) + 1
+    st.session_state[_TURNS] = turn
+    draft = _Draft(name, annotator, turn)
+    if claim := _standing(workspace, name, annotator):
+        words = {value: word for word, value in SPURIOUS.items()}
+        draft.name, draft.spurious = claim.name, words[claim.spurious]
+        draft.polarity, draft.confidence, draft.note = claim.polarity, claim.confidence, claim.note
+    st.session_state[_DRAFT] = draft
+    return draft
 
 
 def _standing(workspace: Workspace, name: str, annotator: str) -> LabelEvent | None:
@@ -106,34 +171,37 @@ def _standing(workspace: Workspace, name: str, annotator: str) -> LabelEvent | N
     return labels.current_claims(history).get(name, {}).get(annotator)
 
 
-def _save(workspace: Workspace, name: str, direction: str) -> None:
-    state = st.session_state
+def _save(workspace: Workspace, draft: _Draft, direction: str) -> None:
     try:
         claim = Claim(
-            name=state.get(Key.LABEL_NAME) or "",
-            spurious=SPURIOUS.get(state.get(Key.LABEL_SPURIOUS) or "unsure"),
-            polarity=state.get(Key.LABEL_POLARITY) or "",
-            confidence=state.get(Key.LABEL_CONFIDENCE),
-            note=state.get(Key.LABEL_NOTE) or "",
+            name=draft.value(Key.LABEL_NAME) or "",
+            spurious=SPURIOUS[draft.value(Key.LABEL_SPURIOUS) or "unsure"],
+            polarity=draft.value(Key.LABEL_POLARITY) or "",
+            confidence=draft.value(Key.LABEL_CONFIDENCE),
+            note=draft.value(Key.LABEL_NOTE) or "",
         )
         labels.add_label(
             workspace.database,
-            factor=name,
+            factor=draft.factor,
             claim=claim,
-            annotator=state.get(Key.ANNOTATOR) or "",
+            annotator=draft.annotator,
             direction=direction,
         )
     except GraspError as error:
-        state[_SAID] = ("error", str(error))
+        st.session_state[_SAID] = ("error", str(error))
         return
-    state[_SAID] = ("saved", f"Saved: {name} is labelled {claim.name}.")
+    st.session_state.pop(_DRAFT, None)
+    spurious = {True: ", spurious", False: ", not spurious", None: ""}[claim.spurious]
+    said = f"Saved: {draft.factor} is labelled {claim.name}{spurious}."
+    st.session_state[_SAID] = ("saved", said)
 
 
-def _withdraw(workspace: Workspace, name: str, direction: str) -> None:
-    annotator = st.session_state.get(Key.ANNOTATOR) or ""
-    labels.withdraw_label(workspace.database, factor=name, annotator=annotator, direction=direction)
-    st.session_state.pop(_DRAFT_OF, None)
-    st.session_state[_SAID] = ("saved", f"Withdrawn: your label of {name}.")
+def _withdraw(workspace: Workspace, draft: _Draft, direction: str) -> None:
+    labels.withdraw_label(
+        workspace.database, factor=draft.factor, annotator=draft.annotator, direction=direction
+    )
+    st.session_state.pop(_DRAFT, None)
+    st.session_state[_SAID] = ("saved", f"Withdrawn: your label of {draft.factor}.")
 
 
 def _say() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,6 +55,8 @@ def no_workers(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 @pytest.fixture
 def open_page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     """Opens one page of the real application on a workspace, with URL parameters."""
+    # A page takes the place of `__main__`: left there, spawned processes would run it.
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
 
     def open_it(
         page: str, workspace: Workspace, *, unforeseen: bool = False, **parameters: str
@@ -83,3 +86,10 @@ def words(test: AppTest) -> str:
                  "info", "warning", "error", "success", "html"):  # fmt: skip
         parts += [str(one.value) for one in getattr(test, kind)]
     return "\n".join(parts).replace("\\", "")
+
+
+def field(fields: Iterable[Any], key: str) -> Any:
+    """The one of `fields`, such as `test.button`, whose key begins with `key`."""
+    found = [one for one in fields if str(one.key).startswith(f"{key}-")]
+    assert len(found) == 1, [one.key for one in found]
+    return found[0]

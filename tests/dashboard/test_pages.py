@@ -13,7 +13,7 @@ from dashboard.state.selection import Key
 from grasp.jobs import queue
 from grasp.settings.methods import METHODS
 from grasp.settings.protection import Group
-from tests.dashboard.conftest import Open, words
+from tests.dashboard.conftest import Open, field, words
 from tests.support import measurements
 
 PAGES = ("workspace", "spectra", "factors", "labels", "retrain", "compare")
@@ -103,14 +103,15 @@ def test_label_is_saved_and_withdrawn(whole: Workspace, open_page: Open) -> None
     assert test.query_params["factor"] == "w2"
     test.text_input(key=Key.ANNOTATOR).set_value("cleo").run()
     test.button(key=Key.label(1)).click().run()
-    assert test.text_input(key=Key.LABEL_NAME).value == "persona"
-    test.button(key=Key.LABEL_SAVE).click().run()
-    assert "Saved: medicine-naive/w2 is labelled persona." in words(test)
+    assert field(test.text_input, Key.LABEL_NAME).value == "persona"
+    field(test.button, Key.LABEL_SAVE).click().run()
+    assert "Saved: medicine-naive/w2 is labelled persona, spurious." in words(test)
+    assert field(test.text_input, Key.LABEL_NAME).value == "persona"
     history = labels.read_events(whole.database, factor="medicine-naive/w2")
     assert [(one.annotator, one.name, one.spurious) for one in history] == [
         ("cleo", "persona", True)
     ]
-    test.button(key=Key.LABEL_WITHDRAW).click().run()
+    field(test.button, Key.LABEL_WITHDRAW).click().run()
     assert not test.exception
     assert (
         labels.current_claims(labels.read_events(whole.database)).get("medicine-naive/w2") is None
@@ -119,7 +120,7 @@ def test_label_is_saved_and_withdrawn(whole: Workspace, open_page: Open) -> None
 
 def test_label_without_a_name_is_refused_in_words(whole: Workspace, open_page: Open) -> None:
     test = open_page("factors", whole, run="medicine-naive")
-    test.button(key=Key.LABEL_SAVE).click().run()
+    field(test.button, Key.LABEL_SAVE).click().run()
     assert "A label needs a name" in words(test)
     assert labels.read_events(whole.database, factor="medicine-naive/w2") == []
 

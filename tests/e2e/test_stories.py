@@ -212,10 +212,12 @@ def evidence_is_there(page: Page, best: str) -> None:
 
 
 def label_as_persona(page: Page, factor: str) -> None:
+    """Choose a label and save it at once, before the page can have been drawn again."""
     key(page, "label-1").get_by_role("button").click()
-    expect(key(page, "label-name").locator("input")).to_have_value("persona")
     key(page, "label-save").get_by_role("button").click()
-    expect(page.get_by_text(f"Saved: {factor} is labelled persona.")).to_be_visible()
+    expect(page.get_by_text(f"Saved: {factor} is labelled persona, spurious.")).to_be_visible()
+    expect(key(page, "label-name").locator("input")).to_have_count(1)
+    expect(key(page, "label-name").locator("input")).to_have_value("persona")
 
 
 def start_retrain(page: Page, workspace: Workspace) -> Job:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,8 +18,6 @@ from tests.support.bench_performers import write_down
 @pytest.fixture(autouse=True)
 def _found_by_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[3])  # processes get this one's path
-    # Tests of pages leave the page in the place of `__main__`, and a spawned process would run it.
-    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
 
 
 PLAN = Plan(title="empty")
