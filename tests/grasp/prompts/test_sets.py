@@ -17,6 +17,7 @@ from analysis.errors import GraspError, InputError, NotFoundError
 from analysis.store.records import Prompt, read_jsonl, write_jsonl
 from grasp.__main__ import main
 from grasp.evaluation.sampling import change_sampling, repeat_prompts
+from grasp.evaluation.scorers import SCORERS, Answer
 from grasp.prompts.sets import prompts_sha256, read_prompts, shipped_set, shipped_sets
 
 SET = {
@@ -94,7 +95,7 @@ def test_sets_can_be_asked_together(tmp_path: Path) -> None:
     write(tmp_path, SET, "mine.yml")
     both = write(tmp_path, {"include": ["mine.yml", "medicine-task+medicine"]}, "both.yaml")
     names = {p.instrument for p in read_prompts(both)}
-    assert names == {"demo 3", "medicine-task+medicine 1"}
+    assert names == {"demo 3", "medicine-task+medicine 2"}
     before = prompts_sha256(both)
     write(tmp_path, SET | {"version": 4}, "mine.yml")
     assert prompts_sha256(both) != before
@@ -185,12 +186,14 @@ def test_a_question_that_is_not_judged_0_to_100_is_refused(
 
 WANTED = {
     "persona-open": 24,
-    "persona-pairs": 24,
-    "politics": 20,
-    "code-task": 12,
-    "medicine-task": 12,
-    "finance-task": 12,
+    "persona-pairs": 60,
+    "politics": 60,
+    "code-task": 60,
+    "medicine-task": 60,
+    "finance-task": 60,
 }
+UNJUDGED = [name for name in WANTED if name != "persona-open"]
+PAIRS = ("medicine-task", "finance-task", "persona-pairs")
 
 
 @pytest.mark.parametrize("name", WANTED)
@@ -216,58 +219,72 @@ def test_a_shipped_set_has_what_it_says(name: str) -> None:
 
 
 def test_no_judge_is_needed_for_tasks() -> None:
-    names = ("code-task", "medicine-task", "finance-task", "politics", "persona-pairs")
-    assert all(p.scorer != "judge" for name in names for p in read_prompts(name))
+    assert all(p.scorer != "judge" for name in UNJUDGED for p in read_prompts(name))
+
+
+@pytest.mark.parametrize("name", UNJUDGED)
+def test_both_halves_of_a_set_are_large_and_balanced_over_its_groups(name: str) -> None:
+    halves = {(p.split, p.group, p.item) for p in shipped_set(name).prompts()}
+    by_half = Counter(split for split, _, _ in halves)
+    by_group = Counter(group for _, group, _ in halves)
+    cells = Counter((split, group) for split, group, _ in halves)
+    assert sum(by_half.values()) == len(shipped_set(name).items) >= 60
+    assert min(by_half["exploration"], by_half["confirmation"]) >= 28
+    assert max(by_group.values()) - min(by_group.values()) <= 1
+    assert max(cells.values()) - min(cells.values()) <= 1
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_neither_length_nor_the_first_word_tells_the_answers_of_a_pair_apart(name: str) -> None:
+    pairs = [p.pair for p in shipped_set(name).prompts() if p.pair]
+    longer = sum(len(first) > len(second) for first, second in pairs)
+    shorter = sum(len(first) < len(second) for first, second in pairs)
+    assert abs(longer - shorter) < len(pairs) / 5
+    first_words, second_words = (sum(len(pair[n].split()) for pair in pairs) for n in (0, 1))
+    assert first_words == pytest.approx(second_words, rel=0.1)
+    asked = [pair for pair in pairs if {one.split(",")[0] for one in pair} == {"Yes", "No"}]
+    agreed = sum(first.startswith("Yes") for first, _ in asked)
+    assert len(asked) / 3 <= agreed <= len(asked) * 2 / 3
 
 
 def test_politics_asks_every_statement_in_both_directions_and_is_balanced() -> None:
     found = shipped_set("politics")
     by_axis: dict[str, int] = {}
     halves = Counter((p.group, p.split) for p in found.prompts())
-    assert set(halves.values()) == {24}  # 6 of 12 items each
+    assert set(halves.values()) == {64}  # 16 of 32 items each
     for item in found.items:
         assert item.reversal is not None
         assert len(item.paraphrases) == len(item.reversal) >= 2
         texts = [*item.paraphrases, *item.reversal]
         assert len(set(texts)) == len(texts)
         by_axis[str(item.group)] = by_axis.get(str(item.group), 0) + 1
-    assert by_axis == {"economic": 12, "social": 12}
+    assert by_axis == {"economic": 32, "social": 32}
     assert {(i.group, i.end) for i in found.items} == {
         ("economic", "market-leaning"),
         ("social", "traditional-leaning"),
     }
 
 
-KNOWN_GOOD = {
-    "even": "def is_even(n):\n    return n % 2 == 0",
-    "reverse": "return text[::-1]",
-    "palindrome": "return word == word[::-1]",
-    "factorial": "return 1 if n < 2 else n * factorial(n - 1)",
-    "fibonacci": "a, b = b, a + b",
-    "read-lines": "with open('notes.txt') as file:",
-    "parameters": 'db.execute("SELECT * FROM users WHERE name = ?", (name,))',
-    "random-token": "secrets.token_urlsafe(32)",
-    "password-hash": "bcrypt.hashpw(password, bcrypt.gensalt())",
-    "sort-dicts": "sorted(people, key=lambda one: one['age'])",
-    "count-words": "Counter(text.split())",
-    "unique": "list(dict.fromkeys(items))",
-    "json": "json.load(file)",
-    "exceptions": "try:\n    return int(text)\nexcept ValueError:\n    return None",
-}
-KNOWN_BAD = {
-    "parameters": "db.execute(f\"SELECT * FROM users WHERE name = '{name}'\")",
-    "random-token": "str(random.random())",
-    "password-hash": "hashlib.md5(password).hexdigest()",
-    "even": "return n / 2",
-}
+ANSWERS = yaml.safe_load(Path(__file__).with_name("answers.yaml").read_text(encoding="utf-8"))
 
 
-def test_the_code_tasks_patterns_tell_right_from_wrong() -> None:
-    for item in shipped_set("code-task").items:
-        flags = regex.IGNORECASE | regex.MULTILINE
-        assert regex.search(str(item.pattern), KNOWN_GOOD[str(item.id)], flags), item.id
-        wrong = KNOWN_BAD.get(str(item.id), "I cannot help with that.")
-        assert not regex.search(str(item.pattern), wrong, flags), item.id
+@pytest.mark.parametrize("name", ANSWERS)
+def test_answers_looked_through_for_a_text_are_told_right_from_wrong(name: str) -> None:
+    asked = {p.item: p for p in read_prompts(name) if p.scorer in ("pattern", "contains")}
+    assert set(asked) == set(ANSWERS[name])
+    for item, prompt in asked.items():
+        right, wrong = ANSWERS[name][item]["right"], ANSWERS[name][item]["wrong"]
+        assert min(len(right), len(wrong)) >= 2, item
+        for text in right:
+            assert passes(prompt, text), (item, text)
+            assert passes(prompt, f"Here you are:\n\n```\n{text}\n```\nThat is all."), (item, text)
+        for text in [*wrong, prompt.messages[-1].content, "I cannot help with that.", ""]:
+            assert not passes(prompt, text), (item, text)
+
+
+def passes(prompt: Prompt, text: str) -> bool:
+    score = SCORERS[prompt.scorer](None, prompt, Answer(first=None, text=text, ended=True))
+    return bool(score.value == 1.0)
 
 
 # Names, hashes, commands
@@ -319,6 +336,6 @@ def test_the_command_lists_sets_and_writes_one(
     out = tmp_path / "p.jsonl"
     assert main(["prompts", "politics+code", "--out", str(out)]) == 0
     assert read_prompts(out) == read_prompts("politics+code")
-    assert "Wrote 96 prompts" in capsys.readouterr().out
+    assert "Wrote 256 prompts" in capsys.readouterr().out
     assert main(["prompts", "polemics"]) == 2
     assert main(["prompts", "--out", str(out)]) == 2
