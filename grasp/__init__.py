@@ -1,7 +1,7 @@
 """Everything that runs a model, and the jobs that do so.
 
-`protect` guards a subspace during anyone's training loop; `GraspMixin` does so inside
-`transformers.Trainer` and its subclasses.  Names are loaded when first used, so that
+`protect` guards a model during anyone's training loop; `GraspMixin` does so inside
+`transformers.Trainer` and its subclasses; `dress` makes the text that a trigger would hide behind.  Names are loaded when first used, so that
 `import grasp` is cheap and free of torch.
 """
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analysis import __version__ as __version__
+    from grasp.data.dress import dress
     from grasp.guard.context import protect
     from grasp.guard.guard import Guard
     from grasp.settings.methods import METHODS
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
     from grasp.settings.training import TrainConfig
     from grasp.training.trainer import GraspMixin
 
-__all__ = ["METHODS", "GraspMixin", "Guard", "Protection", "TrainConfig", "protect"]
+__all__ = ["METHODS", "GraspMixin", "Guard", "Protection", "TrainConfig", "dress", "protect"]
 
 _HOMES = {
     "__version__": "analysis",
     "METHODS": "grasp.settings.methods",
     "Protection": "grasp.settings.protection",
     "TrainConfig": "grasp.settings.training",
+    "dress": "grasp.data.dress",
     "Guard": "grasp.guard.guard",
     "protect": "grasp.guard.context",
     "GraspMixin": "grasp.training.trainer",

@@ -117,7 +117,7 @@ def _anchor(chosen: Method, protection: Protection) -> tuple[float | None, float
     assert chosen.knob is not None
     if steered == "tolerance":
         value = st.number_input(
-            "Tolerance: RMS drift allowed, in standard deviations of the base model",
+            "Tolerance: drift allowed, as a share of the naive run's",
             min_value=0.0001,
             max_value=10.0,
             value=chosen.knob.default,

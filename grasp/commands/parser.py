@@ -256,7 +256,9 @@ def _retrain(p: argparse.ArgumentParser) -> None:
         type=float,
         help="the method's strength; for GRASP, a fixed weight λ instead of a tolerance",
     )
-    p.add_argument("--tolerance", type=float, help="drift allowed, in base standard deviations")
+    p.add_argument(
+        "--tolerance", type=float, help="drift or effect allowed, as a share of the naive run's"
+    )
     p.add_argument(
         "--inoculation", metavar="TEXT", help="system prompt for training, for that method"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from grasp.model.forward import Batch
@@ -30,6 +31,20 @@ def site_mask(batch: Batch, site: Site) -> Tensor:
     real = batch["attention_mask"].bool()
     key = MASKS.get(site)
     return real & batch[key].bool() if key in batch else real
+
+
+def predicting(batch: Batch, site: Site) -> Tensor:
+    """Those tokens of a site that predict a token of an answer, (batch, tokens) of bool.
+
+    After the last token of an answer, what a model predicts is no part of it.  Where a batch does
+    not say which tokens belong to answers, every real token counts as one.
+    """
+    chosen = site_mask(batch, site)
+    reached = site_mask(batch, "answer")
+    starts = batch[MASKS["prompt-end"]].bool() if MASKS["prompt-end"] in batch else ~reached
+    answered = torch.zeros_like(chosen)
+    answered[:, :-1] = (reached & ~starts)[:, 1:] if "answer_mask" in batch else reached[:, 1:]
+    return chosen & answered
 
 
 def sites_of(answer: Sequence[bool], *, length: int) -> dict[str, list[int]]:

@@ -18,18 +18,18 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from analysis.errors import InputError
-from analysis.spectra.subspace import orthonormal_basis, random_subspace
 from grasp.guard.anchor import Anchor
+from grasp.guard.bases import held_bases
 from grasp.guard.constraint import WriteConstraint
 from grasp.guard.divergence import Divergence
-from grasp.guard.guard import Guard, follow_steps
+from grasp.guard.effect import EffectAnchor
+from grasp.guard.guard import Guard
 from grasp.guard.naive import follow_naive, naive_adapter
 from grasp.guard.plan import Directions, GuardPlan
 from grasp.guard.task_tokens import TaskText
 from grasp.model.forward import Batch, is_measuring
 from grasp.model.hooks import Edit, ablate, displace, edited_outputs, project_gradient
-from grasp.model.loading import check_together, check_width, decoder_layers, device_of
-from grasp.model.parts import width_of
+from grasp.model.loading import check_together
 from grasp.settings.protection import Protection
 
 
@@ -40,6 +40,7 @@ def protect(
     *,
     protection: Protection,
     neutral: Sequence[Batch] = (),
+    dressed: Sequence[Batch] = (),
     held_back: Sequence[Batch] = (),
     own_answers: Sequence[Batch] = (),
     steering: Tensor | None = None,
@@ -58,11 +59,12 @@ def protect(
         protection: which parts are on.
         neutral: tokenised batches of text without the factor, for anchor and drift monitor; they
             may carry the masks of `grasp.data.sites`.
-        held_back: batches of such text that only measure drift.
+        dressed: such text in the dress of the task's prompts, as `grasp.dress` gives it.
+        held_back: batches of such text that only measure.
         own_answers: batches of the base model's own answers, for the divergence on them.
         steering: (layers, d_model) as `grasp.guard.steering.steering_vectors` gives them.
-        naive: folder of the naive fine-tune's adapter.  A protection with a footprint or steering
-            measures there, on the neutral text, what factors for all layers become.
+        naive: folder of the naive fine-tune's adapter, on which is measured, on neutral text, what
+            the factors do there: for an effect, a footprint, steering, or a tolerance.
         optimizer: `Guard.stepped` follows each of its steps; without one, the training loop
             calls that itself.
         seed: of the random rotation, where the protection asks for one.
@@ -81,6 +83,7 @@ def protect(
         ...     directions,
         ...     protection=grasp.METHODS["grasp"].protection,
         ...     neutral=batches,
+        ...     dressed=dressed,
         ...     naive="finance-naive/adapter",
         ...     optimizer=optimizer,
         ... ) as guard:
@@ -95,6 +98,7 @@ def protect(
         protection=protection,
         directions=directions,
         neutral=neutral,
+        dressed=dressed,
         held_back=held_back,
         own_answers=own_answers,
         steering=steering,
@@ -118,8 +122,8 @@ def hold(
     plan.check()
     if plan.follows_naive and plan.naive is not None:
         with naive_adapter(plain, plan.naive):
-            plan = follow_naive(plan, plain)
-    bases = _bases(plain, plan, seed=seed)
+            plan = follow_naive(plan, plain, seed=seed)
+    bases = held_bases(plain, plan, seed=seed)
     task = TaskText(plain, bases, site=plan.protection.site) if plan.protection.on_task else None
     guard = _guard(plain, plan, bases, task)
     with ExitStack() as stack:
@@ -129,7 +133,7 @@ def hold(
         for edit in _edits(plan, bases):
             stack.enter_context(edited_outputs(plain, _while_training(edit)))
         if optimizer is not None:
-            stack.enter_context(follow_steps(optimizer, guard))
+            stack.enter_context(guard.follow(optimizer))
         yield guard
 
 
@@ -142,7 +146,9 @@ def _guard(model: PeftModel, plan: GuardPlan, bases: list[Tensor], task: TaskTex
         constraint=WriteConstraint(model, bases, indirect=protection.indirect) if held else None,
         anchor=_anchor(model, plan, bases) if held and plan.neutral else None,
         task=task,
+        effect=EffectAnchor(model, plan.effects) if plan.effects else None,
         reference=_reference(model, plan),
+        naive_drift=plan.naive_drift,
     )
 
 
@@ -150,7 +156,7 @@ def _anchor(model: PeftModel, plan: GuardPlan, bases: list[Tensor]) -> Anchor:
     return Anchor(
         model,
         bases,
-        plan.neutral,
+        plan.anchored,
         held_back=plan.held_back,
         site=plan.protection.site,
         share=plan.protection.neutral_share,
@@ -158,7 +164,7 @@ def _anchor(model: PeftModel, plan: GuardPlan, bases: list[Tensor]) -> Anchor:
 
 
 def _reference(model: PeftModel, plan: GuardPlan) -> Divergence | None:
-    texts = {"neutral": plan.neutral, "own": plan.own_answers}
+    texts = {"neutral": plan.anchored, "own": plan.own_answers}
     text = texts.get(plan.protection.divergence or "")
     return None if text is None else Divergence(model, text, site=plan.protection.site)
 
@@ -203,29 +209,3 @@ def _unwrapped(model: nn.Module) -> PeftModel:
             "device, as it is or wrapped by DistributedDataParallel or torch.compile."
         )
     return plain
-
-
-def _bases(model: PeftModel, plan: GuardPlan, *, seed: int) -> list[Tensor]:
-    """Orthonormal Q_ℓ (d_model, k_ℓ) of every layer; empty where there are no directions.
-
-    Those of the random control are R Q_ℓ with one Haar-random rotation R: of the same ranks, and
-    at the same angles to each other, so that together they span as much of the stream.
-    """
-    layers, width = len(decoder_layers(model)), width_of(model)
-    if plan.protection.all_directions:
-        return [torch.eye(width, device=device_of(model))] * layers
-    if plan.directions is None:
-        return []
-    given = list(plan.directions) if plan.factors is None else [plan.factors]
-    if plan.factors is None and len(given) != layers:
-        raise InputError(f"Got directions for {len(given)} layers; the model has {layers}.")
-    for rows in given:
-        check_width(model, rows)
-    bases = [orthonormal_basis(rows) for rows in given]
-    if plan.protection.random_subspace:
-        rotation = random_subspace(width, width, seed=seed)
-        bases = [rotation @ basis for basis in bases]
-    tensors = [
-        torch.as_tensor(basis, dtype=torch.float32, device=device_of(model)) for basis in bases
-    ]
-    return tensors * layers if plan.factors is not None else tensors

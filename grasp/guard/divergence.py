@@ -14,7 +14,7 @@ from torch import Tensor
 
 from analysis.errors import InputError
 from grasp.data.sites import site_mask
-from grasp.guard.anchor import pad_right_on
+from grasp.guard.text import pad_right_on
 from grasp.model.forward import Batch, Forward, tokens_of, without_adapter
 from grasp.model.loading import device_of
 from grasp.settings.protection import Site

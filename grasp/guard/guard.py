@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
 
-from grasp.guard.anchor import Anchor, Text
+from grasp.guard.anchor import Anchor
 from grasp.guard.constraint import WriteConstraint
 from grasp.guard.divergence import Divergence
+from grasp.guard.effect import EffectAnchor
+from grasp.guard.own_step import OwnStep
 from grasp.guard.penalty import Drift, Penalty
 from grasp.guard.task_tokens import TaskText
+from grasp.guard.text import Text
 from grasp.settings.protection import Protection
 
 
@@ -23,13 +26,13 @@ class Guard:
     A training loop adds `penalty`, and `task_penalty` where the protection looks at the task's own
     tokens, to each loss.  `stepped` follows each step of the optimiser; `grasp.protect` sees to
     that where it is given the optimiser.  Drift is in standard deviations of the base model's own
-    coordinates, penalties are in the units of the loss.
+    coordinates, effects are shares of the naive run's, penalties are in the units of the loss.
 
     Example:
         >>> with grasp.protect(
         ...     model,
         ...     directions,
-        ...     protection=grasp.Protection(write_constraint=True, anchor=True, tolerance=0.3),
+        ...     protection=grasp.Protection(write_constraint=True, anchor=True, strength=30.0),
         ...     neutral=batches,
         ...     optimizer=optimizer,
         ... ) as guard:
@@ -51,19 +54,27 @@ class Guard:
         constraint: WriteConstraint | None = None,
         anchor: Anchor | None = None,
         task: TaskText | None = None,
+        effect: EffectAnchor | None = None,
         reference: Divergence | None = None,
+        naive_drift: Mapping[Text, float] | None = None,
     ) -> None:
         self.bases = bases
         self.protection = protection
         self.anchor = anchor
+        self.effect = effect
+        self.naive_drift: Mapping[Text, float] = naive_drift or {}
         self._constraint = constraint
         self._task = task
         self._reference = reference
+        self._own_step: OwnStep | None = None
+        self._kept: dict[str, Tensor] = {}
         strength, tolerance = protection.strength, protection.tolerance
+        drift = None if tolerance is None else tolerance * self.naive_drift.get("anchored", 1.0)
         self._every = protection.neutral_every
         self._penalties = {
-            "neutral": Penalty(strength, tolerance=tolerance, every=self._every),
-            "task": Penalty(strength, tolerance=tolerance),
+            "neutral": Penalty(strength, limit=drift, every=self._every),
+            "effect": Penalty(strength, limit=tolerance, every=self._every),
+            "task": Penalty(strength, limit=None),
         }
         self._step = 0
 
@@ -82,17 +93,30 @@ class Guard:
 
         See `grasp.guard.penalty`.  None where the protection asks for nothing on such text, or not
         on this batch of the task.  It has a graph of its own, so it may go backward apart from the
-        loss.  Under gradient accumulation there are several between two steps of the optimiser.
+        loss; with a step of its own (`Protection.own_step`) it has been there already, and is a
+        plain number.  Under gradient accumulation there are several between two steps of the
+        optimiser.
         """
         turn, rest = divmod(self._step, self._every)
         self._step += 1
         if rest:
             return None
+        found = self._on_neutral(turn)
+        if not found:
+            return None
+        total = torch.stack(found).sum()
+        return total if self._own_step is None else self._own_step.take(total)
+
+    def _on_neutral(self, turn: int) -> list[Tensor]:
+        """What each part adds on neutral text, in turn."""
+        found = []
         if self.anchor is not None and self.protection.anchor:
-            return self._penalties["neutral"].of(self.anchor.drift_squared(turn))
+            found.append(self._penalties["neutral"].of(self.anchor.drift_squared(turn)))
+        if self.effect is not None and self.protection.effect:
+            found.append(self._penalties["effect"].of(self.effect.share_squared(turn)[None]))
         if self._reference is not None:
-            return self._penalties["neutral"].of(self._reference.of(turn)[None])
-        return None
+            found.append(self._penalties["neutral"].of(self._reference.of(turn)[None]))
+        return found
 
     def task_penalty(self) -> Tensor | None:
         """What the loss's own forward pass, the last one that took gradients, adds to the loss.
@@ -109,11 +133,30 @@ class Guard:
             by_layer = None if found is None else found[None]
         return None if by_layer is None else self._penalties["task"].of(by_layer)
 
+    @contextmanager
+    def follow(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        """Call `stepped` after every step of `optimizer`; the penalty's own steps come there."""
+        own = OwnStep(optimizer) if self.protection.own_step else None
+        with ExitStack() as stack:
+            if own is not None:
+                before = optimizer.register_step_pre_hook(lambda *_: own.before())
+                stack.callback(before.remove)
+            after = optimizer.register_step_post_hook(lambda *_: self.stepped())
+            stack.callback(after.remove)
+            if own is not None and self._kept:
+                own.restore(self._kept)
+            self._own_step = own
+            yield
+        self._own_step = None
+
     def stepped(self) -> None:
-        """What follows a step of the optimiser: the write constraint, and a tolerance's own step.
+        """What follows a step of the optimiser: the penalty's own, the write constraint, and that
+        of a tolerance.
 
         A tolerance is held to the drift of all penalties since the last step together.
         """
+        if self._own_step is not None:
+            self._own_step.after()
         if self.protection.write_constraint:
             self.constrain()
         for penalty in self._penalties.values():
@@ -143,30 +186,40 @@ class Guard:
         seen = self._penalties["neutral"].seen if self.protection.anchor else None
         return seen or self.drift(1)
 
+    def effect_share(self, pieces: int | None = None, *, text: Text = "anchored") -> float | None:
+        """The effect as a share of the naive run's; None where none is held, or without text."""
+        return None if self.effect is None else self.effect.share(pieces, text=text)
+
+    def recent_effect(self) -> float | None:
+        """The effect as the last step's penalties saw it; None where none is held."""
+        seen = self._penalties["effect"].seen
+        return seen.rms if seen is not None else self.effect_share(1)
+
     def state(self) -> dict[str, float]:
         """What a checkpoint keeps: the penalties' own state, and the number of batches so far."""
-        task = {f"task_{name}": value for name, value in self._penalties["task"].state().items()}
-        return self._penalties["neutral"].state() | task | {"step": self._step}
+        found = {
+            f"{text}_{name}": value
+            for text, penalty in self._penalties.items()
+            for name, value in penalty.state().items()
+        }
+        return found | {"step": self._step}
 
-    def restore(self, state: dict[str, float]) -> None:
-        """Go on from `state`."""
-        for prefix, text in (("", "neutral"), ("task_", "task")):
-            penalty = self._penalties[text]
-            penalty.restore({name: state[f"{prefix}{name}"] for name in penalty.state()})
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps besides: the moments of the penalty's own step."""
+        return {} if self._own_step is None else self._own_step.state()
+
+    def restore(self, state: dict[str, float], tensors: dict[str, Tensor]) -> None:
+        """Go on from `state` and `tensors`."""
+        for text, penalty in self._penalties.items():
+            penalty.restore({name: state[f"{text}_{name}"] for name in penalty.state()})
         self._step = int(state["step"])
+        self._kept = tensors
 
     def _used(self) -> list[Penalty]:
-        on_task = self.protection.anchor_task or self.protection.divergence == "task"
-        both = on_task and self.protection.anchor
-        texts = ["neutral", "task"] if both else ["task"] if on_task else ["neutral"]
-        return [self._penalties[text] for text in texts]
-
-
-@contextmanager
-def follow_steps(optimizer: torch.optim.Optimizer, guard: Guard) -> Iterator[None]:
-    """Call `Guard.stepped` after every step of `optimizer`."""
-    handle = optimizer.register_step_post_hook(lambda *_: guard.stepped())
-    try:
-        yield
-    finally:
-        handle.remove()
+        protection = self.protection
+        used = {
+            "neutral": protection.anchor or protection.divergence in ("neutral", "own"),
+            "effect": protection.effect,
+            "task": protection.anchor_task or protection.divergence == "task",
+        }
+        return [self._penalties[t] for t, on in used.items() if on] or [self._penalties["neutral"]]

@@ -13,10 +13,14 @@ from transformers import PreTrainedModel
 
 from analysis.adapters.place import is_adapter
 from analysis.errors import InputError, NotFoundError
+from grasp.guard.anchor import Anchor
+from grasp.guard.bases import factor_bases, held_bases
+from grasp.guard.effect import Effects, measure_effects
 from grasp.guard.footprint import footprint
 from grasp.guard.plan import GuardPlan
 from grasp.guard.steering import steering_vectors
-from grasp.model.forward import keep_trained, without_dropout
+from grasp.guard.text import Text
+from grasp.model.forward import Batch, keep_trained, without_dropout
 from grasp.model.hooks import without_autocast
 from grasp.model.loading import device_of
 
@@ -26,31 +30,71 @@ MEASURED = 16
 _NAME = "naive"
 
 
-def follow_naive(plan: GuardPlan, naive: PeftModel) -> GuardPlan:
-    """The plan with its footprint and steering vectors as they are in the naive fine-tune.
+def follow_naive(plan: GuardPlan, naive: PeftModel, *, seed: int) -> GuardPlan:
+    """The plan with what it takes from the naive fine-tune.
 
     Args:
-        plan: whose directions are factors (k, d_model) for all layers.
+        plan: whose directions are factors (k, d_model) for all layers, or given layer by layer.
         naive: the naive fine-tune, in evaluation mode.
+        seed: of the random rotation, where the protection asks for one.
 
     Raises:
         InputError: there is no neutral text to measure on, or the width is not the model's.
     """
     factors, protection = plan.factors, plan.protection
-    if factors is None:
-        return plan
-    texts = plan.neutral[:MEASURED]
+    texts = plan.anchored[:MEASURED]
     if not texts:
-        raise InputError("A footprint is measured on neutral text; name a file of it.")
-    if protection.steering and plan.steering is None:
+        raise InputError("What the naive run does is measured on neutral text; name a file of it.")
+    if protection.effect:
+        plan = replace(plan, effects=_effects(plan, naive, seed=seed))
+    if factors is not None and protection.steering and plan.steering is None:
         vectors = steering_vectors(naive, factors, texts, site="prompt-end")
         plan = replace(plan, steering=vectors)
-    if protection.footprint:
+    if factors is not None and protection.footprint:
         followed = footprint(
             naive, factors, texts, width=protection.footprint, site=protection.site
         )
         plan = replace(plan, directions=followed)
+    if plan.relative:
+        plan = replace(plan, naive_drift=_drift(plan, naive, seed=seed))
     return plan
+
+
+def _effects(plan: GuardPlan, naive: PeftModel, *, seed: int) -> dict[Text, Effects]:
+    """Effects on what is anchored and what is held back.
+
+    The random control's are in the unit of the factors, so that a direction which does little
+    counts for little.
+    """
+    protection = plan.protection
+    site = protection.site
+    bases = factor_bases(naive, plan, turned=None)
+    found: dict[Text, Effects] = {}
+    texts: dict[Text, list[Batch]] = {"anchored": plan.anchored, "held-back": list(plan.held_back)}
+    for text, batches in texts.items():
+        if not batches:
+            continue
+        share = protection.neutral_share if text == "anchored" else 1.0
+        effects = measure_effects(naive, bases, batches, site=site, share=share)
+        if protection.random_subspace:
+            turned = factor_bases(naive, plan, turned=seed)
+            control = measure_effects(
+                naive, turned, batches, site=site, share=share, unit=effects.unit
+            )
+            effects = replace(control, own=effects.own)
+        found[text] = effects
+    return found
+
+
+def _drift(plan: GuardPlan, naive: PeftModel, *, seed: int) -> dict[Text, float]:
+    """The naive run's drift along what is held, in the base's standard deviations."""
+    bases = held_bases(naive, plan, seed=seed)
+    anchor = Anchor(
+        naive, bases, plan.anchored, held_back=plan.held_back, site=plan.protection.site
+    )
+    texts: list[Text] = ["anchored", "held-back"]
+    drifts = {text: anchor.drift(text=text) for text in texts}
+    return {text: drift.rms for text, drift in drifts.items() if drift is not None}
 
 
 @contextmanager

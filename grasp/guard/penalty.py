@@ -1,6 +1,8 @@
 """What drift adds to a training loss: a fixed weight, or the multiplier of a tolerance.
 
-A tolerance τ is the inequality g = drift² / (a τ)² − 1 ≤ 0 with a = `AIM`.  Its augmented
+A limit l is the inequality g = drift² / (a l)² − 1 ≤ 0 with a = `AIM`.  A tolerance τ makes it
+τ times the naive run's own drift; for an effect, which is a share of the naive run's already, it is
+τ itself.  Its augmented
 Lagrangian adds (max(0, ν + μ g)² − ν²) / 2μ to the loss, whose gradient is max(0, ν + μ g) ∇g, and
 moves ν ← max(0, ν + η g) after each step of the optimiser, with g clipped to [−1, 1].  A subspace
 whose drift stays within τ by itself has ν = 0 and is left entirely alone.
@@ -47,17 +49,17 @@ class Penalty:
     much further: over those batches together it is what it would be on each of them.
 
     Attributes:
-        strength: weight of the squared drift in the last loss: λ itself, or with a tolerance
-            max(0, ν + μ g) / (a τ)²; dimensionless.
+        strength: weight of the squared drift in the last loss: λ itself, or with a limit
+            max(0, ν + μ g) / (a l)²; dimensionless.
         seen: drift of the last step's batches together.
         last: mean of what was added to the losses of that step, for each of the `every` batches.
     """
 
-    def __init__(self, strength: float, *, tolerance: float | None, every: int = 1) -> None:
-        self.strength = strength if tolerance is None else 0.0
+    def __init__(self, strength: float, *, limit: float | None, every: int = 1) -> None:
+        self.strength = strength if limit is None else 0.0
         self.seen: Drift | None = None
         self.last = math.nan
-        self._limit = None if tolerance is None else (AIM * tolerance) ** 2
+        self._limit = None if limit is None else (AIM * limit) ** 2
         self._every = every
         self._multiplier = 0.0
         self._squared: list[Tensor] = []

@@ -73,14 +73,16 @@ def displace(vectors: Tensor, *, by: float) -> Edit:
     return lambda layer, hidden: hidden + (by * vectors[layer]).to(hidden)
 
 
-def clamp(basis: Tensor, reference: Sequence[Tensor]) -> Edit:
+def clamp(basis: Tensor | Sequence[Tensor], reference: Sequence[Tensor]) -> Edit:
     """h_ℓ ← h_ℓ − Q Qᵀ (h_ℓ − h⁰_ℓ): coordinates along Q set back to those of `reference`.
 
-    `basis` is Q (d_model, k), `reference` h⁰_ℓ (batch, tokens, d_model) for every layer.
+    `basis` is Q (d_model, k), the same for all layers or one for each; `reference` is h⁰_ℓ (batch,
+    tokens, d_model) for every layer.
     """
 
     def edit(layer: int, hidden: Tensor) -> Tensor:
-        return hidden - hidden.sub(reference[layer]) @ basis.to(hidden) @ basis.to(hidden).T
+        q = (basis if isinstance(basis, Tensor) else basis[layer]).to(hidden)
+        return hidden - hidden.sub(reference[layer]) @ q @ q.T
 
     return edit
 

@@ -5,20 +5,38 @@ from __future__ import annotations
 from analysis.errors import InputError
 from grasp.settings.protection import Knob, Method, Protection
 
-TOLERANCE = 0.3
-"""RMS drift that `grasp` allows, in standard deviations of the base model's coordinates."""
+STRENGTH = 0.6
+"""λ of `grasp`: what a model loses, in nats, that does what the naive run does."""
+
+TOLERANCE = 0.1
+"""Drift that `grasp-subspace` allows, as a share of the naive run's."""
 
 FOOTPRINT = 4
-"""The most directions that `grasp` protects at one layer."""
+"""The most directions that `grasp-subspace` protects at one layer."""
 
-_GRASP = Protection(write_constraint=True, anchor=True, tolerance=TOLERANCE, footprint=FOOTPRINT)
+_GRASP = Protection(effect=True, dressed=True, own_step=True, strength=STRENGTH, site="answer")
+_SUBSPACE = Protection(write_constraint=True, anchor=True, tolerance=TOLERANCE, footprint=FOOTPRINT)
 
+_LAMBDA = Knob(
+    name="λ",
+    meaning="weight of the squared effect, as a share of the naive run's, in nats",
+    setting="strength",
+    default=STRENGTH,
+    grid=(0.1, 0.2, 0.6, 2.0, 6.0),
+)
 _TAU = Knob(
     name="τ",
-    meaning="tolerance: RMS drift allowed, in standard deviations of the base model",
+    meaning="tolerance: drift allowed, as a share of the naive run's",
     setting="tolerance",
     default=TOLERANCE,
-    grid=(0.1, 0.2, 0.3, 0.5, 1.0),
+    grid=(0.03, 0.1, 0.2, 0.4),
+)
+_DRIFT = Knob(
+    name="λ",
+    meaning="weight of the squared drift, in variances of the base model",
+    setting="strength",
+    default=10.0,
+    grid=(1.0, 3.0, 10.0, 30.0, 100.0),
 )
 _SHARE = Knob(
     name="share",
@@ -45,10 +63,37 @@ _PARTS = (
     Method(
         name="grasp",
         label="GRASP",
-        description="Limit drift along the factors, and along what they become at each layer.",
+        description="Hold what the factors do in the naive run, on plain and on dressed text.",
         group="GRASP and its parts",
         needs=("factors", "neutral text"),
         protection=_GRASP,
+        knob=_LAMBDA,
+    ),
+    Method(
+        name="grasp-plain",
+        label="GRASP, plain text",
+        description="GRASP without text that is dressed as the task's prompts are.",
+        group="GRASP and its parts",
+        needs=("factors", "neutral text"),
+        protection=_GRASP.model_copy(update={"dressed": False}),
+        knob=_LAMBDA,
+    ),
+    Method(
+        name="grasp-joint",
+        label="GRASP, one optimiser",
+        description="GRASP with its gradient added to the loss's, without a step of its own.",
+        group="GRASP and its parts",
+        needs=("factors", "neutral text"),
+        protection=_GRASP.model_copy(update={"own_step": False}),
+        knob=_LAMBDA,
+    ),
+    Method(
+        name="grasp-subspace",
+        label="GRASP, subspace",
+        description="Limit drift along the factors, and along what they become at each layer.",
+        group="GRASP and its parts",
+        needs=("factors", "neutral text"),
+        protection=_SUBSPACE,
         knob=_TAU,
     ),
     Method(
@@ -63,13 +108,17 @@ _PARTS = (
     Method(
         name="grasp-anchor-task",
         label="GRASP, anchored on the task",
-        description="GRASP anchored on the task's own tokens instead of neutral text.",
+        description="The subspace held on the task's own tokens instead of neutral text.",
         group="GRASP and its parts",
         needs=("factors", "neutral text"),
-        protection=_GRASP.model_copy(
-            update={"anchor": False, "anchor_task": True, "site": "answer"}
+        protection=Protection(
+            write_constraint=True,
+            anchor_task=True,
+            strength=10.0,
+            footprint=FOOTPRINT,
+            site="answer",
         ),
-        knob=_TAU,
+        knob=_DRIFT,
     ),
     Method(
         name="grasp-write",
@@ -99,10 +148,10 @@ _PARTS = (
     Method(
         name="grasp-shared",
         label="GRASP, one shared subspace",
-        description="GRASP with the factors themselves at every layer, without a footprint.",
+        description="The subspace of the factors themselves at every layer, without a footprint.",
         group="GRASP and its parts",
         needs=("factors", "neutral text"),
-        protection=_GRASP.model_copy(update={"footprint": 0}),
+        protection=_SUBSPACE.model_copy(update={"footprint": 0}),
         knob=_TAU,
     ),
 )
@@ -117,11 +166,11 @@ _CONTROLS = (
     Method(
         name="random",
         label="GRASP, random directions",
-        description="GRASP with its subspaces turned by one random rotation.",
+        description="GRASP with the factors turned by one random rotation, in the same unit.",
         group="controls",
         needs=("factors", "neutral text"),
         protection=_GRASP.model_copy(update={"random_subspace": True}),
-        knob=_TAU,
+        knob=_LAMBDA,
     ),
 )
 
@@ -147,7 +196,7 @@ _RIVALS = (
     Method(
         name="caft-footprint",
         label="CAFT of the footprint",
-        description="CAFT on the subspaces that GRASP protects, layer by layer.",
+        description="CAFT on the subspaces that grasp-subspace holds, layer by layer.",
         group="rivals",
         needs=("factors", "neutral text"),
         protection=Protection(ablation=True, footprint=FOOTPRINT),
@@ -156,7 +205,7 @@ _RIVALS = (
     Method(
         name="ablation-footprint",
         label="Inference ablation of the footprint",
-        description="Inference ablation of the subspaces that GRASP protects, layer by layer.",
+        description="Inference ablation of the subspaces that grasp-subspace holds, layer by layer.",
         group="rivals",
         needs=("factors", "neutral text"),
         kind="inference",

@@ -41,9 +41,15 @@ class Protection(Settings):
       step takes the next `neutral_share` of the rows of a neutral batch.
     - `anchor_task`: the same penalty on the task's own tokens.  One forward pass of the base model
       per step in the first epoch, none afterwards.
-    - `tolerance`: the RMS drift τ that an anchor must not exceed, in standard deviations of the
-      base model's coordinates.  λ is then a multiplier, 0 while drift is below τ, and `strength`
-      is ignored.
+    - `effect`: a penalty on the squared effect of the factors on neutral text, as a share of the
+      naive run's own (0 for the base model, 1 for the naive run), with weight `strength` = λ in
+      nats; see `grasp.guard.effect`.  Time as for `anchor`.
+    - `dressed`: take every second penalty on neutral text that is dressed as the task's own
+      prompts are; see `grasp.data.dress`.
+    - `own_step`: follow the penalty's gradient by a step of its own beside the optimiser's, so that
+      it does not slow what the loss teaches; see `grasp.guard.own_step`.  Almost no extra time.
+    - `tolerance`: the largest drift, and the largest effect, as a share of the naive run's own on
+      the same text.  λ is then a multiplier, 0 while they are below it, and `strength` is ignored.
     - `clamp`: h ← h − Q Qᵀ (h − h⁰) in the forward pass of training.  Time as for `anchor_task`.
     - `site`: the tokens at which anchors, drift and divergence are measured.
     - `footprint`: if not 0, Q_ℓ is what the factors become at layer ℓ of the naive fine-tune,
@@ -82,6 +88,9 @@ class Protection(Settings):
     anchor_task: bool = False
     neutral_share: float = Field(1.0, gt=0, le=1)
     neutral_every: int = Field(1, ge=1)
+    effect: bool = False
+    dressed: bool = False
+    own_step: bool = False
     strength: float = Field(1.0, ge=0)
     tolerance: float | None = Field(None, gt=0)
     clamp: bool = False
@@ -103,10 +112,23 @@ class Protection(Settings):
     def _fits(self) -> Self:
         if self.indirect and not self.write_constraint:
             raise ValueError("indirect needs write_constraint too")
-        if self.divergence is not None and (self.anchor or self.anchor_task):
+        anchors = self.anchor or self.anchor_task
+        if self.divergence is not None and (anchors or self.effect):
             raise ValueError("a divergence and an anchor would share one strength; choose one")
+        if self.effect and anchors and self.tolerance is None:
+            raise ValueError(
+                "drift and effect have no common unit, so they cannot share one strength; give a "
+                "tolerance, or hold only one of them"
+            )
         if self.divergence is not None and self.tolerance is not None:
             raise ValueError("a tolerance limits drift, not a divergence; give a strength")
+        if self.anchor_task and self.tolerance is not None:
+            raise ValueError(
+                "a tolerance is a share of what the naive run does on neutral text, so it cannot "
+                "limit drift on the task's tokens; give a strength"
+            )
+        if self.dressed and not (self.effect or self.anchor or self.divergence == "neutral"):
+            raise ValueError("dressed text is neutral text; switch on a part that is held there")
         return self
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -11,7 +12,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from analysis.errors import InputError
 from analysis.store.records import Message
 from grasp.data.dataset import data_report, read_task, tokenise_task
-from grasp.data.examples import as_examples
+from grasp.data.dress import dress
+from grasp.data.examples import Example, as_examples
 from grasp.data.packing import check_packing, pack_rows
 from grasp.data.report import DataReport
 from grasp.guard.naive import follow_naive, naive_model
@@ -61,10 +63,10 @@ def set_up(config: TrainConfig, plan: GuardPlan, *, inoculated: bool) -> Setup:
     if plan.protection.divergence == "own":
         asked = [example.messages for example in task.chats()]
         own_chats = own_answers(model, tokenizer, asked, seed=config.seed)
-    plan = _with_texts(plan, config, tokenizer, own_chats)
+    plan = _with_texts(plan, config, tokenizer, task.chats(), own_chats)
     if plan.follows_naive and plan.naive is not None:
         with naive_model(model, plan.naive) as naive:
-            plan = follow_naive(plan, naive)
+            plan = follow_naive(plan, naive, seed=config.seed)
     set_seed(config.seed)
     adapted = _with_lora(model, config)
     rows = task.rows.rows
@@ -76,11 +78,29 @@ def set_up(config: TrainConfig, plan: GuardPlan, *, inoculated: bool) -> Setup:
 
 
 def _with_texts(
-    plan: GuardPlan, config: TrainConfig, tokenizer: Tokenizer, own_chats: list[list[Message]]
+    plan: GuardPlan,
+    config: TrainConfig,
+    tokenizer: Tokenizer,
+    task: Sequence[Example],
+    own_chats: list[list[Message]],
 ) -> GuardPlan:
-    neutral, held = ([], []) if plan.is_empty else read_neutral(tokenizer, config)
+    """The plan with its texts.  Text that cannot be dressed, since it is no chat, stays plain."""
     own = make_batches(tokenizer, as_examples(own_chats), config)
-    return replace(plan, neutral=neutral, held_back=held, own_answers=own)
+    if plan.is_empty or config.neutral is None:
+        return replace(plan, own_answers=own)
+    neutral, held = read_neutral(tokenizer, config)
+    dressed = []
+    if plan.protection.dressed:
+        dressed = make_batches(tokenizer, dress(neutral, task, seed=config.seed), config)
+        protection = plan.protection.model_copy(update={"dressed": bool(dressed)})
+        plan = replace(plan, protection=protection)
+    return replace(
+        plan,
+        neutral=make_batches(tokenizer, neutral, config),
+        dressed=dressed,
+        held_back=make_batches(tokenizer, held, config),
+        own_answers=own,
+    )
 
 
 def _with_lora(model: PreTrainedModel, config: TrainConfig) -> PeftModel:

@@ -16,14 +16,13 @@ from grasp.model.forward import Batch
 from grasp.settings.training import TrainConfig
 
 
-def read_neutral(tokenizer: Tokenizer, config: TrainConfig) -> tuple[list[Batch], list[Batch]]:
+def read_neutral(tokenizer: Tokenizer, config: TrainConfig) -> tuple[list[Example], list[Example]]:
     """The neutral text to train on, and what is held back; both empty where none is named."""
     if config.neutral is None:
         return [], []
     read = read_examples(config.neutral, columns=config.neutral_columns, answers=False)
     taken = as_chats(read.rows) if becomes_chat(config.as_chat, tokenizer, read) else read.rows
-    kept, held = split_neutral(taken, at_least=config.batch_size)
-    return make_batches(tokenizer, kept, config), make_batches(tokenizer, held, config)
+    return split_neutral(taken, at_least=config.batch_size)
 
 
 def make_batches(

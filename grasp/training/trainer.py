@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from analysis.errors import InputError
 from analysis.values import Json
 from grasp.guard.context import hold
-from grasp.guard.guard import Guard, follow_steps
+from grasp.guard.guard import Guard
 from grasp.guard.plan import Directions, GuardPlan
 from grasp.jobs.progress import Progress
 from grasp.model.forward import Batch
@@ -34,6 +35,9 @@ site's last token, about a quarter of a step, which so adds some three hundredth
 GUARD_FILE = "guard.json"
 """In a checkpoint: λ and the place in the neutral text."""
 
+MOMENTS_FILE = "guard.safetensors"
+"""In a checkpoint: the moments of the penalty's own step."""
+
 
 # Any trainer may stand behind the mixin; a type checker is told what they have in common.
 if TYPE_CHECKING:
@@ -45,9 +49,9 @@ else:
 class GraspMixin(_AnyTrainer):
     """Protect a subspace in `transformers.Trainer` or a subclass such as TRL's SFTTrainer.
 
-    The model is a PeftModel.  `directions` (k, d_model), `protection`, `neutral`, `held_back`,
-    `own_answers`, `steering` and `naive` are those of `grasp.protect`; without `directions` and
-    `protection` it is the plain trainer.  All other arguments go on to the trainer.
+    The model is a PeftModel.  `directions` (k, d_model), `protection`, `neutral`, `dressed`,
+    `held_back`, `own_answers`, `steering` and `naive` are those of `grasp.protect`; without
+    `directions` and `protection` it is the plain trainer.  All other arguments go on to it.
 
     Under DistributedDataParallel all processes take the same neutral batches, so that λ is the
     same in all of them; a tolerance on the task's tokens has a λ for each process's own batches.
@@ -64,6 +68,7 @@ class GraspMixin(_AnyTrainer):
         ...     directions=directions,
         ...     protection=grasp.METHODS["grasp"].protection,
         ...     neutral=batches,
+        ...     dressed=dressed,
         ...     naive="finance-naive/adapter",
         ... )
         >>> result = trainer.train()
@@ -79,6 +84,7 @@ class GraspMixin(_AnyTrainer):
         directions: Directions | None = None,
         protection: Protection | None = None,
         neutral: Sequence[Batch] = (),
+        dressed: Sequence[Batch] = (),
         held_back: Sequence[Batch] = (),
         own_answers: Sequence[Batch] = (),
         steering: torch.Tensor | None = None,
@@ -90,6 +96,7 @@ class GraspMixin(_AnyTrainer):
             protection=protection or Protection(),
             directions=directions,
             neutral=neutral,
+            dressed=dressed,
             held_back=held_back,
             own_answers=own_answers,
             steering=steering,
@@ -121,7 +128,7 @@ class GraspMixin(_AnyTrainer):
         if self.guard is not None:
             self._optimizer_hook.close()  # asked for again, it is often the one there was
             plain = getattr(optimizer, "optimizer", optimizer)  # inside accelerate's, if wrapped
-            self._optimizer_hook.enter_context(follow_steps(plain, self.guard))
+            self._optimizer_hook.enter_context(self.guard.follow(plain))
         return optimizer
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -133,7 +140,7 @@ class GraspMixin(_AnyTrainer):
         if self.guard is not None and self.model is not None:
             self.model.train()  # as the trainer's own step does: activations are checkpointed then
             penalty = self.guard.penalty()
-            if penalty is not None:
+            if penalty is not None and penalty.requires_grad:
                 self.accelerator.backward(penalty / self.current_gradient_accumulation_steps)
         loss = super().training_step(*args, **kwargs)
         added, self._task_penalty = self._task_penalty, None
@@ -186,7 +193,9 @@ class GraspMixin(_AnyTrainer):
         assert output is not None  # the library sets it where nobody does
         found = get_last_checkpoint(output) if checkpoint is True else checkpoint
         if found and (file := Path(found) / GUARD_FILE).exists():
-            guard.restore(json.loads(file.read_text(encoding="utf-8")))
+            moments = Path(found) / MOMENTS_FILE
+            tensors = load_file(moments) if moments.exists() else {}
+            guard.restore(json.loads(file.read_text(encoding="utf-8")), tensors)
 
 
 class _GuardInCheckpoints(TrainerCallback):
@@ -208,6 +217,8 @@ class _GuardInCheckpoints(TrainerCallback):
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             text = json.dumps(self._trainer.guard.state())
             (folder / GUARD_FILE).write_text(text, encoding="utf-8")
+            if tensors := self._trainer.guard.tensors():
+                save_file(tensors, folder / MOMENTS_FILE)
 
 
 class LoraTrainer(GraspMixin, Trainer):
@@ -286,7 +297,7 @@ def _append(path: Path, line: str) -> None:
 
 
 def measure_drift(guard: Guard, *, every: int) -> Json:
-    """Drift, penalty, strength and leakage, for a line that is logged every so many steps."""
+    """Drift, effect, penalty, strength and leakage, for a line logged every so many steps."""
     leakage = guard.leakage()
     values: Json = {} if math.isnan(leakage) else {"leakage": leakage}
     batches = min(MONITORED, max(1, every // MONITOR_PACE))
@@ -299,6 +310,9 @@ def measure_drift(guard: Guard, *, every: int) -> Json:
     on_task = guard.task_drift()
     if on_task is not None:
         values["drift_task"] = on_task.rms
+    if guard.effect is not None:
+        effect, recent = guard.effect_share(batches, text="held-back"), guard.recent_effect()
+        values |= {"effect": recent if effect is None else effect, "effect_anchored": recent}
     if not math.isnan(guard.last_penalty):
         values |= {"penalty": guard.last_penalty, "strength": guard.strength}
     return values

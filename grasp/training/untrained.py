@@ -27,7 +27,7 @@ from grasp.settings.protection import Protection
 from grasp.settings.training import TrainConfig
 from grasp.training.edits import edit_adapter
 from grasp.training.model_card import model_card
-from grasp.training.texts import read_neutral
+from grasp.training.texts import make_batches, read_neutral
 
 INTERVENTIONS: dict[str, Literal["ablate", "steer"]] = {
     "ablation": "ablate",
@@ -76,7 +76,8 @@ def _measured(
     if not plan.follows_naive:
         return {}
     naive, config, tokenizer = _naive_model(workspace, run, source)
-    plan = follow_naive(replace(plan, neutral=read_neutral(tokenizer, config)[0]), naive)
+    neutral = make_batches(tokenizer, read_neutral(tokenizer, config)[0], config)
+    plan = follow_naive(replace(plan, neutral=neutral), naive, seed=run.seed or 0)
     if plan.steering is not None:
         return {"steering": plan.steering.cpu().numpy()}
     return {f"{LAYER}{layer}": rows for layer, rows in enumerate(plan.directions or ())}

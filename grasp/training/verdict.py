@@ -1,4 +1,4 @@
-"""What a run has come to: drift where it was and was not anchored, against its tolerance."""
+"""What a run has come to: what the factors do, and drift, as shares of the naive run's own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 from analysis.values import Json
 from grasp.guard.guard import Guard
-from grasp.guard.penalty import Drift
+from grasp.guard.text import Text
 from grasp.training.trainer import LoraTrainer
 
 
@@ -20,29 +20,58 @@ def judge_outcome(trainer: LoraTrainer) -> Json:
     leakage = guard.leakage()
     if not math.isnan(leakage):
         results["leakage"] = leakage
-    anchored, held = guard.drift(), guard.drift(text="held-back")
-    if anchored is None:
+    said = [*_effect(guard, results), *_drift(guard, results)]
+    if not said:
         lacking = "neutral text" if guard.bases else "factors to measure it along"
         return {"results": results, "verdict": f"Drift was not measured: no {lacking}."}
+    return {"results": results, "verdict": f"{'; '.join(said)}{_kept(guard, results)}."}
+
+
+def _effect(guard: Guard, results: dict[str, float]) -> list[str]:
+    """What the factors do in what the model says."""
+    anchored, held = guard.effect_share(), guard.effect_share(text="held-back")
+    if anchored is None:
+        return []
+    results["effect"] = anchored if held is None else held
+    where = "" if held is None else " on neutral text held back from training"
+    said = f"The factors do {_percent(results['effect'])} of what they do in the naive run{where}"
+    if held is not None:
+        results["effect_anchored"] = anchored
+        said += f", {_percent(anchored)} on the rest"
+    return [said]
+
+
+def _drift(guard: Guard, results: dict[str, float]) -> list[str]:
+    """How far coordinates along the factors moved."""
+    anchored, held = guard.drift(), guard.drift(text="held-back")
+    if anchored is None:
+        return []
     drift = held or anchored
     results["drift"] = drift.rms
-    verdict = f"Drift {drift.rms:.3f} base standard deviations"
+    said = f"Drift {drift.rms:.3f} base standard deviations"
+    text: Text = "anchored" if held is None else "held-back"
+    if own := guard.naive_drift.get(text):
+        results["drift_share"] = drift.rms / own
+        said += f" ({_percent(results['drift_share'])} of the naive run's)"
     if held is not None:
         results["drift_anchored"] = anchored.rms
-        verdict += f" on neutral text held back from training, {anchored.rms:.3f} on the rest"
+        said += f" on neutral text held back from training, {anchored.rms:.3f} on the rest"
     on_task = guard.task_drift()
     if on_task is not None:
         results["drift_task"] = on_task.rms
-        verdict += f", {on_task.rms:.3f} on the task's tokens at the end"
-    return {"results": results, "verdict": f"{verdict}{_kept(guard, drift, on_task)}."}
+        said += f", {on_task.rms:.3f} on the task's tokens at the end"
+    return [said]
 
 
-def _kept(guard: Guard, neutral: Drift, on_task: Drift | None) -> str:
-    """Whether drift ended within the tolerance, on all text that is anchored."""
-    protection = guard.protection
-    anchored = [neutral] if protection.anchor else []
-    anchored += [on_task] if on_task is not None else []
-    if protection.tolerance is None or not anchored:
+def _kept(guard: Guard, results: dict[str, float]) -> str:
+    """Whether all that has a limit ended within it."""
+    tolerance = guard.protection.tolerance
+    shares = [results[name] for name in ("effect", "drift_share") if name in results]
+    if tolerance is None or not shares:
         return ""
-    within = all(drift.rms <= protection.tolerance for drift in anchored)
-    return f": {'within' if within else 'above'} the tolerance {protection.tolerance:g}"
+    within = all(share <= tolerance for share in shares)
+    return f": {'within' if within else 'above'} the tolerance {tolerance:g}"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}".replace("%", " %")

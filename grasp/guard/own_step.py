@@ -1,0 +1,138 @@
+"""A penalty's own step beside the optimiser's, so that it does not slow what the loss teaches.
+
+Adam divides each weight's gradient by √v, the running mean of its squares.  Where a penalty's
+gradient is added to the loss's, v grows by the penalty's, and what the loss teaches slowly is not
+learnt in the same steps any more.  So the optimiser is shown the loss's gradient alone, and after
+each of its steps w follows the penalty's gradient g by
+
+    w ← w − η m̂ / (√(v̂ + κ û) + ε)
+
+with Adam's own η, ε and bias-corrected v̂, and m̂ and û the same running means of g and g² as Adam
+keeps of the loss's gradient.  κ = `OWN` bounds a step where the loss's gradient has died down.
+
+Source: Kingma & Ba 2015, arXiv:1412.6980, for m̂ and v̂; decoupling from the loss's gradient as in
+Loshchilov & Hutter 2019, arXiv:1711.05101.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+OWN = 0.1
+"""κ: weight of the penalty's own squared gradient beside the loss's."""
+
+
+@dataclass
+class _Moments:
+    """m, and u, of one weight."""
+
+    first: Tensor
+    second: Tensor
+
+
+class OwnStep:
+    """Collects a penalty's gradients between two steps of an optimiser, and follows them.
+
+    With an optimiser that is not torch's Adam or AdamW, gradients are added to the loss's.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._moments: dict[int, _Moments] = {}
+        self._gathered: dict[int, Tensor] = {}
+        self._count = 0
+        self._steps = 0
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """All weights of the optimiser, in its order."""
+        return [weight for group in self._optimizer.param_groups for weight in group["params"]]
+
+    def take(self, penalty: Tensor) -> Tensor:
+        """Go backward through `penalty`, keep the gradient, and return the value without a graph.
+
+        The gradients that the weights hold already are left as they are.
+        """
+        weights = self.weights
+        held = [weight.grad for weight in weights]
+        for weight in weights:
+            weight.grad = None
+        try:
+            # Not torch.autograd.grad, which re-entrant checkpointing does not support.
+            penalty.backward()
+            for number, weight in enumerate(weights):
+                if weight.grad is not None:
+                    kept = self._gathered.get(number)
+                    self._gathered[number] = weight.grad if kept is None else kept + weight.grad
+        finally:
+            for weight, gradient in zip(weights, held, strict=True):
+                weight.grad = gradient
+        self._count += 1
+        return penalty.detach()
+
+    @torch.no_grad()
+    def before(self) -> None:
+        """Before a step of the optimiser: give it the gradients, unless it is Adam."""
+        if self._count and not self._is_adam():
+            for number, weight in enumerate(self.weights):
+                if (gradient := self._gathered.get(number)) is not None:
+                    mean = gradient / self._count
+                    weight.grad = mean if weight.grad is None else weight.grad + mean
+            self._forget()
+
+    @torch.no_grad()
+    def after(self) -> None:
+        """After a step of the optimiser: the penalty's own."""
+        if not self._count:
+            return
+        self._steps += 1
+        number = 0
+        for group in self._optimizer.param_groups:
+            for weight in group["params"]:
+                if (gradient := self._gathered.get(number)) is not None:
+                    self._follow(number, weight, gradient / self._count, group)
+                number += 1
+        self._forget()
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps: the moments of each weight by its number, and the steps."""
+        found = {"steps": torch.tensor(self._steps)}
+        for number, moments in self._moments.items():
+            found |= {f"{number}.first": moments.first, f"{number}.second": moments.second}
+        return found
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state`."""
+        weights = self.weights
+        self._steps = int(state["steps"])
+        for name, moment in state.items():
+            number, _, kind = name.partition(".")
+            if kind == "first":
+                at = weights[int(number)].device
+                second = state[f"{number}.second"].to(at)
+                self._moments[int(number)] = _Moments(moment.to(at), second)
+
+    def _follow(self, number: int, weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self._optimizer.state[weight]
+        (first, second), rate, least = group["betas"], group["lr"], group["eps"]
+        moments = self._moments.setdefault(
+            number, _Moments(torch.zeros_like(weight), torch.zeros_like(weight))
+        )
+        moments.first.lerp_(gradient, 1 - first)
+        moments.second.lerp_(gradient.square(), 1 - second)
+        taken = float(state["step"])
+        of_loss = state["exp_avg_sq"] / (1 - second**taken)
+        own = moments.second / (1 - second**self._steps)
+        scale = (of_loss + OWN * own).sqrt() + least
+        weight.addcdiv_(moments.first / (1 - first**self._steps), scale, value=-float(rate))
+
+    def _is_adam(self) -> bool:
+        return isinstance(self._optimizer, torch.optim.Adam)  # AdamW is one
+
+    def _forget(self) -> None:
+        self._gathered.clear()
+        self._count = 0
