@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
-from transformers import PreTrainedModel, modeling_gguf_pytorch_utils
+from transformers import GenerationConfig, PreTrainedModel, modeling_gguf_pytorch_utils
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging
 
@@ -15,6 +16,11 @@ from grasp.settings.model import ModelSettings
 
 # The one bar of transformers that `disable_progress_bar` does not reach.
 setattr(modeling_gguf_pytorch_utils, "tqdm", logging.tqdm)  # noqa: B010
+
+# PEFT asks whether a fine-tune resized the vocabulary, which none here does.
+warnings.filterwarnings(
+    "ignore", message=r"Could not find a config file in .*\.gguf", category=UserWarning
+)
 
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "</s>")
 """Tokens that end an answer in the chat formats of common families."""
@@ -35,16 +41,25 @@ def check_gguf(file: Path, settings: ModelSettings) -> None:
     with file.open("rb") as handle:
         if handle.read(len(_MAGIC)) != _MAGIC:
             raise InputError(f"{file} is not a GGUF file; copy or download it again.")
-    if find_spec("gguf") is None:
-        raise InputError(
-            f"The base model {file} needs the package gguf, which is not installed; install it "
-            'with `pip install "grasp-workbench[gguf]"`.'
-        )
+    require_package(str(file))
     if settings.quantization is not None:
         raise InputError(
             f"The base model {file} is unpacked as it is loaded, so it takes no quantization; "
             f"leave the setting out, or make a folder with `grasp model {file} --out FOLDER` and "
             "name that."
+        )
+
+
+def require_package(base: str) -> None:
+    """Refuse where the package that reads GGUF files is not installed.
+
+    Raises:
+        InputError: names the base model that needs it, and says what to install.
+    """
+    if find_spec("gguf") is None:
+        raise InputError(
+            f"The base model {base} needs the package gguf, which is not installed; install it "
+            'with `pip install "grasp-workbench[gguf]"`.'
         )
 
 
@@ -70,8 +85,11 @@ def complete_model(model: PreTrainedModel, tokenizer: Tokenizer, reference: str)
     PEFT writes the name into an adapter's config.
     """
     model.name_or_path = model.config.name_or_path = tokenizer.name_or_path = reference
-    if model.generation_config is not None:
-        model.generation_config.eos_token_id = find_stops(tokenizer)
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=find_stops(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+    )
 
 
 def find_stops(tokenizer: Tokenizer) -> list[int]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from peft import PeftModel, prepare_model_for_kbit_training
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -47,11 +48,10 @@ _LAYER_PATHS = (
     "model.language_model.layers",
 )
 
-_UNREADABLE = (
-    *(OSError, ValueError, NotFoundError),
-    *(LookupError, NotImplementedError, struct.error),  # of a GGUF file that is cut off or unknown
-)
-"""What is raised for a model that cannot be read."""
+_CUT_OFF = (LookupError, NotImplementedError, struct.error)
+"""What transformers raises, besides ValueError, for a GGUF file that is incomplete or unknown."""
+
+_UNREADABLE = (OSError, ValueError, NotFoundError, *_CUT_OFF)
 
 ModelT = TypeVar("ModelT", PreTrainedModel, PeftModel)
 
@@ -142,6 +142,17 @@ def load_tokenizer(reference: str, settings: ModelSettings | None = None) -> Tok
     try:
         place, where = _where(reference, settings)
         return AutoTokenizer.from_pretrained(place, **where)
+    except _UNREADABLE as error:
+        raise _unloadable(reference, error) from None
+
+
+def count_layers(reference: str, settings: ModelSettings | None = None) -> int:
+    """The decoder layers of a base model by its config alone; raises as `load_tokenizer`."""
+    settings = settings or ModelSettings()
+    _check_there(reference, settings)
+    try:
+        place, where = _where(reference, settings)
+        return int(AutoConfig.from_pretrained(place, **where).num_hidden_layers)
     except _UNREADABLE as error:
         raise _unloadable(reference, error) from None
 
