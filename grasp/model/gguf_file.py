@@ -6,16 +6,13 @@ import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
-from transformers import GenerationConfig, PreTrainedModel, modeling_gguf_pytorch_utils
+from transformers import GenerationConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging
 
 from analysis.errors import InputError, NotFoundError
 from analysis.values import Json
 from grasp.settings.model import ModelSettings
-
-# The one bar of transformers that `disable_progress_bar` does not reach.
-setattr(modeling_gguf_pytorch_utils, "tqdm", logging.tqdm)  # noqa: B010
 
 # PEFT asks whether a fine-tune resized the vocabulary, which none here does.
 warnings.filterwarnings(
@@ -74,8 +71,11 @@ def unpack_weights() -> Json:
     Otherwise transformers keeps the blocks where it has a kernel for them, and a model of blocks
     can neither be trained nor saved.
     """
-    from transformers import GgufConfig  # not in the first releases of transformers 5
+    # Here, since not every release of transformers 5 has both.
+    from transformers import GgufConfig, modeling_gguf_pytorch_utils
 
+    # The one bar of transformers that `disable_progress_bar` does not reach.
+    setattr(modeling_gguf_pytorch_utils, "tqdm", logging.tqdm)  # noqa: B010
     return {"quantization_config": GgufConfig(dequantize=True)}
 
 
