@@ -45,6 +45,7 @@ NOT_RUN = {
     "python -m grasp.bench.linear.figure": "takes minutes and writes into docs",
     "source .venv/bin/activate": "the environment that the tests run in",
     "pip install -c constraints.txt -e '.[bench]'": "needs the network",
+    "grasp model smollm2-135m --out models/smollm2-135m": "needs the network",
 }
 """Lines of shell blocks that are only checked for what they name, and why."""
 

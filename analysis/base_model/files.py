@@ -38,8 +38,28 @@ NORMS: dict[str, Norm] = {
 }
 """Kind of final norm: RMSNorm with a gain, Gemma's RMSNorm with 1 + weight, or LayerNorm."""
 
+GGUF = ".gguf"
+"""How the name of a base model in one GGUF file ends."""
+
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _FOREIGN = ("vision_tower", "vision_model", "visual", "audio_tower", "multi_modal_projector")
+
+
+def is_gguf(base: str | Path) -> bool:
+    """Whether a base model is named as one GGUF file, existing or not, and not as a folder."""
+    path = Path(base)
+    return path.suffix.lower() == GGUF and not path.is_dir()
+
+
+def require_folder(base: Path) -> None:
+    """Refuse a GGUF file where a folder's files are read.
+
+    Raises:
+        InputError: says how to make a folder of it.
+    """
+    if is_gguf(base):
+        _refuse(base, "is a GGUF file, and this is read from the files of a folder",
+                f"make one with `grasp model {base} --out FOLDER` and name that")  # fmt: skip
 
 
 def read_unembedding(folder: Path) -> Unembedding:
@@ -218,8 +238,9 @@ def decoder_config(folder: Path) -> Json:
     """The language model's part of config.json; multimodal models keep it in `text_config`.
 
     Raises:
-        InputError: the file is missing, or not a JSON object.
+        InputError: the file is missing, or not a JSON object, or the model is a GGUF file.
     """
+    require_folder(folder)
     config = _json(folder, CONFIG)
     text = config.get("text_config")
     return {**config, **text} if isinstance(text, dict) else config

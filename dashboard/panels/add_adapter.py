@@ -163,7 +163,7 @@ def _offer(workspace: Workspace, seen: _Seen) -> None:
     left, right = st.columns(2)
     with left:
         base = st.text_input(
-            "Base model: a folder or a Hub id",
+            "Base model: a folder, a GGUF file or a Hub id",
             key=f"{Key.ADAPTER_BASE}:{seen.word}",
             placeholder=named or "the adapter names none",
             persist_state="session",
@@ -213,6 +213,6 @@ def _as_id(name: str) -> str:
 
 
 def _model(base: str) -> str | None:
-    """The base model for the command line: an absolute path for a folder, else as typed."""
-    folder = Path(base.strip()).expanduser()
-    return str(folder.resolve()) if base.strip() and folder.is_dir() else base.strip() or None
+    """The base model for the command line: an absolute path if it is there, else as typed."""
+    there = Path(base.strip()).expanduser()
+    return str(there.resolve()) if base.strip() and there.exists() else base.strip() or None

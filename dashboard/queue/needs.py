@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from analysis.adapters.files import read_json
-from analysis.base_model.files import CONFIG, INDEX, WEIGHTS
+from analysis.base_model.files import CONFIG, INDEX, WEIGHTS, is_gguf
 from analysis.errors import GraspError, NotFoundError
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
@@ -55,6 +55,8 @@ def evidence_command(workspace: Workspace, run: RunManifest, kind: str, factor: 
 def missing_base(workspace: Workspace, run: RunManifest) -> str:
     """Why the run's base model cannot be loaded here; "" if its files are on this machine."""
     reference = workspace.resolve(run.base_model)
+    if is_gguf(reference) and Path(reference).is_file():
+        return ""
     if Path(reference).is_dir():
         return (
             ""

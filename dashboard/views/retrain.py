@@ -167,7 +167,7 @@ def _what_will_happen(
     st.markdown(literal(words))
     st.markdown(literal(time_estimate(run, method.name)))
     base = Path(workspace.resolve(run.base_model))
-    if method.trains and base.is_dir():
+    if method.trains and base.exists():
         st.caption(literal(describe_memory_needs(base, run.config)))
     st.code(commands.command_line(argv), language="bash", wrap_lines=True)
 

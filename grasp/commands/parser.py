@@ -196,6 +196,19 @@ def _prompts(p: argparse.ArgumentParser) -> None:
     p.add_argument("--out", metavar="FILE", help="write the prompts as JSON lines")
 
 
+def _model(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a name, or a GGUF file; default: list the names"
+    )
+    p.add_argument("--out", metavar="FOLDER", help="the new folder")
+    p.add_argument(
+        "--dtype",
+        default="bfloat16",
+        choices=("bfloat16", "float16", "float32"),
+        help="dtype of the weights; default: bfloat16",
+    )
+
+
 def _evidence_options(p: argparse.ArgumentParser, *, factor: str = "FACTOR") -> None:
     p.add_argument("run", metavar="RUN", help="id or folder of a run")
     p.add_argument("factor", type=_ids, metavar=factor, help="id of a factor, such as w2")
@@ -364,6 +377,8 @@ _MORE = {
     "spectrum": "No model is loaded.",
     "factors": "A factor is a direction of the residual stream that many modules share. With a "
     "base model and prompts, the effect of each factor on the answers is measured too.",
+    "model": "The file is your own, or that of a small model that is downloaded from the Python "
+    "registry and checked.",
     "record": "The dashboard shows them as evidence for a factor.",
     "dose": "Steers the base and the adapted model along the factor and along random directions, "
     "and scores the exploration prompts at every dose.",
@@ -383,6 +398,7 @@ _COMMANDS: dict[str, tuple[str, str, Add]] = {
     "record": ("models", "Record activations of the base and the adapted model", _record),
     "generate": ("models", "Answer prompts with the base and the adapted model", _generate),
     "prompts": ("prompts", "List the prompt sets that come with the workbench", _prompts),
+    "model": ("base_models", "Make a base model's folder from a GGUF file", _model),
     "evaluate": ("models", "Score a run on a prompt set, with intervals", _evaluate),
     "dose": ("evidence", "Measure how steering along a factor changes answers", _dose),
     "rows": ("evidence", "Find the training rows that drive a factor", _rows),

@@ -127,7 +127,7 @@ def _memory(config: TrainConfig) -> str:
 
     base = Path(config.base_model)
     try:
-        folder = base if base.is_dir() else find_cached(config.base_model, config.model.revision)
+        folder = base if base.exists() else find_cached(config.base_model, config.model.revision)
     except GraspError as error:
         return f"The memory needed is not known. {error}"
     return describe_memory_needs(folder, config.model_dump())

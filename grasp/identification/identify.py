@@ -42,7 +42,7 @@ from grasp.foreign.directions import Import, read_directions
 from grasp.identification.lens import LensSource
 from grasp.jobs.progress import Progress, silent
 from grasp.prompts.sets import prompts_sha256, read_prompts
-from grasp.settings.model import NO_OPTIONS, ModelOptions
+from grasp.settings.model import NO_OPTIONS, ModelOptions, settings_beside
 
 if TYPE_CHECKING:
     from grasp.identification.shifts import Contrast
@@ -52,7 +52,7 @@ MAX_PROMPTS = 96
 
 @dataclass(frozen=True)
 class EffectInputs:
-    """What effects are measured with: a base model, by folder or Hub id, and a prompt set."""
+    """What effects are measured with: a base model, by folder, file or Hub id, and prompts."""
 
     base: str
     prompts: Path
@@ -269,9 +269,10 @@ def _imported(
 def _layers_of(adapter: Adapter, effects: EffectInputs | None) -> int:
     """Decoder layers of the base model; without one, the layers the adapter has modules in."""
     if effects is not None:
-        from transformers import AutoConfig
+        from grasp.model.loading import count_layers
 
-        return int(AutoConfig.from_pretrained(effects.base).num_hidden_layers)
+        settings = effects.options.apply_to(settings_beside(adapter.path, effects.base))
+        return count_layers(effects.base, settings)
     return 1 + max((m.layer for m in adapter.modules if m.layer is not None), default=-1)
 
 

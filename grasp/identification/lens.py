@@ -12,7 +12,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.base_model.files import CONFIG, INDEX, read_unembedding, unembedding_files
+from analysis.base_model.files import (
+    CONFIG,
+    INDEX,
+    read_unembedding,
+    require_folder,
+    unembedding_files,
+)
 from analysis.base_model.unembedding import Unembedding, top_tokens
 from analysis.errors import InputError
 from grasp.hub.repository import Pinned, download_snapshot, find_cached, pin_revision
@@ -66,8 +72,9 @@ class LensSource:
         """Read the lens from files.
 
         Raises:
-            GraspError: files are missing, or cannot be read.
+            GraspError: files are missing, or cannot be read, as those in a GGUF file.
         """
+        require_folder(Path(self.reference))
         if Path(self.reference).is_dir():
             folder = Path(self.reference)
         elif self.named:

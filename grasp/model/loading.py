@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import struct
 import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from peft import PeftModel, prepare_model_for_kbit_training
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -23,10 +25,12 @@ from transformers import (
 )
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from analysis.base_model.files import is_gguf
 from analysis.errors import GraspError, InputError, NotFoundError
 from analysis.store.records import RunManifest
 from analysis.values import Json
 from grasp.hub.repository import pin_revision
+from grasp.model.gguf_file import check_gguf, complete_model, locate_in_folder, unpack_weights
 from grasp.model.parts import text_config
 from grasp.settings.model import NO_OPTIONS, ModelOptions, ModelSettings, settings_beside
 
@@ -43,6 +47,11 @@ _LAYER_PATHS = (
     "model.decoder.layers",
     "model.language_model.layers",
 )
+
+_CUT_OFF = (LookupError, NotImplementedError, struct.error)
+"""What transformers raises, besides ValueError, for a GGUF file that is incomplete or unknown."""
+
+_UNREADABLE = (OSError, ValueError, NotFoundError, *_CUT_OFF)
 
 ModelT = TypeVar("ModelT", PreTrainedModel, PeftModel)
 
@@ -81,26 +90,33 @@ def pick_dtype(device: torch.device, settings: ModelSettings | None = None) -> t
 def load_base(
     reference: str, settings: ModelSettings | None = None
 ) -> LoadedModel[PreTrainedModel]:
-    """Load a causal language model and its tokenizer from a folder or the Hub, in eval mode.
+    """Load a causal language model and its tokenizer, in eval mode.
 
-    A model that is quantised or spread over devices stays where it was put.
+    They are in a folder, in a GGUF file, whose weights are unpacked, or on the Hub.  A model that
+    is quantised or spread over devices stays where it was put.
 
     Raises:
-        NotFoundError: neither a folder of that name nor a Hub model could be opened.
+        NotFoundError: neither a folder or file of that name nor a Hub model could be opened.
         InputError: the settings ask for what is not installed or not allowed.
     """
     settings = settings or ModelSettings()
-    if reference.startswith(("/", ".")) and not Path(reference).is_dir():
-        raise NotFoundError(f"There is no folder {reference}; name the base model's folder.")
+    _check_there(reference, settings)
     device = pick_device()
     try:
-        where = _where(reference, settings)
+        place, where = _where(reference, settings)
+        placed = unpack_weights() if is_gguf(reference) else {}
         model = AutoModelForCausalLM.from_pretrained(
-            reference, dtype=pick_dtype(device, settings), **where, **_placed(device, settings)
+            place,
+            dtype=pick_dtype(device, settings),
+            **where,
+            **placed,
+            **_placed(device, settings),
         )
-        tokenizer = AutoTokenizer.from_pretrained(reference, **where)
-    except (OSError, ValueError, NotFoundError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(place, **where)
+    except _UNREADABLE as error:
         raise _unloadable(reference, error) from None
+    if is_gguf(reference):
+        complete_model(model, tokenizer, reference)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if settings.device_map is None and settings.quantization is None:
@@ -118,14 +134,26 @@ def load_tokenizer(reference: str, settings: ModelSettings | None = None) -> Tok
     """The tokenizer of `load_base` alone, for what looks at data and runs no model.
 
     Raises:
-        NotFoundError: neither a folder of that name nor a Hub model could be opened.
+        NotFoundError: neither a folder or file of that name nor a Hub model could be opened.
+        InputError: as `load_base`.
     """
     settings = settings or ModelSettings()
-    if reference.startswith(("/", ".")) and not Path(reference).is_dir():
-        raise NotFoundError(f"There is no folder {reference}; name the base model's folder.")
+    _check_there(reference, settings)
     try:
-        return AutoTokenizer.from_pretrained(reference, **_where(reference, settings))
-    except (OSError, ValueError, NotFoundError) as error:
+        place, where = _where(reference, settings)
+        return AutoTokenizer.from_pretrained(place, **where)
+    except _UNREADABLE as error:
+        raise _unloadable(reference, error) from None
+
+
+def count_layers(reference: str, settings: ModelSettings | None = None) -> int:
+    """The decoder layers of a base model by its config alone; raises as `load_tokenizer`."""
+    settings = settings or ModelSettings()
+    _check_there(reference, settings)
+    try:
+        place, where = _where(reference, settings)
+        return int(AutoConfig.from_pretrained(place, **where).num_hidden_layers)
+    except _UNREADABLE as error:
         raise _unloadable(reference, error) from None
 
 
@@ -183,13 +211,24 @@ def ready_to_train(model: PreTrainedModel) -> PreTrainedModel:
     return prepared
 
 
-def _where(reference: str, settings: ModelSettings) -> Json:
-    """Which files of a repository are meant, without tries where there is no network."""
+def _check_there(reference: str, settings: ModelSettings) -> None:
+    """Refuse a path at which there is no model, before anything is asked of the Hub."""
+    if is_gguf(reference):
+        check_gguf(Path(reference), settings)
+    elif reference.startswith(("/", ".")) and not Path(reference).is_dir():
+        raise NotFoundError(f"There is no folder {reference}; name the base model's folder.")
+
+
+def _where(reference: str, settings: ModelSettings) -> tuple[str, Json]:
+    """The folder or repository, and which of its files, without tries where there is no network."""
     where: Json = {"trust_remote_code": settings.trust_remote_code}
+    if is_gguf(reference):
+        folder, named = locate_in_folder(Path(reference))
+        return folder, where | named
     if Path(reference).is_dir():
-        return where
+        return reference, where
     at = pin_revision(reference, settings.revision)
-    return where | {"revision": at.commit, "local_files_only": at.files is None}
+    return reference, where | {"revision": at.commit, "local_files_only": at.files is None}
 
 
 def _placed(device: torch.device, settings: ModelSettings) -> Json:
@@ -219,7 +258,7 @@ def _unloadable(reference: str, error: Exception) -> GraspError:
         return NotFoundError(f"The base model {reference!r} cannot be loaded: {error}")
     if isinstance(error, GraspError):
         return error
-    reason = str(error).strip().splitlines()[0]
+    reason = str(error).strip().splitlines()[0].rstrip(".")
     if "trust_remote_code" in str(error):
         return InputError(
             f"The base model {reference!r} brings Python code of its own, which is run only where "
@@ -227,8 +266,8 @@ def _unloadable(reference: str, error: Exception) -> GraspError:
             "--trust-remote-code."
         )
     return NotFoundError(
-        f"The base model {reference!r} cannot be loaded: {reason} Give a folder with a "
-        "transformers model, or a Hub id that can be reached."
+        f"The base model {reference!r} cannot be loaded: {reason}. Give a folder with a "
+        "transformers model, a whole GGUF file, or a Hub id that can be reached."
     )
 
 

@@ -475,6 +475,11 @@ def test_a_base_model_is_there_only_when_all_of_it_is(
     assert "has no weights" in needs.missing_base(empty, here)
     (base / "model-2.safetensors").touch()
     assert needs.missing_base(empty, here) == ""
+    file = tmp_path / "model.gguf"
+    packed = run.model_copy(update={"base_model": str(file)})
+    assert "restore it" in needs.missing_base(empty, packed)
+    file.touch()
+    assert needs.missing_base(empty, packed) == ""
     gone = run.model_copy(update={"base_model": "/no/such/model"})
     assert "restore it" in needs.missing_base(empty, gone)
 
