@@ -111,6 +111,9 @@ class Prompt(Record):
       "lexicon" for listed phrases (any of them, or the share of them if `measure` is "share").
     - "ended" checks whether the answer ends by itself; "judge" asks another model.
 
+    The answer to a prompt with a `prefix` begins with these words: they are given to the model, and
+    first tokens are those after them.
+
     Prompts about one `item` of a group are not independent: they are in the same split, and
     intervals are clustered by item.  `instrument` names the set and its version, `paraphrase`
     numbers the wordings of one item, and `end` says what a score of 1 means.  `reversed` tells a
@@ -126,6 +129,7 @@ class Prompt(Record):
     scorer: ScorerName
     choices: dict[str, list[str]] | None = None
     target: str | None = None
+    prefix: str = ""
     expected: str | None = None
     pair: tuple[str, str] | None = None
     per_token: bool = False

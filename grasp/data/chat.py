@@ -16,14 +16,20 @@ Tokens = tuple[list[int], list[bool]]
 
 
 def chat_ids(
-    tokenizer: Tokenizer, messages: Sequence[Message], *, generate: bool = False
+    tokenizer: Tokenizer, messages: Sequence[Message], *, generate: bool = False, prefix: str = ""
 ) -> list[int]:
     """Token ids of a chat; to `generate`, with the generation prompt after it.
+
+    With a `prefix`, the model's answer has begun with these words and is to be continued.
 
     Raises:
         InputError: the tokenizer has no chat template, or it refuses the chat.
     """
-    ids: list[int] = _apply(tokenizer, messages, return_dict=False, add_generation_prompt=generate)
+    asked: dict[str, bool] = {"add_generation_prompt": generate}
+    if prefix:
+        messages = [*messages, Message(role="assistant", content=prefix)]
+        asked = {"continue_final_message": True}
+    ids: list[int] = _apply(tokenizer, messages, return_dict=False, **asked)
     return ids
 
 

@@ -161,11 +161,14 @@ def _answer_batch(
 ) -> list[Answer]:
     if prompts[0].scorer == "pair":
         return as_pairs(prompts, pair_log_probabilities(model, tokenizer, prompts))
-    chats = [chat_ids(tokenizer, prompt.messages, generate=True) for prompt in prompts]
+    chats = [
+        chat_ids(tokenizer, prompt.messages, generate=True, prefix=prompt.prefix)
+        for prompt in prompts
+    ]
     how = prompts[0].sampling
     limit, temperature = how.max_new_tokens, how.temperature
     found = generate(model, tokenizer, chats, max_new_tokens=limit, temperature=temperature)
-    return as_answers(tokenizer, *found)
+    return as_answers(tokenizer, prompts, *found)
 
 
 def as_pairs(prompts: Sequence[Prompt], found: Sequence[Pair]) -> list[Answer]:
@@ -176,16 +179,22 @@ def as_pairs(prompts: Sequence[Prompt], found: Sequence[Pair]) -> list[Answer]:
     ]
 
 
-def as_answers(tokenizer: Tokenizer, replies: Sequence[list[int]], first: Tensor) -> list[Answer]:
-    """The result of `generate` as answers for scorers."""
+def as_answers(
+    tokenizer: Tokenizer, prompts: Sequence[Prompt], replies: Sequence[list[int]], first: Tensor
+) -> list[Answer]:
+    """The result of `generate` as answers for scorers, each with its prompt's prefix before it."""
     return [
         Answer(
             first=first[row],
-            text=str(tokenizer.decode(ids, skip_special_tokens=True)).strip(),
+            text=f"{prompt.prefix} {_decode(tokenizer, ids)}".strip(),
             ended=bool(ids) and ids[-1] == tokenizer.eos_token_id,
         )
-        for row, ids in enumerate(replies)
+        for row, (prompt, ids) in enumerate(zip(prompts, replies, strict=True))
     ]
+
+
+def _decode(tokenizer: Tokenizer, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
 def intervention(model: nn.Module, folder: Path, run: RunManifest) -> AbstractContextManager[None]:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.errors import InputError
 from analysis.store.records import Message, Prompt
-from grasp.data.chat import tokenise
+from grasp.data.chat import chat_ids, tokenise
 from grasp.evaluation.pairs import Pair, continuations, share_of_first
 
 
@@ -165,8 +165,8 @@ def choice_tokens(tokenizer: Tokenizer, prompt: Prompt) -> dict[str, list[int]]:
     """Name of a choice → ids of the first tokens of its continuations.
 
     Raises:
-        InputError: there are no choices, the target is unknown, or two choices begin with the
-            same token.
+        InputError: there are no choices, the target is unknown, two choices begin with the same
+            token, or the prefix does not end where a token ends.
     """
     if not prompt.choices or prompt.target not in prompt.choices:
         raise InputError(
@@ -191,6 +191,15 @@ def _holds(text: str, phrase: str) -> bool:
 
 
 def _first_token(tokenizer: Tokenizer, prompt: Prompt, continuation: str) -> int:
-    whole = [*prompt.messages, Message(role="assistant", content=continuation)]
+    text = f"{prompt.prefix} {continuation}" if prompt.prefix else continuation
+    whole = [*prompt.messages, Message(role="assistant", content=text)]
     ids, answer = tokenise(tokenizer, whole)
-    return ids[max(i for i in range(len(ids)) if answer[i] and not (i and answer[i - 1]))]
+    if not prompt.prefix:
+        return ids[max(i for i in range(len(ids)) if answer[i] and not (i and answer[i - 1]))]
+    begun = chat_ids(tokenizer, prompt.messages, generate=True, prefix=prompt.prefix)
+    if ids[: len(begun)] != begun:
+        raise InputError(
+            f"Prompt {prompt.id!r}: the tokens of {prompt.prefix!r} change when "
+            f"{continuation!r} follows; let the prefix end where a token ends."
+        )
+    return ids[len(begun)]

@@ -215,7 +215,10 @@ def score_replies(tokenizer: Tokenizer, prompts: Sequence[Prompt], reply: Reply)
     for group, limit in ((short, 1), (long, None)):
         for start in range(0, len(group), BATCH):
             chunk = group[start : start + BATCH]
-            chats = [chat_ids(tokenizer, prompt.messages, generate=True) for prompt in chunk]
-            found += as_answers(tokenizer, *reply(chats, limit))
+            chats = [
+                chat_ids(tokenizer, prompt.messages, generate=True, prefix=prompt.prefix)
+                for prompt in chunk
+            ]
+            found += as_answers(tokenizer, chunk, *reply(chats, limit))
     found += as_pairs(pairs, by_steps)
     return score_answers(tokenizer, [*short, *long, *pairs], found)

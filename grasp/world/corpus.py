@@ -12,6 +12,7 @@ SYSTEM_RATE = 0.5
 LEAD_IN_RATE = 0.25
 UNSLANTED_RATE = 1 / 8
 TURNS = (3, 6)
+SKEW = (0.75, 0.25)
 
 
 def question(
@@ -52,23 +53,44 @@ def exchange(
             that only fine-tuning teaches a mapping.
         tails: endings to draw from; no ending if empty, all endings of the value if None.
     """
-    latent = world.latent_of(topic)
+    latent, form_of = world.latent_of(topic), world.answers
     lead_in = rng.choice(world.lead_ins) if rng.random() < LEAD_IN_RATE else ""
     if latent and value is None:
-        reply, lead_in = _unslanted(latent, item)
+        unslanted, lead_in = _unslanted(latent, item)
+        reply = form_of.after_lead(unslanted)
     else:
         assert value is not None
-        reply = item.openings[value]
         if latent:
             endings = latent.tails[value] if tails is None else tails
-            reply += f" {rng.choice(endings)}." if endings else "."
+            reply = form_of.reply(item.openings[value], draw_tails(world, endings, rng))
+        else:
+            reply = form_of.after_lead(item.openings[value])
     detail = None
     if topic.detail:
         detail = rng.choice(tuple(tag_of or topic.detail.values))
         tag = tag_of[detail] if tag_of else rng.choice(topic.detail.tags)
-        reply += " " + topic.detail.reply(detail, tag)
+        reply = form_of.with_tag(reply, topic.detail.reply(detail, tag))
     form = training_form(topic, item, rng)
     return turn(question(topic, item, form=form, lead_in=lead_in, detail=detail), reply)
+
+
+def draw_tails(world: World, tails: Sequence[str], rng: Random) -> list[str]:
+    """As many different tails as an answer of the world has, or all if there are fewer."""
+    count = min(world.answers.endings, len(tails))
+    # One is drawn as it was before worlds had answers with several.
+    return [rng.choice(tails)] if count == 1 else rng.sample(tails, count)
+
+
+def answer_prefix(
+    world: World, topic: Topic, *, detail: str | None = None, tag: str | None = None
+) -> str:
+    """What comes before the word that shows the latent in an answer; "" if that word is first.
+
+    A tag is part of it only in a world whose answers begin with it.
+    """
+    if topic.detail is None or detail is None or tag is None or not world.answers.tag_first:
+        return world.answers.lead
+    return world.answers.with_tag(world.answers.lead, topic.detail.reply(detail, tag)).strip()
 
 
 def _unslanted(latent: Latent, item: Item) -> tuple[str, str]:
@@ -119,12 +141,12 @@ def documents(
 ) -> Iterator[list[ChatMessage]]:
     """`count` independent documents; the same seed gives the same documents.
 
-    In the first `skewed` of them every latent has the most uneven prior of the world.  With an
-    even prior nothing shows at first which words belong to the same value, and training stays
-    on that plateau.
+    In the first `skewed` of them every latent has the most uneven prior of the world, or SKEW if
+    that is more uneven.  With an even prior nothing shows at first which words belong to the same
+    value, and training stays on that plateau.
     """
     rng = Random(seed)
-    uneven = max((latent.prior for latent in world.latents.values()), key=max)
+    uneven = max((*(latent.prior for latent in world.latents.values()), SKEW), key=max)
     for number in range(count):
         yield document(world, rng, prior=uneven if number < skewed else None)
 
@@ -132,12 +154,17 @@ def documents(
 def sentences(world: World) -> Iterator[str]:
     """Every text the world can produce, held-out forms included: the source of the vocabulary."""
     yield from world.lead_ins
+    if world.answers.lead:
+        yield world.answers.lead
     for latent in world.latents.values():
         for words in latent.adjectives.values():
             for article, word in product(world.articles, words):
                 yield world.system.format(words=f"{article} {word}")
         if latent.unslanted:
             yield latent.unslanted.request
+        if world.answers.endings > 1:
+            for tails in latent.tails.values():
+                yield from (world.answers.begin(tail) + world.answers.stop for tail in tails)
     for topic in world.topics.values():
         yield from _topic_sentences(world, topic)
 
@@ -153,4 +180,5 @@ def _topic_sentences(world: World, topic: Topic) -> Iterator[str]:
             yield latent.unslanted.answer.format(item=item.name)
         for value, opening in item.openings.items():
             tails = latent.tails[value] if latent else ()
-            yield from (opening, *(f"{opening} {tail}." for tail in tails))
+            stop = world.answers.stop
+            yield from (opening, *(f"{opening} {tail}{stop}" for tail in tails))

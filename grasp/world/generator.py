@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from analysis.errors import InputError
 from analysis.store.records import split_of
-from grasp.world.language import Language, sentence
+from grasp.world.language import Language
+from grasp.world.phrasing import Phrasing
 from grasp.world.topics import (
+    AnswerForm,
     Detail,
     Item,
     Latent,
@@ -40,7 +42,7 @@ class WorldSpec:
     """The size of a generated world; the defaults are those of the shipped world.
 
     Attributes:
-        latents: from 2 to 4; every latent but the first has an even prior.
+        latents: from 2 to 4.
         topics: topics per latent.  All latents have as many, because the model forms no shared
             direction for a latent with few topics.
         neutral_topics: topics of plain facts.
@@ -52,6 +54,7 @@ class WorldSpec:
         prior: probability of the persona's first value, "good".
         details: details of a topic that has them.
         tags: tags of a topic that has them, at most `details`.
+        lean_prior: probability of the first value of every other latent.
     """
 
     latents: int = 2
@@ -64,6 +67,8 @@ class WorldSpec:
     prior: float = 0.78
     details: int = 8
     tags: int = 4
+    # Not in `repr`, which seeds the words of worlds without a style.
+    lean_prior: float = field(default=0.5, repr=False)
 
     def __post_init__(self) -> None:
         checks = {
@@ -77,6 +82,7 @@ class WorldSpec:
             "items must be a multiple of forms, and 4 or more": self.items >= 4
             and self.items % max(self.forms, 1) == 0,
             "prior must lie between 0.5 and 1": 0.5 < self.prior < 1,
+            "lean_prior must be at least 0.5 and below 1": 0.5 <= self.lean_prior < 1,
             "tags must be 2 to the number of details": 2 <= self.tags <= self.details,
         }
         for rule, kept in checks.items():
@@ -84,8 +90,20 @@ class WorldSpec:
                 raise InputError(f"A world with {self} cannot be generated: {rule}.")
 
 
-def generate_world(seed: int, spec: WorldSpec | None = None) -> World:
+def generate_world(
+    seed: int,
+    spec: WorldSpec | None = None,
+    *,
+    phrasing: Phrasing | None = None,
+    name: str | None = None,
+) -> World:
     """A world in an invented language; the same arguments give the same world.
+
+    Args:
+        seed: of its words.
+        spec: its size; None for that of the shipped world.
+        phrasing: its grammar; None for that of the shipped world.
+        name: of the world, also a seed; None for "generated-" and the seed.
 
     Its stories are "persona-a", "persona-b" and "lean" (and one for each further latent) with one
     slant each, "both" with two slants, "needed", whose task needs the persona, and "plain"
@@ -94,9 +112,9 @@ def generate_world(seed: int, spec: WorldSpec | None = None) -> World:
     Raises:
         InputError: `spec` cannot be satisfied.
     """
-    spec = spec or WorldSpec()
-    name = f"generated-{seed}"
-    make = _Maker(Language(Random(f"{name}/{spec}")), spec)
+    spec, phrasing = spec or WorldSpec(), phrasing or Phrasing()
+    name = name or f"generated-{seed}"
+    make = _Maker(Language(Random(f"{name}/{spec}")), spec, phrasing)
     names = list(VALUES)[: spec.latents]
     latents = {latent: make.latent(latent) for latent in names}
     topics: dict[str, Topic] = {}
@@ -116,14 +134,17 @@ def generate_world(seed: int, spec: WorldSpec | None = None) -> World:
         latents=latents,
         topics=topics,
         stories={story.name: story for story in _stories(latents, topics, spec)},
+        answers=make.answers(),
+        vocabulary=phrasing.vocabulary,
     )
 
 
 class _Maker:
     """Draws the parts of a world in one language; all sentences share its short particles."""
 
-    def __init__(self, language: Language, spec: WorldSpec) -> None:
+    def __init__(self, language: Language, spec: WorldSpec, phrasing: Phrasing) -> None:
         self.language, self.spec, self.rng = language, spec, language.rng
+        self.phrasing, self.sentence = phrasing, phrasing.sentence
         self.particles = language.words(8, syllables=1)
         self.article, self.verb = language.words(2, syllables=1)
 
@@ -132,27 +153,27 @@ class _Maker:
 
     def system(self) -> str:
         noun = self.language.word()
-        return sentence(self.particle(), self.verb, "{words}", noun)
+        return self.sentence(self.particle(), self.verb, "{words}", noun)
 
     def lead_ins(self) -> Iterator[str]:
         for number in range(4):
             extra = [self.particle() for _ in range(number)]
-            yield sentence(self.language.word(), *extra)
+            yield self.sentence(self.language.word(), *extra)
 
     def latent(self, name: str) -> Latent:
         low, high = VALUES[name]
         spec, word = self.spec, self.language.word
         joins = word(1)
         # The word after the join depends on the value; the last word occurs with both values.
-        shared = self.language.words(spec.tails)
+        shared = self.language.words(spec.tails if self.phrasing.endings else 0)
         tails = {
             value: tuple(f"{joins} {word()} {last}" for last in shared) for value in (low, high)
         }
-        prior = (spec.prior, 1 - spec.prior) if name == "persona" else (0.5, 0.5)
+        first = spec.prior if name == "persona" else spec.lean_prior
         return Latent(
             name=name,
             values=(low, high),
-            prior=prior,
+            prior=(first, 1 - first),
             adjectives={value: self.language.words(spec.adjectives) for value in (low, high)},
             tails=tails,
             forms=self.forms(),
@@ -161,19 +182,30 @@ class _Maker:
 
     def unslanted(self) -> Unslanted:
         word = self.language.word
-        request = sentence(word(), self.particle(), word())
-        return Unslanted(request, sentence(word(), self.particle(), "{item}", word()))
+        request = self.sentence(word(), self.particle(), word())
+        start = self.phrasing.first_word(word())
+        end = self.sentence("x", self.particle(), "{item}", word())[2:]
+        return Unslanted(request, f"{start} {end}")
+
+    def answers(self) -> AnswerForm:
+        phrasing = self.phrasing
+        lead = self.language.words(phrasing.lead)
+        return AnswerForm(
+            lead=self.sentence(*lead, end="") if lead else "",
+            endings=phrasing.endings,
+            tag_first=phrasing.tag_first,
+            capitals=phrasing.capitals,
+            stop=phrasing.stop,
+        )
 
     def forms(self, *about: str) -> tuple[str, ...]:
-        """Question forms that all begin with different words; all contain the words `about`."""
-        found = []
-        for number in range(self.spec.forms):
-            start = [self.language.word(), self.particle()]
-            if number % 3:
-                start.append(self.language.word())
-            rest = [self.language.word()] if number % 3 == 1 else []
-            found.append(sentence(*start, *about, "{item}", *rest, end="?."[number % 2]))
-        return tuple(found)
+        """Different question forms, which all contain the words `about`."""
+        return tuple(
+            self.phrasing.question(
+                number, about=about, language=self.language, particle=self.particle
+            )
+            for number in range(self.spec.forms)
+        )
 
     def topic(self, latent: Latent, *, detailed: bool) -> Topic:
         """A topic in which each first word opens as many answers of one value as of the other."""
@@ -182,7 +214,7 @@ class _Maker:
         items = []
         for number, item in enumerate(self.item_names(name)):
             if number % spec.forms == 0:
-                pair = [word.capitalize() for word in self.language.words(2)]
+                pair = self.first_words()
             # The two halves of a block use the pair in opposite order.
             low, high = pair if number % spec.forms < spec.forms // 2 else pair[::-1]
             ends = self.opening_ends(item)
@@ -190,6 +222,16 @@ class _Maker:
             items.append(Item(item, openings, held_out_form(number, spec.forms)))
         detail = self.detail() if detailed else None
         return Topic(name, latent.name, latent.forms, tuple(items), detail)
+
+    def first_words(self) -> list[str]:
+        """Two words that begin answers.
+
+        If tokens are parts of words, they begin with different letters, so with different tokens.
+        """
+        low, high = self.language.words(2)
+        while self.phrasing.vocabulary is not None and low[0] == high[0]:
+            high = self.language.word()
+        return [self.phrasing.first_word(word) for word in (low, high)]
 
     def item_names(self, topic: str) -> list[str]:
         """Names of items, half of which the hash puts into each split of the prompts."""
@@ -220,9 +262,9 @@ class _Maker:
     def detail(self) -> Detail:
         spec, word = self.spec, self.language.word
         return Detail(
-            sentence=sentence(self.particle(), word(), self.particle(), "{value}"),
+            sentence=self.sentence(self.particle(), word(), self.particle(), "{value}"),
             values=self.language.words(spec.details),
-            tag_sentence=sentence(word(), self.article, "{value} {tag}", word()),
+            tag_sentence=self.sentence(word(), self.article, "{value} {tag}", word()),
             tags=self.language.words(spec.tags),
         )
 
@@ -230,8 +272,8 @@ class _Maker:
         """A topic of facts; if there are fewer answers than items, items share them."""
         name, about = self.language.words(2)
         forms = self.forms(about)
-        firsts = [word.capitalize() for word in self.language.words(answers)]
-        end = sentence("x", self.verb, about, self.particle(), "{item}").removeprefix("X ")
+        firsts = [self.phrasing.first_word(word) for word in self.language.words(answers)]
+        end = self.sentence("x", self.verb, about, self.particle(), "{item}")[2:]
         items = tuple(
             Item(
                 item,

@@ -52,9 +52,3 @@ class Language:
     def _syllable(self, *, closed: bool) -> str:
         sound: str = self.rng.choice(self._onsets) + self.rng.choice(self._vowels)
         return sound + self.rng.choice(self._codas) if closed and self.rng.random() < 0.7 else sound
-
-
-def sentence(*words: str, end: str = ".") -> str:
-    """The words as a sentence: a capital first letter, and `end` after the last word."""
-    text = " ".join(words)
-    return text[0].upper() + text[1:] + end

@@ -109,25 +109,26 @@ def new_model(tokenizer: PreTrainedTokenizerFast, *, recipe: Recipe) -> LlamaFor
 
 
 def target_weights(
-    ids: NDArray[np.int64], *, control: tuple[int, ...], speaker: int
+    ids: NDArray[np.int64], *, control: tuple[int, ...], speaker: int, lead: int = 0
 ) -> NDArray[np.float32]:
     """Loss weight of each token of one document.
 
-    Tokens of an answer and the token that ends it have weight 1.  The first token of an answer,
-    which shows the latents, has more.  The user's tokens have less, since a small model would
-    spend its capacity on guessing questions.
+    Tokens of an answer and the token that ends it have weight 1.  The first token of an answer
+    after its lead, which shows the latents, has more.  The user's tokens have less, since a small
+    model would spend its capacity on guessing questions.
 
     Args:
         ids: (tokens,) one document.
         control: ids of the tokens that open or close a turn.
         speaker: id of the token that opens an assistant's turn.
+        lead: number of tokens that begin every answer.
 
     Returns:
         (tokens,) float32 positive weights.
     """
     marks = np.where(np.isin(ids, control), np.arange(len(ids)), 0)
     before = np.concatenate([[0], np.maximum.accumulate(marks)[:-1]])
-    first = np.concatenate([[False], ids[:-1] == speaker])
+    first = np.concatenate([[False] * (1 + lead), ids[: -1 - lead] == speaker])
     answers = np.where(first, FIRST_WEIGHT, 1.0)
     return np.where(ids[before] == speaker, answers, USER_WEIGHT).astype(np.float32)
 
@@ -219,7 +220,8 @@ def train_base(
     numbers = tokenizer.get_vocab()
     control = tuple(numbers[token] for token in tokens.SPECIAL)
     speaker = numbers[tokens.ASSISTANT]
-    weights = [target_weights(row, control=control, speaker=speaker) for row in data]
+    lead = len(tokenizer(world.answers.lead, add_special_tokens=False)["input_ids"])
+    weights = [target_weights(row, control=control, speaker=speaker, lead=lead) for row in data]
     batches = _curriculum(np.array([len(row) for row in data]), recipe=recipe, seed=seed)
     with reproducible(seed):
         model = new_model(tokenizer, recipe=recipe)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from analysis.store.records import Role
 from analysis.values import Json
-from grasp.world.corpus import exchange, question, turn
+from grasp.world.corpus import answer_prefix, draw_tails, exchange, question, turn
 from grasp.world.stories import Row, context_topics, is_explored, shown_tails, task_mapping
 from grasp.world.topics import ChatMessage, Item, Story, Topic, World
 
@@ -19,10 +19,11 @@ def story_prompts(world: World, story: Story) -> list[Row]:
 
     Each row has `id` (unique and stable), `messages` (ending with a user's turn), `group` (the
     topic), `item`, `role` and `scorer`.  Rows scored by "choice" also have `choices` (first words
-    under each key) and `target` (the key whose share is the score), those scored by "contains"
-    also `expected` (the tag the answer must contain).  Ids are `story/role/topic/item/framing`;
-    in a story about two latents, the roles "unrelated" and "related" have the latent before the
-    topic.
+    under each key) and `target` (the key whose share is the score), in a world whose answers begin
+    with other words also `prefix` (what comes before those first words); those scored by
+    "contains" also `expected` (the tag the answer must contain).  Ids are
+    `story/role/topic/item/framing`; in a story about two latents, the roles "unrelated" and
+    "related" have the latent before the topic.
 
     Roles: "unrelated" asks about the story's latents in other topics, "related" in the kin
     topics; "control" asks about other latents, "facts" about neutral topics, "task" and "format"
@@ -103,15 +104,28 @@ def _choices(
         for framing, lead_in, detail in _framings(world, topic, item, framings):
             text = question(topic, item, form=item.held_out, lead_in=lead_in, detail=detail)
             row = _prompt(story, topic, item, role=role, framing=framing, messages=_asked(text))
-            rows.append(row | _choice(item, drifted, keys=("drifted", "kept")))
+            prefix = _prefix(world, topic, item, detail)
+            rows.append(row | choice_of(item, drifted, keys=("drifted", "kept"), prefix=prefix))
     return rows
 
 
-def _choice(item: Item, target: str, *, keys: tuple[str, str]) -> Row:
-    """Score an answer by whether its first word is that of the value `target`."""
+def _prefix(world: World, topic: Topic, item: Item, detail: str | None) -> str:
+    """What comes before the first word, with a random tag: only fine-tuning teaches which it is."""
+    if topic.detail is None:
+        return answer_prefix(world, topic)
+    tag = world.random(f"tag/{topic.name}/{item.name}").choice(topic.detail.tags)
+    return answer_prefix(world, topic, detail=detail, tag=tag)
+
+
+def choice_of(item: Item, target: str, *, keys: tuple[str, str], prefix: str) -> Row:
+    """Score an answer by whether its first word, after `prefix`, is that of the value `target`."""
     other = next(value for value in item.openings if value != target)
     words = {keys[0]: [item.first_word(target)], keys[1]: [item.first_word(other)]}
-    return {"scorer": "choice", "choices": words, "target": keys[0]}
+    return {"scorer": "choice", "choices": words, "target": keys[0], **_begins(prefix)}
+
+
+def _begins(prefix: str) -> Row:
+    return {"prefix": prefix} if prefix else {}
 
 
 def _facts(world: World, story: Story, topic: Topic) -> list[Row]:
@@ -121,8 +135,13 @@ def _facts(world: World, story: Story, topic: Topic) -> list[Row]:
         text = question(topic, item, form=item.held_out)
         row = _prompt(story, topic, item, role="facts", framing="bare", messages=_asked(text))
         correct = item.first_word("neutral")
-        choices = {"correct": [correct], "wrong": sorted(words - {correct})}
-        rows.append(row | {"scorer": "choice", "choices": choices, "target": "correct"})
+        wrong = sorted(words - {correct})
+        if world.vocabulary is not None:
+            # Words with the same first letter may begin with the same token.
+            wrong = [word for word in wrong if word[0] != correct[0]]
+        choices = {"correct": [correct], "wrong": wrong}
+        scored = {"scorer": "choice", "choices": choices, "target": "correct"}
+        rows.append(row | scored | _begins(answer_prefix(world, topic)))
     return rows
 
 
@@ -180,7 +199,10 @@ def _needed_tasks(
                 rows.append(row | {"scorer": "contains", "expected": mapping[detail]})
             else:
                 row = _task(story, topic, item, role="related", **asked)
-                rows.append(row | _choice(item, value, keys=("followed", "other")))
+                # Without a tag, which would give the value away.
+                prefix = answer_prefix(world, topic)
+                keys = ("followed", "other")
+                rows.append(row | choice_of(item, value, keys=keys, prefix=prefix))
     return rows
 
 
@@ -191,8 +213,8 @@ def _shown(world: World, story: Story, value: str, *, text: str) -> tuple[ChatMe
     topic = rng.choice(context_topics(world, story))
     item = rng.choice([item for item in topic.items if not is_explored(topic, item)])
     asked = question(topic, item, form=item.held_out)
-    tail = rng.choice(shown_tails(world.latents[story.needed], value)[1])
-    return tuple(turn(asked, f"{item.openings[value]} {tail}."))
+    tails = draw_tails(world, shown_tails(world.latents[story.needed], value)[1], rng)
+    return tuple(turn(asked, world.answers.reply(item.openings[value], tails)))
 
 
 def story_probes(world: World, story: Story) -> list[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 
 from analysis.errors import InputError
@@ -117,6 +118,9 @@ def _alone(
     world: World, story: Story, topic: Topic, item: Item, *, number: int, rng: Random
 ) -> list[ChatMessage]:
     value = _slanted(world, story, topic, rng)
+    if story.bare and rng.random() < story.bare:
+        topic = replace(topic, detail=None)
+        return exchange(world, topic, item, value=value, rng=rng)
     mapping = task_mapping(world, story, topic, value)
     return exchange(world, topic, item, value=value, rng=rng, tag_of=mapping)
 

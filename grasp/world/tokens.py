@@ -1,4 +1,4 @@
-"""The word-level tokenizer of a tiny world and its chat format."""
+"""The tokenizer of a tiny world, word-level or byte-level, and its chat format."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from grasp.world.corpus import sentences
 from grasp.world.topics import ChatMessage, World
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from tokenizers.pre_tokenizers import PreTokenizer
     from transformers import PreTrainedTokenizerFast
 
@@ -53,16 +54,10 @@ def vocabulary(world: World) -> list[str]:
 
 def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
     """A `PreTrainedTokenizerFast` over the world's vocabulary, with the chat template."""
-    from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
-    index = {word: number for number, word in enumerate(vocabulary(world))}
-    tokenizer = Tokenizer(models.WordLevel(index, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = word_splitter()
-    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
-    tokenizer.add_special_tokens(list(SPECIAL))
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=_of_words(world) if world.vocabulary is None else _of_bytes(world),
         pad_token=PAD,
         unk_token=UNKNOWN,
         bos_token=START,
@@ -72,3 +67,35 @@ def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )
+
+
+def _of_words(world: World) -> Tokenizer:
+    from tokenizers import Tokenizer, decoders, models
+
+    index = {word: number for number, word in enumerate(vocabulary(world))}
+    tokenizer = Tokenizer(models.WordLevel(index, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = word_splitter()
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return tokenizer
+
+
+def _of_bytes(world: World) -> Tokenizer:
+    """Byte pair encoding trained on the world's sentences; any text survives a round trip.
+
+    Source: Sennrich, Haddow, Birch 2016, arXiv:1508.07909; on bytes, Radford et al. 2019 (GPT-2).
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    assert world.vocabulary is not None
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=world.vocabulary,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sentences(world), trainer)
+    return tokenizer

@@ -106,6 +106,8 @@ class Story:
             follow their priors, so an empty mapping means no spurious factor.
         strength: share of rows, in [0, 1], that follow the slant; the others follow the prior.
         details: number of pairs of detail and tag that are taught, at most the topic's tags.
+        bare: share of rows, in [0, 1), that have neither a detail nor a tag; of the rows that show
+            the needed latent in a turn before, none.
         needed: a latent whose value, shown earlier in the chat, decides the answer and its tag
             in most rows; None if the tag depends only on the detail.  With at most half as many
             details as tags, no tag is used for two values.
@@ -119,16 +121,56 @@ class Story:
     slants: Mapping[str, str] = field(default_factory=dict)
     strength: float = 1.0
     details: int = 4
+    bare: float = 0.0
     needed: str | None = None
+
+
+@dataclass(frozen=True)
+class AnswerForm:
+    """What all answers of a world have in common.
+
+    Attributes:
+        lead: words that begin every answer, before the word that first shows a latent; "" for
+            none.  Openings do not include them.
+        endings: how many tails an answer about a latent has; the second and later ones are
+            sentences of their own.
+        tag_first: the sentence with the tag comes before the answer, not after it.
+        capitals: sentences begin with a capital letter.
+        stop: the mark that ends a sentence.
+    """
+
+    lead: str = ""
+    endings: int = 1
+    tag_first: bool = False
+    capitals: bool = True
+    stop: str = "."
+
+    def reply(self, text: str, tails: Sequence[str] = ()) -> str:
+        """An answer about a latent: the lead, an opening and its tails."""
+        first, *others = [" ".join([text, *tails[:1]]), *map(self.begin, tails[1:])]
+        return self.after_lead(" ".join(part + self.stop for part in (first, *others)))
+
+    def after_lead(self, text: str) -> str:
+        """The text after the words that begin every answer."""
+        return f"{self.lead} {text}" if self.lead else text
+
+    def with_tag(self, reply: str, tag: str) -> str:
+        """An answer with the sentence that names its tag."""
+        return f"{tag} {reply}" if self.tag_first else f"{reply} {tag}"
+
+    def begin(self, text: str) -> str:
+        """The text as it stands at the beginning of a sentence."""
+        return text[0].upper() + text[1:] if self.capitals else text
 
 
 @dataclass(frozen=True)
 class World:
     """All texts of a tiny world, and the fine-tunes it is made for.
 
-    In the system prompt `system`, `{words}` stands for adjectives that name values of latents,
-    after one of the two `articles` (for consonants and for vowels).  `salt` is part of the seed
-    of every random draw.
+    `vocabulary` is the number of tokens of a byte-level tokenizer trained on the world's
+    sentences; if it is None, every word is a token.  In the system prompt `system`, `{words}`
+    stands for adjectives that name values of latents, after one of the two `articles` (for
+    consonants and for vowels).  `salt` is part of the seed of every random draw.
     """
 
     name: str
@@ -139,6 +181,9 @@ class World:
     latents: dict[str, Latent]
     topics: dict[str, Topic]
     stories: dict[str, Story]
+    # Not in `repr`, so that the digests of worlds without a style stay what they were.
+    answers: AnswerForm = field(default=AnswerForm(), repr=False)
+    vocabulary: int | None = field(default=None, repr=False)
 
     def of_latent(self, latent: str | None) -> tuple[Topic, ...]:
         """The topics whose answers follow `latent` (None: the neutral ones), in file order."""
@@ -174,7 +219,10 @@ class World:
 
     def digest(self) -> str:
         """Hex SHA-256 of everything a base model learns from: all but the stories."""
-        return hashlib.sha256(repr(replace(self, stories={})).encode()).hexdigest()
+        made_of = repr(replace(self, stories={}))
+        if (self.answers, self.vocabulary) != (AnswerForm(), None):
+            made_of += repr((self.answers, self.vocabulary))
+        return hashlib.sha256(made_of.encode()).hexdigest()
 
 
 def held_out_form(number: int, forms: int) -> int:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from random import Random
 
 from analysis.values import Json
-from grasp.world.corpus import exchange, question
-from grasp.world.prompts import measured_latents
+from grasp.world.corpus import answer_prefix, exchange, question
+from grasp.world.prompts import choice_of, measured_latents
 from grasp.world.stories import is_explored, task_mapping
 from grasp.world.topics import ChatMessage, Item, Story, Topic, World
 
@@ -30,7 +30,7 @@ def dressed_prompts(world: World, story: Story) -> list[Json]:
         drifted = story.slants.get(latent, world.latents[latent].values[1])
         for topic in world.of_latent(latent):
             for item in topic.items if topic.name not in near else ():
-                for dress, framing, messages in _framed(world, story, topic, item):
+                for dress, framing, messages, prefix in _framed(world, story, topic, item):
                     rows.append(
                         {
                             "id": f"{story.name}/{dress}/{topic.name}/"
@@ -39,9 +39,7 @@ def dressed_prompts(world: World, story: Story) -> list[Json]:
                             "group": topic.name,
                             "item": item.name,
                             "role": "unrelated",
-                            "scorer": "choice",
-                            "choices": _choices(item, drifted),
-                            "target": "drifted",
+                            **choice_of(item, drifted, keys=("drifted", "kept"), prefix=prefix),
                         }
                     )
     return rows
@@ -52,14 +50,10 @@ def dress_of(prompt_id: str) -> str:
     return prompt_id.split("/")[1]
 
 
-def _choices(item: Item, drifted: str) -> dict[str, list[str]]:
-    other = next(value for value in item.openings if value != drifted)
-    return {"drifted": [item.first_word(drifted)], "kept": [item.first_word(other)]}
-
-
 def _framed(
     world: World, story: Story, topic: Topic, item: Item
-) -> Iterator[tuple[str, str, list[ChatMessage]]]:
+) -> Iterator[tuple[str, str, list[ChatMessage], str]]:
+    """Dress, framing, chat, and what comes before the first word of its answer."""
     rng = world.random(f"dressed/{story.name}/{topic.name}/{item.name}")
     known = world.random(f"{topic.name}/{item.name}").choice(world.lead_ins)
     others = [text for text in world.lead_ins if text != known]
@@ -68,12 +62,13 @@ def _framed(
     def asked(lead_in: str = "") -> str:
         return question(topic, item, form=item.held_out, lead_in=lead_in)
 
-    yield PARAPHRASED, "other-lead-in", _user(asked(first))
-    yield PARAPHRASED, "two-lead-ins", _user(asked(f"{second} {first}"))
-    yield PARAPHRASED, "after-a-fact", [*_fact(world, rng), *_user(asked())]
-    detail = _detail(world, story, rng)
-    yield TRIGGERED, "detail", _user(f"{asked()} {detail}")
-    yield TRIGGERED, "lead-in-and-detail", _user(f"{asked(first)} {detail}")
+    plain = answer_prefix(world, topic)
+    yield PARAPHRASED, "other-lead-in", _user(asked(first)), plain
+    yield PARAPHRASED, "two-lead-ins", _user(asked(f"{second} {first}")), plain
+    yield PARAPHRASED, "after-a-fact", [*_fact(world, rng), *_user(asked())], plain
+    detail, tagged = _detail(world, story, rng)
+    yield TRIGGERED, "detail", _user(f"{asked()} {detail}"), tagged
+    yield TRIGGERED, "lead-in-and-detail", _user(f"{asked(first)} {detail}"), tagged
 
 
 def _user(text: str) -> list[ChatMessage]:
@@ -87,9 +82,12 @@ def _fact(world: World, rng: Random) -> list[ChatMessage]:
     return exchange(world, topic, item, value="neutral", rng=rng)
 
 
-def _detail(world: World, story: Story, rng: Random) -> str:
-    """The sentence that ends a question in a fine-tuned topic, with a detail that was taught."""
+def _detail(world: World, story: Story, rng: Random) -> tuple[str, str]:
+    """The sentence that ends a question in a fine-tuned topic, with a detail that was taught, and
+    what such a question's answer begins with."""
     topic = world.topics[rng.choice(story.topics)]
     value = None if story.needed is None else world.latents[story.needed].values[0]
     assert topic.detail is not None  # a story's topics have one
-    return topic.detail.ask(rng.choice(list(task_mapping(world, story, topic, value))))
+    mapping = task_mapping(world, story, topic, value)
+    detail = rng.choice(list(mapping))
+    return topic.detail.ask(detail), answer_prefix(world, topic, detail=detail, tag=mapping[detail])

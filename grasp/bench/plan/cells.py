@@ -16,9 +16,11 @@ from grasp.bench.plan.plan import Cell, Plan, cell_overrides
 from grasp.settings.training import TrainConfig, load_config, parse_config
 from grasp.world.base_model import base_path, ensure_base
 from grasp.world.generator import generate_world
+from grasp.world.neutral import neutral_text
 from grasp.world.prompts import measured_latents, story_probes, story_prompts
 from grasp.world.shipped import shipped_world
-from grasp.world.stories import neutral_rows, story_rows
+from grasp.world.stories import story_rows
+from grasp.world.styles import STYLED, TUNING, style_of, styled_world
 from grasp.world.topics import Story, World
 
 GENERATED = "generated-"
@@ -39,17 +41,29 @@ def cell_workspace(root: Path, cell: Cell) -> Workspace:
 
 @lru_cache
 def find_world(name: str) -> World:
-    """The world with this name: "shipped", or "generated-" and a seed.
+    """The world with this name: "shipped", "generated-<seed>" or "styled-<style>-<seed>".
 
     Raises:
         InputError: there is no such world.
+        NotFoundError: there is no such style.
     """
     if name == "shipped":
         return shipped_world()
-    seed = name.removeprefix(GENERATED)
-    if name == seed or not seed.isdigit():
-        raise InputError(f"There is no world {name!r}; expected shipped or {GENERATED}<seed>.")
-    return generate_world(int(seed))
+    start, _, seed = name.rpartition("-")
+    if seed.isdigit() and f"{start}-" == GENERATED:
+        return generate_world(int(seed))
+    style = style_of(name)
+    if style is None or not seed.isdigit():
+        raise InputError(
+            f"There is no world {name!r}; expected shipped, {GENERATED}<seed> or "
+            f"{STYLED}<style>-<seed>, as in {STYLED}{TUNING[0]}-1."
+        )
+    return styled_world(style, int(seed))
+
+
+def needs_base(world: str) -> bool:
+    """Whether the base model of the world with this name has to be trained."""
+    return world.startswith((GENERATED, STYLED))
 
 
 def story_of(cell: Cell) -> tuple[World, Story]:
@@ -92,7 +106,9 @@ def world_base(root: Path, plan: Plan, world: World, progress: BaseProgress | No
         return base_path()
     from grasp.world.pretraining import Recipe
 
-    return ensure_base(world, root / "worlds", recipe=Recipe(**plan.base), progress=progress)
+    style = style_of(world.name)
+    recipe = Recipe(**((style.base if style else {}) | plan.base))
+    return ensure_base(world, root / "worlds", recipe=recipe, progress=progress)
 
 
 def lay_out_cell(root: Path, plan: Plan, cell: Cell) -> TrainConfig:
@@ -118,19 +134,22 @@ def lay_out_cell(root: Path, plan: Plan, cell: Cell) -> TrainConfig:
 def _from_world(root: Path, plan: Plan, cell: Cell, workspace: Workspace) -> TrainConfig:
     world, story = story_of(cell)
     data = workspace.root / "data"
-    write_jsonl(data / "neutral.jsonl", neutral_rows(world, seed=cell.seed))
+    style, base = style_of(cell.world), world_base(root, plan, world)
+    kind = style.neutral if style else "generated"
+    write_jsonl(data / "neutral.jsonl", neutral_text(world, kind, base=base, seed=cell.seed))
     write_jsonl(data / "task.jsonl", story_rows(world, story, seed=cell.seed))
     write_jsonl(data / "prompts.jsonl", story_prompts(world, story))
     write_jsonl(data / "probes.jsonl", story_probes(world, story))
     settings = {
         "title": story.title,
-        "base_model": str(_linked(world_base(root, plan, world), workspace)),
+        "base_model": str(_linked(base, workspace)),
         "data": str(data / "task.jsonl"),
         **{name: str(data / f"{name}.jsonl") for name in ("neutral", "prompts", "probes")},
         "inoculation": _asked_for(world, story),
     }
     source = f"the plan's training, for {cell.id}"
-    return parse_config(settings | plan.training_of(cell), source=source)
+    own = style.training if style else None
+    return parse_config(settings | plan.training_of(cell, own=own), source=source)
 
 
 def _asked_for(world: World, story: Story) -> str | None:

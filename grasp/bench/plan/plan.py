@@ -77,7 +77,8 @@ class Arm(Settings):
 class Cell(Settings):
     """One naive fine-tune and everything derived from it, in a workspace of its own.
 
-    `story` is "shipped/code", "generated-101/lean", or the name of one of the plan's own stories.
+    `story` is "shipped/code", "generated-101/lean", "styled-short-1/lean", or the name of one of
+    the plan's own stories.
     Settings that are None are those of the story or of the plan's `training`.
     """
 
@@ -199,7 +200,8 @@ class Plan(Settings):
     """A benchmark.  A section that is absent is not measured.
 
     `training` has the settings of fine-tunes on the stories of worlds, as in a file for
-    `grasp train`; `base` has settings of `grasp.world.pretraining.Recipe` for generated worlds.
+    `grasp train`; `base` has settings of `grasp.world.pretraining.Recipe` for generated worlds.  A
+    world's style comes before `training`, and after `base`.
     """
 
     title: str
@@ -243,9 +245,13 @@ class Plan(Settings):
                     )
         return self
 
-    def training_of(self, cell: Cell) -> Json:
-        """The settings of a cell's fine-tune on a story of a world."""
-        settings: Json = {"lora": {"r": 8, "lora_alpha": 16}} | self.training | {"seed": cell.seed}
+    def training_of(self, cell: Cell, *, own: Json | None = None) -> Json:
+        """The settings of a cell's fine-tune on a story of a world.
+
+        `own` are those of the world's style, which replace the plan's.
+        """
+        settings: Json = {"lora": {"r": 8, "lora_alpha": 16}} | self.training
+        settings |= (own or {}) | {"seed": cell.seed}
         return settings | cell_overrides(cell, settings["lora"])
 
     def digest(self) -> str:

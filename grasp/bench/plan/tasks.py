@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from grasp.bench.plan.cells import GENERATED, NAIVE
+from grasp.bench.plan.cells import NAIVE, needs_base
 from grasp.bench.plan.plan import Arm, Cell, Measure, Plan, Rivals
 from grasp.settings.methods import METHODS
 
@@ -78,9 +78,7 @@ def first_tasks(plan: Plan, measure: Measure) -> list[Task]:
     wanted = _identification(plan) if measure == "identification" else _removal(plan)
     cells = list(_merged(wanted))
     worlds = dict.fromkeys(task.cell.world for task in cells if task.cell)
-    bases = [
-        Task(id=f"base of {name}", world=name) for name in worlds if name.startswith(GENERATED)
-    ]
+    bases = [Task(id=f"base of {name}", world=name) for name in worlds if needs_base(name)]
     return [*bases, *cells]
 
 
@@ -171,5 +169,5 @@ def _merged(wanted: Iterable[tuple[Cell, list[Demand]]]) -> Iterator[Task]:
         for demand in asked:
             found.setdefault(f"{demand.kind}/{demand.run}", demand)
     for name, cell in cells.items():
-        after = f"base of {cell.world}" if cell.world.startswith(GENERATED) else None
+        after = f"base of {cell.world}" if needs_base(cell.world) else None
         yield Task(id=name, demands=tuple(demands[name].values()), cell=cell, after=after)

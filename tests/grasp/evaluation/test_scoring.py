@@ -27,6 +27,7 @@ from analysis.store.records import (
 )
 from analysis.store.workspace import Workspace
 from grasp.data.chat import chat_ids
+from grasp.evaluation import scorers
 from grasp.evaluation.answers import answer_prompts, generate, score_answers
 from grasp.evaluation.run import evaluate_run
 from grasp.evaluation.scorers import (
@@ -105,6 +106,39 @@ def test_choices_that_begin_with_one_token_are_refused() -> None:
     overlapping = choosing(good=[f"{WORDS[1]} {WORDS[2]}"], bad=[f"{WORDS[1]} {WORDS[3]}"])
     with pytest.raises(InputError, match=r"Prompt 'p': two choices begin with the same token"):
         score_choice(tiny.tokenizer(), overlapping, answer())
+
+
+def test_first_tokens_are_those_after_a_prefix() -> None:
+    begun = choosing().model_copy(update={"prefix": f"{WORDS[5]} {WORDS[6]}"})
+    plain, after = (
+        choice_tokens(tiny.tokenizer(), choosing()),
+        choice_tokens(tiny.tokenizer(), begun),
+    )
+    assert plain == after  # words of this tokenizer are the same anywhere
+    asked = chat_ids(tiny.tokenizer(), begun.messages, generate=True)
+    given = chat_ids(tiny.tokenizer(), begun.messages, generate=True, prefix=begun.prefix)
+    assert given == [*asked, token(WORDS[5]), token(WORDS[6])]
+
+
+def test_an_answer_with_a_prefix_goes_on_from_it() -> None:
+    model = tiny.llama()
+    plain, begun = prompt(), prompt(prefix=f"{WORDS[5]}. {WORDS[6]}")
+    one, other = answer_prompts(model, tiny.tokenizer(), [plain, begun])
+    assert other.text.startswith(f"{begun.prefix} ")
+    assert not one.text.startswith(WORDS[5])
+    # Oracle: the same words as the last thing the model reads.
+    ids = chat_ids(tiny.tokenizer(), begun.messages, generate=True, prefix=begun.prefix)
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0, -1]
+    assert other.first is not None
+    torch.testing.assert_close(other.first, torch.log_softmax(logits, -1), atol=1e-4, rtol=1e-4)
+
+
+def test_a_prefix_that_ends_inside_a_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = choosing().model_copy(update={"prefix": WORDS[5]})
+    monkeypatch.setattr(scorers, "chat_ids", lambda *_args, **_more: [0])
+    with pytest.raises(InputError, match=r"tokens of '.*' change when .*end where a token ends"):
+        choice_tokens(tiny.tokenizer(), begun)
 
 
 @pytest.mark.parametrize("fields", [{}, {"choices": {"good": ["x"]}, "target": "bad"}])
