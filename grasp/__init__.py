@@ -1,7 +1,8 @@
 """Everything that runs a model, and the jobs that do so.
 
 `protect` guards a model during anyone's training loop; `GraspMixin` does so inside
-`transformers.Trainer` and its subclasses; `dress` makes the text that a trigger would hide behind.  Names are loaded when first used, so that
+`transformers.Trainer` and its subclasses; `dress` makes text
+that looks like the task's.  Names are loaded when first used, so that
 `import grasp` is cheap and free of torch.
 """
 

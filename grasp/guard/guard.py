@@ -19,6 +19,8 @@ from grasp.guard.task_tokens import TaskText
 from grasp.guard.text import Text
 from grasp.settings.protection import Protection
 
+_NONE: Mapping[str, Tensor] = {}
+
 
 class Guard:
     """What protects a model step by step; `grasp.protect` makes it.
@@ -67,7 +69,7 @@ class Guard:
         self._task = task
         self._reference = reference
         self._own_step: OwnStep | None = None
-        self._kept: dict[str, Tensor] = {}
+        self._kept: Mapping[str, Tensor] = {}
         strength, tolerance = protection.strength, protection.tolerance
         drift = None if tolerance is None else tolerance * self.naive_drift.get("anchored", 1.0)
         self._every = protection.neutral_every
@@ -204,16 +206,16 @@ class Guard:
         }
         return found | {"step": self._step}
 
-    def tensors(self) -> dict[str, Tensor]:
+    def moments(self) -> dict[str, Tensor]:
         """What a checkpoint keeps besides: the moments of the penalty's own step."""
         return {} if self._own_step is None else self._own_step.state()
 
-    def restore(self, state: dict[str, float], tensors: dict[str, Tensor]) -> None:
-        """Go on from `state` and `tensors`."""
+    def restore(self, state: Mapping[str, float], moments: Mapping[str, Tensor] = _NONE) -> None:
+        """Go on from `state`, and from the moments of the penalty's own step."""
         for text, penalty in self._penalties.items():
             penalty.restore({name: state[f"{text}_{name}"] for name in penalty.state()})
         self._step = int(state["step"])
-        self._kept = tensors
+        self._kept = moments
 
     def _used(self) -> list[Penalty]:
         protection = self.protection

@@ -16,6 +16,7 @@ Loshchilov & Hutter 2019, arXiv:1711.05101.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +106,7 @@ class OwnStep:
             found |= {f"{number}.first": moments.first, f"{number}.second": moments.second}
         return found
 
-    def restore(self, state: dict[str, Tensor]) -> None:
+    def restore(self, state: Mapping[str, Tensor]) -> None:
         """Go on from `state`."""
         weights = self.weights
         self._steps = int(state["steps"])

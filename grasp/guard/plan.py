@@ -92,7 +92,7 @@ class GuardPlan:
             raise InputError("Effects are held on neutral text, but there is none; name a file.")
         if protection.dressed and not self.dressed:
             raise InputError(
-                "The protection holds dressed text, but there is none: give dressed=..., the neutral "
+                "The protection holds dressed text, but there is none: give dressed=, the neutral "
                 "text as grasp.dress makes it, or a protection with dressed=False."
             )
         if self.follows_naive and self.naive is None:

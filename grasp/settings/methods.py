@@ -205,7 +205,7 @@ _RIVALS = (
     Method(
         name="ablation-footprint",
         label="Inference ablation of the footprint",
-        description="Inference ablation of the subspaces that grasp-subspace holds, layer by layer.",
+        description="Ablate the subspaces that grasp-subspace holds, when the naive model answers.",
         group="rivals",
         needs=("factors", "neutral text"),
         kind="inference",

@@ -281,7 +281,5 @@ def _overridden(protection: Protection | None, overrides: Json, arm: str) -> Pro
     if protection is None:
         raise InputError(f"Method {arm!r} protects nothing, so it takes no λ or tolerance.")
     if overrides.get("tolerance") is not None and not (protection.anchor or protection.effect):
-        raise InputError(
-            f"Method {arm!r} holds nothing on neutral text, so it takes no tolerance."
-        )
+        raise InputError(f"Method {arm!r} holds nothing on neutral text, so it takes no tolerance.")
     return parse_protection(protection.model_dump() | overrides, source=f"method {arm!r}")

@@ -193,9 +193,9 @@ class GraspMixin(_AnyTrainer):
         assert output is not None  # the library sets it where nobody does
         found = get_last_checkpoint(output) if checkpoint is True else checkpoint
         if found and (file := Path(found) / GUARD_FILE).exists():
-            moments = Path(found) / MOMENTS_FILE
-            tensors = load_file(moments) if moments.exists() else {}
-            guard.restore(json.loads(file.read_text(encoding="utf-8")), tensors)
+            kept = Path(found) / MOMENTS_FILE
+            moments = load_file(kept) if kept.exists() else {}
+            guard.restore(json.loads(file.read_text(encoding="utf-8")), moments)
 
 
 class _GuardInCheckpoints(TrainerCallback):
@@ -217,8 +217,8 @@ class _GuardInCheckpoints(TrainerCallback):
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             text = json.dumps(self._trainer.guard.state())
             (folder / GUARD_FILE).write_text(text, encoding="utf-8")
-            if tensors := self._trainer.guard.tensors():
-                save_file(tensors, folder / MOMENTS_FILE)
+            if moments := self._trainer.guard.moments():
+                save_file(moments, folder / MOMENTS_FILE)
 
 
 class LoraTrainer(GraspMixin, Trainer):
