@@ -75,10 +75,14 @@ class OwnStep:
         self._count += 1
         return penalty.detach()
 
+    def skip(self) -> None:
+        """Count a batch without a penalty."""
+        self._count += 1
+
     @torch.no_grad()
     def before(self) -> None:
         """Before a step of the optimiser: give it the gradients, unless it is Adam."""
-        if self._count and not self._is_adam():
+        if self._gathered and not self._is_adam():
             for number, weight in enumerate(self.weights):
                 if (gradient := self._gathered.get(number)) is not None:
                     mean = gradient / self._count
@@ -88,7 +92,8 @@ class OwnStep:
     @torch.no_grad()
     def after(self) -> None:
         """After a step of the optimiser: the penalty's own."""
-        if not self._count:
+        if not self._gathered:
+            self._forget()
             return
         self._steps += 1
         number = 0
@@ -125,8 +130,8 @@ class OwnStep:
         )
         moments.first.lerp_(gradient, 1 - first)
         moments.second.lerp_(gradient.square(), 1 - second)
-        taken = float(state["step"])
-        of_loss = state["exp_avg_sq"] / (1 - second**taken)
+        # Adam has no state of a weight that never had a gradient of the loss.
+        of_loss = state["exp_avg_sq"] / (1 - second ** float(state["step"])) if state else 0
         own = moments.second / (1 - second**self._steps)
         scale = (of_loss + OWN * own).sqrt() + least
         weight.addcdiv_(moments.first / (1 - first**self._steps), scale, value=-float(rate))

@@ -224,7 +224,7 @@ def test_a_last_window_of_fewer_small_batches_is_one_smaller_batch(
     penalty, stepped = Guard.penalty, Guard.stepped
 
     def watched_penalty(guard: Guard) -> Tensor | None:
-        multiplier, found = guard.state()["multiplier"], penalty(guard)
+        multiplier, found = guard.state()["neutral_multiplier"], penalty(guard)
         seen.append((multiplier, guard.strength))
         return found
 
@@ -472,7 +472,7 @@ def test_two_processes_train_as_one_with_batches_of_twice_the_size(tmp_path: Pat
     for found in (state, other):
         assert found == pytest.approx(one.guard.state(), rel=1e-4)
     assert state["step"] == 8
-    assert state["multiplier"] > 0
+    assert state["neutral_multiplier"] > 0
 
 
 # Runs

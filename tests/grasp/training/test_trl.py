@@ -175,7 +175,7 @@ def test_a_resumed_sft_goes_on_with_its_lambda_to_the_same_end(tmp_path: Path) -
     checkpoint = tmp_path / "checkpoint-5"
     saved = json.loads((checkpoint / GUARD_FILE).read_text(encoding="utf-8"))
     assert saved["step"] == 5
-    assert 0 < saved["multiplier"] < whole.guard.state()["multiplier"]
+    assert 0 < saved["neutral_multiplier"] < whole.guard.state()["neutral_multiplier"]
     resumed = sft(tmp_path, protection=tight, **saving)
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert resumed.guard.state() == pytest.approx(whole.guard.state(), rel=1e-6)
