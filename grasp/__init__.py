@@ -1,9 +1,8 @@
 """Everything that runs a model, and the jobs that do so.
 
 `protect` guards a model during anyone's training loop; `GraspMixin` does so inside
-`transformers.Trainer` and its subclasses; `dress` makes text
-that looks like the task's.  Names are loaded when first used, so that
-`import grasp` is cheap and free of torch.
+`transformers.Trainer` and its subclasses; `dress` makes neutral text look like the task's.  Names
+are loaded when first used, so that `import grasp` is cheap and free of torch.
 """
 
 from __future__ import annotations

@@ -182,8 +182,8 @@ def _commands(runs: Sequence[RunManifest], split: Split) -> str:
 def _command(run: RunManifest) -> str:
     """The command that makes a run again; what it does not name is in the run's manifest."""
     settings = run.protection or {}
-    anchored = settings.get("anchor") or settings.get("anchor_task")
-    tolerance = settings.get("tolerance") if anchored else None
+    held = settings.get("anchor") or settings.get("effect")
+    tolerance = settings.get("tolerance") if held else None
     made = Retrain(
         run.root,
         tuple(run.factors),

@@ -1,4 +1,4 @@
-"""Loss and drift during training."""
+"""Loss, drift and effect during training."""
 
 from __future__ import annotations
 
@@ -20,10 +20,8 @@ def loss_curve(metrics: pd.DataFrame, *, total: int | None = None) -> go.Figure:
     return _steps(figure, total)
 
 
-def drift_curve(
-    metrics: pd.DataFrame, *, tolerance: float | None, total: int | None = None
-) -> go.Figure:
-    """Drift along the protected factors by step: each layer, the mean, and the tolerance."""
+def drift_curve(metrics: pd.DataFrame, *, total: int | None = None) -> go.Figure:
+    """Drift along the protected factors by step: each layer, and the mean."""
     figure = go.Figure()
     layers = [str(name) for name in metrics if str(name).startswith("drift_layer_")]
     for position, column in enumerate(layers):
@@ -33,13 +31,23 @@ def drift_curve(
         figure.add_trace(curve)
     if "drift" in metrics:
         figure.add_trace(_curve(metrics, "drift", "mean over layers", VERMILLION, dash="solid"))
+    style_figure(figure, title="Drift", x="optimiser step", y="RMS drift (base std)", height=280)
+    figure.update_yaxes(rangemode="tozero")
+    return _steps(figure, total)
+
+
+def effect_curve(
+    metrics: pd.DataFrame, *, tolerance: float | None, total: int | None = None
+) -> go.Figure:
+    """What the factors do, as a share of the naive run's effect, by step; and the tolerance."""
+    figure = go.Figure(_curve(metrics, "effect", "effect", VERMILLION, dash="solid"))
     if tolerance is not None:
         figure.add_hline(
             y=tolerance,
             line={"color": GREY, "dash": "dash", "width": 1.5},
             annotation={"text": f"tolerance {tolerance:g}", "xanchor": "right"},
         )
-    style_figure(figure, title="Drift", x="optimiser step", y="RMS drift (base std)", height=280)
+    style_figure(figure, title="Effect", x="optimiser step", y="share of naive's", height=280)
     figure.update_yaxes(rangemode="tozero")
     return _steps(figure, total)
 

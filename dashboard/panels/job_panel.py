@@ -129,9 +129,16 @@ def _curves(job: Job, folder: Path) -> None:
         figure = training.loss_curve(metrics, total=total)
         st.plotly_chart(figure, key=Key.JOB_LOSS, config={"displayModeBar": False})
         notices.explain("The task loss should fall; the penalty holds the drift down.")
-    if "drift" in metrics:
-        with right:
-            figure = training.drift_curve(metrics, tolerance=_tolerance(job), total=total)
+    with right:
+        if "effect" in metrics:
+            figure = training.effect_curve(metrics, tolerance=_tolerance(job), total=total)
+            st.plotly_chart(figure, key=Key.JOB_EFFECT, config={"displayModeBar": False})
+            notices.explain(
+                "What the factors do in the model's answers to neutral text: 0 is the base model, "
+                "1 the naive run."
+            )
+        if "drift" in metrics:
+            figure = training.drift_curve(metrics, total=total)
             st.plotly_chart(figure, key=Key.JOB_DRIFT, config={"displayModeBar": False})
             notices.explain(
                 "Distance of the adapted model's coordinates along the protected factors from "

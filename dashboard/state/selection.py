@@ -123,6 +123,7 @@ class Key:
     JOB_COMPARE = "job-compare"
     JOB_LOSS = "job-loss"
     JOB_DRIFT = "job-drift"
+    JOB_EFFECT = "job-effect"
     JOBS = "jobs"
     # compare
     FAMILY = "compare-family"

@@ -52,8 +52,7 @@ def _dressed(chat: Example, pattern: Example, frame: tuple[str, str], rng: Rando
     asked = _last_question(pattern.messages)
     assert place is not None
     assert asked is not None
-    said = pattern.messages[asked].content
-    inner = said[len(begin) : len(said) - len(end)].strip()
+    inner = pattern.messages[asked].content.removeprefix(begin).removesuffix(end).strip()
     sentences = _SENTENCES.split(inner)
     ways = [_closed] * (len(sentences) > 1) + [_opened] * (len(sentences) > 2)
     question = messages[place].content

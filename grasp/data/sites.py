@@ -37,14 +37,16 @@ def predicting(batch: Batch, site: Site) -> Tensor:
     """Those tokens of a site that predict a token of an answer, (batch, tokens) of bool.
 
     After the last token of an answer, what a model predicts is no part of it.  Where a batch does
-    not say which tokens belong to answers, every real token counts as one.
+    not say which tokens belong to answers, or a row has none, every real token counts as one.
     """
-    chosen = site_mask(batch, site)
-    reached = site_mask(batch, "answer")
-    starts = batch[MASKS["prompt-end"]].bool() if MASKS["prompt-end"] in batch else ~reached
-    answered = torch.zeros_like(chosen)
-    answered[:, :-1] = (reached & ~starts)[:, 1:] if "answer_mask" in batch else reached[:, 1:]
-    return chosen & answered
+    answered = site_mask(batch, "answer")
+    if {MASKS["answer"], MASKS["prompt-end"]} <= batch.keys():
+        ends = batch[MASKS["prompt-end"]].bool()
+        # Two in a row are of text without answers, all of whose tokens count: see `sites_of`.
+        answered[:, 1:] &= ~ends[:, 1:] | ends[:, :-1]
+    predicts = torch.zeros_like(answered)
+    predicts[:, :-1] = answered[:, 1:]
+    return site_mask(batch, site) & predicts
 
 
 def sites_of(answer: Sequence[bool], *, length: int) -> dict[str, list[int]]:

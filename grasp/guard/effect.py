@@ -28,6 +28,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from analysis.errors import InputError
 from grasp.data.sites import predicting
 from grasp.guard.text import Text, pad_right_on, parts
 from grasp.model.forward import Batch, Forward, tokens_of, without_adapter
@@ -38,6 +39,8 @@ from grasp.settings.protection import Site
 KEPT = 64
 """Tokens of the vocabulary that are kept at each place: those that base and naive run, taken
 together, find likeliest."""
+
+_CHOSEN = "chosen"
 
 
 @dataclass(frozen=True)
@@ -137,12 +140,22 @@ def measure_effects(
         site: the tokens whose predictions count.
         share: of the rows of a batch that make one piece.
         unit: (k, 1) in place of the RMS of v_j.
+
+    Raises:
+        InputError: no token of the text predicts a token of an answer.
     """
     device = device_of(naive)
-    given = [pad_right_on(batch, device) for batch in batches]
-    found = [
-        _piece(naive, bases, part, site) for batch in given for part in parts(batch, site, share)
-    ]
+    found = []
+    for batch in batches:
+        whole = pad_right_on(batch, device)
+        whole[_CHOSEN] = predicting(whole, site)  # before what they predict is cut off
+        pieces = [_piece(naive, bases, part) for part in parts(whole, site, share)]
+        found += [piece for piece in pieces if piece.chosen.any()]
+    if not found:
+        raise InputError(
+            f"No token of the neutral text at the site {site!r} predicts a token of an answer; "
+            "give text with answers, or a longer max_length."
+        )
     if unit is None:
         count = sum(piece.directions.shape[1] for piece in found)
         squares = torch.stack([piece.directions.square().sum(dim=(1, 2)) for piece in found])
@@ -152,8 +165,8 @@ def measure_effects(
     return Effects(found, unit, max(float(own.square().mean()), torch.finfo(own.dtype).tiny))
 
 
-def _piece(naive: PeftModel, bases: Sequence[Sequence[Tensor]], batch: Batch, site: Site) -> Piece:
-    forward, tokens, chosen = Forward(naive), tokens_of(batch), predicting(batch, site)
+def _piece(naive: PeftModel, bases: Sequence[Sequence[Tensor]], batch: Batch) -> Piece:
+    forward, tokens, chosen = Forward(naive), tokens_of(batch), batch[_CHOSEN]
 
     def probabilities() -> Tensor:
         return forward.logits(tokens)[chosen].float().softmax(dim=-1)

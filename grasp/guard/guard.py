@@ -102,6 +102,8 @@ class Guard:
         turn, rest = divmod(self._step, self._every)
         self._step += 1
         if rest:
+            if self._own_step is not None:
+                self._own_step.skip()
             return None
         found = self._on_neutral(turn)
         if not found:
@@ -148,8 +150,10 @@ class Guard:
             if own is not None and self._kept:
                 own.restore(self._kept)
             self._own_step = own
-            yield
-        self._own_step = None
+            try:
+                yield
+            finally:
+                self._own_step = None
 
     def stepped(self) -> None:
         """What follows a step of the optimiser: the penalty's own, the write constraint, and that
@@ -216,6 +220,8 @@ class Guard:
             penalty.restore({name: state[f"{text}_{name}"] for name in penalty.state()})
         self._step = int(state["step"])
         self._kept = moments
+        if self._own_step is not None and moments:
+            self._own_step.restore(moments)
 
     def _used(self) -> list[Penalty]:
         protection = self.protection

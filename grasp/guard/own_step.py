@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 OWN = 0.1
 """κ: weight of the penalty's own squared gradient beside the loss's."""
@@ -75,29 +75,32 @@ class OwnStep:
         self._count += 1
         return penalty.detach()
 
+    def skip(self) -> None:
+        """Count a batch without a penalty."""
+        self._count += 1
+
     @torch.no_grad()
     def before(self) -> None:
         """Before a step of the optimiser: give it the gradients, unless it is Adam."""
-        if self._count and not self._is_adam():
-            for number, weight in enumerate(self.weights):
-                if (gradient := self._gathered.get(number)) is not None:
-                    mean = gradient / self._count
-                    weight.grad = mean if weight.grad is None else weight.grad + mean
-            self._forget()
+        if not self._is_adam():
+            weights = self.weights
+            for number, mean in self._means().items():
+                held = weights[number].grad
+                weights[number].grad = mean if held is None else held + mean
 
     @torch.no_grad()
     def after(self) -> None:
         """After a step of the optimiser: the penalty's own."""
-        if not self._count:
+        means = self._means()
+        if not means:
             return
         self._steps += 1
         number = 0
         for group in self._optimizer.param_groups:
             for weight in group["params"]:
-                if (gradient := self._gathered.get(number)) is not None:
-                    self._follow(number, weight, gradient / self._count, group)
+                if number in means:
+                    self._follow(number, weight, means[number], group)
                 number += 1
-        self._forget()
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps: the moments of each weight by its number, and the steps."""
@@ -125,8 +128,8 @@ class OwnStep:
         )
         moments.first.lerp_(gradient, 1 - first)
         moments.second.lerp_(gradient.square(), 1 - second)
-        taken = float(state["step"])
-        of_loss = state["exp_avg_sq"] / (1 - second**taken)
+        # Adam has no state of a weight that never had a gradient of the loss.
+        of_loss = state["exp_avg_sq"] / (1 - second ** float(state["step"])) if state else 0
         own = moments.second / (1 - second**self._steps)
         scale = (of_loss + OWN * own).sqrt() + least
         weight.addcdiv_(moments.first / (1 - first**self._steps), scale, value=-float(rate))
@@ -134,6 +137,18 @@ class OwnStep:
     def _is_adam(self) -> bool:
         return isinstance(self._optimizer, torch.optim.Adam)  # AdamW is one
 
-    def _forget(self) -> None:
+    def _means(self) -> dict[int, Tensor]:
+        """Mean gradients over the batches since the last step, and over processes; then none.
+
+        Nothing else would keep the processes' weights the same, since DistributedDataParallel sees
+        the loss's gradient alone.
+        """
+        several = distributed.is_available() and distributed.is_initialized()
+        processes = distributed.get_world_size() if several else 1
+        means = {n: self._gathered[n] / (self._count * processes) for n in sorted(self._gathered)}
+        if processes > 1:
+            for mean in means.values():
+                distributed.all_reduce(mean)
         self._gathered.clear()
         self._count = 0
+        return means

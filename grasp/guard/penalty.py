@@ -2,9 +2,9 @@
 
 A limit l is the inequality g = drift² / (a l)² − 1 ≤ 0 with a = `AIM`.  A tolerance τ makes it
 τ times the naive run's own drift; for an effect, which is a share of the naive run's already, it is
-τ itself.  Its augmented
-Lagrangian adds (max(0, ν + μ g)² − ν²) / 2μ to the loss, whose gradient is max(0, ν + μ g) ∇g, and
-moves ν ← max(0, ν + η g) after each step of the optimiser, with g clipped to [−1, 1].  A subspace
+τ itself.  Its augmented Lagrangian adds (max(0, ν + μ g)² − ν²) / 2μ to the loss, whose gradient
+is max(0, ν + μ g) ∇g, and moves ν ← max(0, ν + η g) after each step of the optimiser, with g
+clipped to [−1, 1].  A subspace
 whose drift stays within τ by itself has ν = 0 and is left entirely alone.
 
 Source: Nocedal & Wright 2006, Numerical Optimization, section 17.4; one step of the optimiser

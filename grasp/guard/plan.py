@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,8 @@ class GuardPlan:
         """The text that penalties are taken on, plain and dressed in turn."""
         if not self.protection.dressed:
             return list(self.neutral)
-        return [batch for pair in zip(self.neutral, self.dressed, strict=False) for batch in pair]
+        pairs = zip_longest(self.neutral, self.dressed)
+        return [batch for pair in pairs for batch in pair if batch is not None]
 
     @property
     def relative(self) -> bool:

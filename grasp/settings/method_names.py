@@ -5,6 +5,9 @@ from __future__ import annotations
 METHOD_GROUPS = {
     "GRASP and its parts": (
         "grasp",
+        "grasp-plain",
+        "grasp-joint",
+        "grasp-subspace",
         "grasp-projection",
         "grasp-anchor-task",
         "grasp-write",

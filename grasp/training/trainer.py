@@ -53,8 +53,8 @@ class GraspMixin(_AnyTrainer):
     `held_back`, `own_answers`, `steering` and `naive` are those of `grasp.protect`; without
     `directions` and `protection` it is the plain trainer.  All other arguments go on to it.
 
-    Under DistributedDataParallel all processes take the same neutral batches, so that λ is the
-    same in all of them; a tolerance on the task's tokens has a λ for each process's own batches.
+    Under DistributedDataParallel all processes take the same neutral batches, so that λ, and the
+    penalty's own step, are the same in all of them.
 
     Raises:
         InputError: in `train`, where weights are split over processes, or as `grasp.protect` says.

@@ -142,25 +142,36 @@ def test_intervals_leave_out_arms_without_the_metric() -> None:
     assert "n = unknown" in trace.hovertemplate
 
 
-def test_curves_show_loss_drift_and_tolerance() -> None:
+def test_curves_show_loss_drift_effect_and_its_tolerance() -> None:
     metrics = pd.DataFrame(
-        {"step": [1, 2], "loss": [2.0, 1.0], "drift": [0.1, 0.05], "drift_layer_0": [0.2, 0.1]}
+        {
+            "step": [1, 2],
+            "loss": [2.0, 1.0],
+            "drift": [0.1, 0.05],
+            "drift_layer_0": [0.2, 0.1],
+            "effect": [0.0, 0.015],
+        }
     )
     (loss,) = training.loss_curve(metrics, total=10).data
     np.testing.assert_array_equal(loss.y, [2.0, 1.0])
-    drift = training.drift_curve(metrics, tolerance=0.02, total=10)
+    drift = training.drift_curve(metrics, total=10)
     assert [trace.name for trace in drift.data] == ["layer 0", "mean over layers"]
-    assert drift.layout.shapes[0].y0 == 0.02
+    assert not drift.layout.shapes  # a tolerance is no drift in base standard deviations
+    effect = training.effect_curve(metrics, tolerance=0.02, total=10)
+    np.testing.assert_array_equal(effect.data[0].y, [0.0, 0.015])
+    assert effect.layout.shapes[0].y0 == 0.02
+    assert not training.effect_curve(metrics, tolerance=None).layout.shapes
 
 
 def test_every_chart_has_a_title_and_named_axes() -> None:
-    metrics = pd.DataFrame({"step": [1], "loss": [2.0], "drift": [0.1]})
+    metrics = pd.DataFrame({"step": [1], "loss": [2.0], "drift": [0.1], "effect": [0.1]})
     for figure in (
         spectra.module_map(MODULES, measure="top", selected=None),
         spectra.factor_scree(FACTORS, log=False),
         comparison.frontier(ARMS),
         training.loss_curve(metrics),
-        training.drift_curve(metrics, tolerance=None),
+        training.drift_curve(metrics),
+        training.effect_curve(metrics, tolerance=None),
     ):
         assert figure.layout.title.text
         assert figure.layout.xaxis.title.text

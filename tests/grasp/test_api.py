@@ -21,7 +21,7 @@ from grasp.guard.footprint import footprint
 from tests.support import tiny
 
 pytestmark = pytest.mark.filterwarnings(tiny.PEFT_WARNING)
-NAMES = ["METHODS", "GraspMixin", "Guard", "Protection", "TrainConfig", "protect"]
+NAMES = ["METHODS", "GraspMixin", "Guard", "Protection", "TrainConfig", "dress", "protect"]
 
 
 def test_the_exported_names_are_these() -> None:
@@ -41,8 +41,8 @@ def test_each_name_is_the_same_thing_at_every_access_after_any_other(first: str)
             "import grasp, types",
             *checks,
             f"from grasp import {', '.join(NAMES)}",
-            "assert callable(protect) and callable(GraspMixin) and callable(Guard)",
-            "assert not any(isinstance(n, types.ModuleType) for n in (protect, GraspMixin, Guard))",
+            "for name in (dress, protect, GraspMixin, Guard):",
+            "    assert callable(name) and not isinstance(name, types.ModuleType)",
             "grasp.protect.__call__",
         ]
     )
@@ -65,9 +65,32 @@ def naive_run(folder: Path) -> PeftModel:
     return model
 
 
-def test_the_default_preset_refuses_factors_whose_footprint_cannot_be_measured() -> None:
-    """It held another subspace than asked for, without a word."""
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "holds dressed text, but there is none: give dressed=, the neutral text as grasp.dre"),
+        ({"dressed": [tiny.batch(6)]}, "holds what the factors do in the naive fine-tune: give it"),
+    ],
+)
+def test_the_default_preset_says_what_it_lacks(given: dict[str, Any], message: str) -> None:
     preset = grasp.METHODS["grasp"].protection
+    assert preset is not None
+    with (
+        pytest.raises(InputError, match=message),
+        grasp.protect(
+            tiny.adapted(tiny.llama()),
+            tiny.subspace(1),
+            protection=preset,
+            neutral=[tiny.batch(6)],
+            **given,
+        ),
+    ):
+        pass
+
+
+def test_factors_whose_footprint_cannot_be_measured_are_refused() -> None:
+    """It held another subspace than asked for, without a word."""
+    preset = grasp.METHODS["grasp-subspace"].protection
     assert preset is not None
     assert preset.footprint == 4
     with (
@@ -82,7 +105,7 @@ def test_the_default_preset_refuses_factors_whose_footprint_cannot_be_measured()
 def test_the_footprint_of_a_naive_adapter_is_what_is_held(tmp_path: Path) -> None:
     naive = naive_run(tmp_path)
     factors, neutral = tiny.subspace(1), [tiny.batch(6), tiny.batch(4)]
-    preset = grasp.METHODS["grasp"].protection
+    preset = grasp.METHODS["grasp-subspace"].protection
     assert preset is not None
     expected = footprint(naive.eval(), factors, neutral, width=4, site=preset.site)
     model = tiny.adapted(tiny.llama())
@@ -107,8 +130,7 @@ def test_the_footprint_of_a_naive_adapter_is_what_is_held(tmp_path: Path) -> Non
 def test_directions_of_every_layer_are_taken_as_the_footprint() -> None:
     model = tiny.adapted(tiny.llama())
     layers = [tiny.subspace(2), tiny.subspace(1)]
-    preset = grasp.METHODS["grasp"].protection
-    assert preset is not None
+    preset = grasp.Protection(write_constraint=True, anchor=True, strength=1.0, footprint=4)
     with grasp.protect(model, layers, protection=preset, neutral=[tiny.batch(6)]) as guard:
         assert [basis.shape[1] for basis in guard.bases] == [2, 1]
 
@@ -137,13 +159,14 @@ def test_a_folder_without_an_adapter_is_named(tmp_path: Path) -> None:
             tiny.subspace(1),
             protection=preset,
             neutral=[tiny.batch(6)],
+            dressed=[tiny.batch(7)],
             naive=tmp_path / "nothing",
         ),
     ):
         pass
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "METHODS"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("METHODS", "dress")])
 def test_the_example_in_the_docstring_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +180,7 @@ def test_the_example_in_the_docstring_runs(
         "model": model,
         "directions": tiny.subspace(1),
         "batches": [tiny.batch(6)],
+        "dressed": [tiny.batch(7)],
         "optimizer": torch.optim.AdamW([p for p in model.parameters() if p.requires_grad]),
         "loader": [batch],
         "rows": [{key: value[0] for key, value in batch.items()}],
@@ -175,9 +199,10 @@ def test_the_example_in_the_docstring_runs(
     assert tried > 0
 
 
-def test_the_loop_learns_and_keeps_the_write_constraint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["grasp", "grasp-subspace"])
+def test_the_loop_learns_and_keeps_what_the_preset_holds(method: str, tmp_path: Path) -> None:
     naive_run(tmp_path)
-    preset = grasp.METHODS["grasp"].protection
+    preset = grasp.METHODS[method].protection
     assert preset is not None
     model = tiny.adapted(tiny.llama())
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
@@ -188,6 +213,7 @@ def test_the_loop_learns_and_keeps_the_write_constraint(tmp_path: Path) -> None:
         tiny.subspace(1),
         protection=preset,
         neutral=[tiny.batch(6)],
+        dressed=[tiny.batch(7)],
         naive=tmp_path,
         optimizer=optimizer,
     ) as guard:
@@ -197,6 +223,10 @@ def test_the_loop_learns_and_keeps_the_write_constraint(tmp_path: Path) -> None:
             optimizer.step()
             optimizer.zero_grad()
             losses.append(float(loss.detach()))
-        leakage = guard.leakage()
+        leakage, effect = guard.leakage(), guard.effect_share()
     assert losses[-1] < losses[0]
-    assert leakage < 1e-5
+    if method == "grasp":
+        assert effect is not None
+        assert 0 < effect < 1
+    else:
+        assert leakage < 1e-5

@@ -126,6 +126,12 @@ def adapted(
     return peft.eval()
 
 
+def save_naive(folder: Path) -> Path:
+    """The adapter of a naive fine-tune of `llama`, as far from its base as one after training."""
+    adapted(llama(), strength=0.3, seed=7).save_pretrained(str(folder))
+    return folder
+
+
 def adapter_weights(model: nn.Module, kind: str = "lora_") -> dict[str, Tensor]:
     """Copies of the adapter's weights whose names hold `kind`."""
     return {name: w.detach().clone() for name, w in model.named_parameters() if kind in name}

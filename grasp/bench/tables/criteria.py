@@ -177,9 +177,9 @@ def _none(name: str, found: Sequence[str], tested: Sequence[object]) -> Criterio
 def _held(root: Path, plan: Plan) -> Iterator[Criterion]:
     within, claimed, leakage = run_endings(root, plan)
     asked = f"≥ {WITHIN}"
-    name = "Final drift ≤ τ, runs with a tolerance"
+    name = "Drift and effect ≤ τ at the end, runs with a tolerance"
     yield Criterion(name, asked, within, verdict(within, lambda value: value >= WITHIN))
-    name = "Final drift ≤ τ, runs whose verdict says so"
+    name = "Drift and effect ≤ τ at the end, runs whose verdict says so"
     yield Criterion(name, asked, claimed, verdict(claimed, lambda value: value >= WITHIN))
     known = math.isfinite(leakage)
     said: Verdict = "reached" if leakage <= LEAKAGE else "not reached"

@@ -17,7 +17,7 @@ from grasp.bench.plan.plan import Cell, Plan
 from grasp.bench.saved.choices import sweeps
 
 CLAIM = "within the tolerance"
-"""The words of a verdict if drift is within τ (`grasp.training.verdict`)."""
+"""The words of a verdict if drift and effect are within τ (`grasp.training.verdict`)."""
 
 
 def cells_of(plan: Plan) -> list[Cell]:
@@ -38,23 +38,34 @@ def run_endings(root: Path, plan: Plan) -> tuple[Interval, Interval, float]:
     """How the runs with a tolerance ended.
 
     Returns:
-        The share of them whose drift is within the tolerance; the same among those whose verdict
-        says so; and the largest leakage of all runs, NaN if none has a write constraint.
+        The share of them that ended within the tolerance; the same among those whose verdict says
+        so; and the largest leakage of all runs, NaN if none has a write constraint.
     """
     within: list[bool] = []
     claimed: list[bool] = []
     leakage = math.nan
     for _, run in manifests(root, plan):
-        protection = run.protection or {}
-        if protection.get("write_constraint"):
+        if (run.protection or {}).get("write_constraint"):
             leakage = _larger(leakage, run.results.get("leakage", math.nan))
-        tolerance = protection.get("tolerance")
-        if tolerance is None or not protection.get("anchor") or "drift" not in run.results:
+        kept = ended_within(run)
+        if kept is None:
             continue
-        within.append(run.results["drift"] <= tolerance)
+        within.append(kept)
         if CLAIM in run.verdict:
-            claimed.append(within[-1])
+            claimed.append(kept)
     return wilson(sum(within), len(within)), wilson(sum(claimed), len(claimed)), leakage
+
+
+def ended_within(run: RunManifest) -> bool | None:
+    """Whether drift and effect, as shares of the naive run's, ended within the run's tolerance.
+
+    None where it has no tolerance, or its record no share.
+    """
+    tolerance = (run.protection or {}).get("tolerance")
+    shares = [run.results[name] for name in ("drift_share", "effect") if name in run.results]
+    if tolerance is None or not shares:
+        return None
+    return all(share <= tolerance for share in shares)
 
 
 def describe_effort(root: Path, plan: Plan) -> list[str]:

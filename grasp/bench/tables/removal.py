@@ -19,6 +19,7 @@ from grasp.bench.saved.gather import (
     run_manifest,
     story_label,
 )
+from grasp.bench.tables.ledger import ended_within
 from grasp.bench.tables.tables import Row, Table
 
 ARM_COLUMNS = {
@@ -33,7 +34,7 @@ ARM_COLUMNS = {
     "facts": "facts",
     "format": "format",
     "coherence": "coherence",
-    "drift": "final drift ≤ τ",
+    "drift": "ended within τ",
     "leakage": "largest leakage",
 }
 
@@ -132,9 +133,9 @@ def _ends(root: Path, cells: Iterable[Cell], run: str) -> Row:
     for manifest in manifests:
         if manifest is None:
             continue
-        tolerance = (manifest.protection or {}).get("tolerance")
-        if tolerance is not None and "drift" in manifest.results:
-            within.append(manifest.results["drift"] <= tolerance)
+        kept = ended_within(manifest)
+        if kept is not None:
+            within.append(kept)
         leakages.append(manifest.results.get("leakage", math.nan))
     known = [value for value in leakages if math.isfinite(value)]
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from torch import Tensor
 from analysis.errors import InputError
 from analysis.spectra.subspace import orthonormal_basis
 from grasp.guard.anchor import Anchor
-from grasp.guard.context import protect
+from grasp.guard.context import hold, protect
 from grasp.guard.guard import Guard
+from grasp.guard.plan import GuardPlan
 from grasp.model.hooks import without
 from grasp.settings.protection import Protection
 from tests.support import tiny
@@ -381,12 +383,19 @@ def test_drift_is_the_models_own_while_training_ablates() -> None:
     np.testing.assert_allclose(inside.by_layer, expected.by_layer, rtol=1e-5)
 
 
+def unit_plan(protection: Protection, k: int, *neutral: Any) -> GuardPlan:
+    """Of a naive run whose drift is 1 base standard deviation."""
+    return GuardPlan(protection, tiny.subspace(k), neutral, naive_drift={"anchored": 1.0})
+
+
 def guarding(tolerance: float | None, *neutral: Any) -> tuple[Guard, float]:
-    """A guard with λ = 5 or a tolerance, and the drift of its model over all neutral text."""
+    """A guard with λ = 5 or a tolerance, and the drift of its model over all neutral text.
+
+    The tolerance is in base standard deviations, as it is where the naive run's own drift is 1.
+    """
     model = tiny.adapted(tiny.llama(), strength=0.1)
     protection = Protection(anchor=True, strength=5.0, tolerance=tolerance)
-    texts = neutral or [tiny.batch(6, 9)]
-    with protect(model, tiny.subspace(3), protection=protection, neutral=texts) as guard:
+    with hold(model, unit_plan(protection, 3, *(neutral or [tiny.batch(6, 9)]))) as guard:
         drift = guard.drift()
     assert drift is not None
     return guard, drift.rms
@@ -429,30 +438,28 @@ def test_the_multiplier_moves_once_a_step_by_the_drift_of_all_of_its_penalties()
     _, drift = guarding(None, *texts)
     guard, _ = guarding(drift, *texts)
     penalties = [guard.penalty().item() for _ in range(4)]
-    assert guard.state()["multiplier"] == 0
+    assert guard.state()["neutral_multiplier"] == 0
     assert penalties[:2] == penalties[2:]
     assert penalties[0] != pytest.approx(penalties[1], rel=1e-2)
     guard.stepped()
-    moved = guard.state()["multiplier"]
+    moved = guard.state()["neutral_multiplier"]
     assert moved == pytest.approx(0.02 * (1 / 0.9**2 - 1), rel=1e-4)
     assert guard.last_penalty == pytest.approx(np.mean(penalties), rel=1e-5)
     assert guard.recent_drift().rms == pytest.approx(drift, rel=1e-5)
     guard.stepped()  # a step without a penalty, as of another optimiser
-    assert guard.state()["multiplier"] == moved
+    assert guard.state()["neutral_multiplier"] == moved
 
 
 def test_an_optimizers_steps_move_the_multiplier() -> None:
     model, batch = tiny.adapted(tiny.llama(), strength=0.1), tiny.batch(6, 9)
     optimizer = adam(model)
     protection = Protection(anchor=True, tolerance=1e-3)
-    with protect(
-        model, tiny.subspace(3), protection=protection, neutral=[batch], optimizer=optimizer
-    ) as guard:
+    with hold(model, unit_plan(protection, 3, batch), optimizer=optimizer) as guard:
         for number in (1, 2):
             for _ in range(3):
                 guard.penalty().backward()
             optimizer.step()
-            assert guard.state()["multiplier"] == pytest.approx(0.02 * number)  # at most so much
+            assert guard.state()["neutral_multiplier"] == pytest.approx(0.02 * number)  # at most so much
 
 
 def test_a_restored_guard_goes_on_where_it_was() -> None:
@@ -465,14 +472,47 @@ def test_a_restored_guard_goes_on_where_it_was() -> None:
     assert other.penalty().item() == guard.penalty().item()
 
 
+def test_a_tolerance_is_a_share_of_the_naive_runs_drift(tmp_path: Path) -> None:
+    """Oracle: the drift of the saved adapter by hand, and a plan that has it as its unit."""
+    neutral = [tiny.batch(6, 9), tiny.batch(7)]
+    naive = tiny.adapted(tiny.llama(), strength=0.3, seed=7)
+    naive.save_pretrained(str(tmp_path))
+    squares = np.concatenate(hand_drift(naive, tiny.llama(), neutral), axis=1)
+    own = math.sqrt(squares.mean())
+    protection = Protection(anchor=True, tolerance=0.05)
+    pressed = []
+    in_units = unit_plan(protection.model_copy(update={"tolerance": 0.05 * own}), 3, *neutral)
+    whole = GuardPlan(protection, tiny.subspace(3), neutral, naive=tmp_path)
+    for plan in (whole, in_units):
+        with hold(tiny.adapted(tiny.llama(), strength=0.1), plan) as guard:
+            pressed.append([guard.penalty().item(), guard.strength])
+            if plan is whole:
+                assert guard.naive_drift["anchored"] == pytest.approx(own, rel=1e-4)
+    assert pressed[0] == pytest.approx(pressed[1], rel=1e-3)
+    assert pressed[0][1] > 0
+
+
+def test_a_tolerance_without_the_naive_run_is_refused() -> None:
+    with (
+        pytest.raises(InputError, match="A tolerance is a share of what the naive fine-tune does"),
+        protect(
+            tiny.adapted(tiny.llama()),
+            tiny.subspace(1),
+            protection=Protection(anchor=True, tolerance=0.1),
+            neutral=[tiny.batch(6)],
+        ),
+    ):
+        pass
+
+
 def test_training_with_a_tolerance_holds_the_drift_near_it() -> None:
     drifts = {}
     for tolerance in (None, 0.2):
         model = tiny.adapted(tiny.llama())
         optimizer = adam(model)
         protection = Protection(anchor=tolerance is not None, tolerance=tolerance)
-        task, neutral = tiny.batch(8, 6, seed=5), [tiny.batch(8, 7, seed=9)]
-        with protect(model, tiny.subspace(2), protection=protection, neutral=neutral) as guard:
+        task, neutral = tiny.batch(8, 6, seed=5), tiny.batch(8, 7, seed=9)
+        with hold(model, unit_plan(protection, 2, neutral)) as guard:
             for _ in range(150):
                 loss = model(**task, labels=task["input_ids"]).loss
                 penalty = guard.penalty()

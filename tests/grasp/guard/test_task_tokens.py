@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -188,17 +189,27 @@ def test_an_evaluation_in_between_is_not_taken_for_training() -> None:
         assert guard.task_penalty() is None
 
 
-def test_both_anchors_have_a_multiplier_each() -> None:
+def test_each_anchor_is_penalised_for_what_it_has_seen() -> None:
+    """Both have one λ, which no tolerance moves."""
     model, batch = tiny.adapted(tiny.llama(), strength=0.1), task(9, 6)
-    protection = Protection(anchor=True, anchor_task=True, tolerance=1e-3)
+    protection = Protection(anchor=True, anchor_task=True, strength=3.0)
     with protect(model, tiny.subspace(2), protection=protection, neutral=NEUTRAL) as guard:
         for _ in range(3):
             model(**batch)
-            assert guard.task_penalty().item() > 0
+            on_task = guard.task_penalty().item()
+            assert on_task > 0
             guard.stepped()
+            assert guard.task_drift().rms == pytest.approx(math.sqrt(on_task / 3))
+        neutral = guard.penalty().item()
+        assert neutral != pytest.approx(on_task, rel=1e-2)
+        assert guard.strength == 3
         state = guard.state()
-    assert state["task_multiplier"] == pytest.approx(0.06)
-    assert state["multiplier"] == 0
+    assert {value for name, value in state.items() if name.endswith("multiplier")} == {0}
+
+
+def test_a_tolerance_on_the_tasks_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match="cannot limit drift on the task's tokens; give a stren"):
+        Protection(anchor_task=True, tolerance=0.1)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -80,8 +80,11 @@ def test_every_method_has_a_group_a_sentence_and_a_knob_that_can_be_swept() -> N
             assert 4 <= len(method.knob.grid) <= 6
             assert list(method.knob.grid) == sorted(set(method.knob.grid))
         assert method.protection_at(None) == method.protection
-    assert METHODS["grasp"].protection.footprint == 4
-    assert METHODS["grasp"].protection.site == "answer-start"
+    grasp, subspace = METHODS["grasp"].protection, METHODS["grasp-subspace"].protection
+    on = {name for name, value in grasp.model_dump().items() if value is True}
+    assert on == {"effect", "dressed", "own_step"}
+    assert (grasp.site, grasp.tolerance) == ("answer", None)
+    assert (subspace.footprint, subspace.site) == (4, "answer-start")
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -124,9 +127,12 @@ def test_a_method_that_needs_no_factors_measures_drift_along_those_it_is_given(
 
 
 def test_a_strength_is_the_knobs_value(workspace: Workspace) -> None:
-    run = arm(workspace, "grasp", "tighter", strength=0.05)
+    heavy = arm(workspace, "grasp", "heavy", strength=2.0)
+    assert (heavy.strength, heavy.protection["strength"]) == (2.0, 2.0)
+    run = arm(workspace, "grasp-subspace", "tighter", strength=0.05)
     assert (run.strength, run.protection["tolerance"]) == (0.05, 0.05)
-    fixed = arm(workspace, "grasp", "fixed", overrides={"strength": 5.0, "tolerance": None})
+    unlimited = {"strength": 5.0, "tolerance": None}
+    fixed = arm(workspace, "grasp-subspace", "fixed", overrides=unlimited)
     assert fixed.strength == 5.0
     half = arm(workspace, "caft", "half-caft", strength=0.5)
     assert half.protection == Protection(ablation=True, share=0.5).model_dump()
@@ -134,6 +140,18 @@ def test_a_strength_is_the_knobs_value(workspace: Workspace) -> None:
     low = arm(workspace, "low-rank", "low", strength=2)
     assert (low.config["lora"]["r"], low.config["lora"]["lora_alpha"]) == (2, 4)
     assert arm(workspace, "weight-decay", "decay", strength=3).config["weight_decay"] == 3
+
+
+def test_a_larger_strength_leaves_less_of_the_effect(workspace: Workspace) -> None:
+    """Of a tolerance, the multiplier moves, and the verdict says whether it is kept."""
+    effects = [
+        arm(workspace, "grasp", f"strength-{value}", strength=value).results["effect_anchored"]
+        for value in (0.0, 50.0)
+    ]
+    assert effects[1] < 0.7 * effects[0]
+    limited = arm(workspace, "grasp", "limited", overrides={"tolerance": 0.001})
+    assert metrics(workspace, "limited")["strength"].nunique() > 1
+    assert limited.verdict.endswith(": above the tolerance 0.001.")
 
 
 def test_weight_decay_shrinks_the_update(workspace: Workspace) -> None:
@@ -202,7 +220,7 @@ def test_a_footprint_is_ablated_layer_by_layer(workspace: Workspace) -> None:
         model(**tiny.batch(6))
     for layer, hidden in enumerate(after):
         rows = saved[f"layer.{layer}"]
-        assert 1 <= len(rows) <= METHODS["grasp"].protection.footprint
+        assert 1 <= len(rows) <= METHODS["grasp-subspace"].protection.footprint
         assert np.abs(hidden.numpy() @ rows.T).max() < 1e-4 * hidden.abs().max().item()
 
 

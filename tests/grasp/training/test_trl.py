@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,13 @@ def neutral() -> list[dict[str, Tensor]]:
     return neutral_batches(tiny.tokenizer(), texts, batch_size=4, max_length=64, seed=0)
 
 
-def sft(folder: Path, *, protection: Protection = HELD, **changed: Any) -> Any:
-    """TRL's own defaults, gradient checkpointing among them, but for what is small or for a CPU."""
+def sft(
+    folder: Path, *, protection: Protection = HELD, naive: Path | None = None, **changed: Any
+) -> Any:
+    """TRL's own defaults, gradient checkpointing among them, but for what is small or for a CPU.
+
+    A tolerance is in base standard deviations: that of a naive run whose drift is 1.
+    """
     settings: dict[str, Any] = {
         "output_dir": str(folder),
         "max_steps": 10,
@@ -66,7 +72,7 @@ def sft(folder: Path, *, protection: Protection = HELD, **changed: Any) -> Any:
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
     }
-    return GraspSFTTrainer(
+    trainer = GraspSFTTrainer(
         model=tiny.llama(),
         args=SFTConfig(**settings | changed),
         train_dataset=Dataset.from_list(rows()),
@@ -75,7 +81,12 @@ def sft(folder: Path, *, protection: Protection = HELD, **changed: Any) -> Any:
         directions=tiny.subspace(2),
         protection=protection,
         neutral=neutral(),
+        dressed=neutral(),
+        naive=naive,
     )
+    if naive is None:
+        trainer.guard_plan = replace(trainer.guard_plan, naive_drift={"anchored": 1.0})
+    return trainer
 
 
 def leaked(model: Any) -> float:
@@ -175,7 +186,7 @@ def test_a_resumed_sft_goes_on_with_its_lambda_to_the_same_end(tmp_path: Path) -
     checkpoint = tmp_path / "checkpoint-5"
     saved = json.loads((checkpoint / GUARD_FILE).read_text(encoding="utf-8"))
     assert saved["step"] == 5
-    assert 0 < saved["multiplier"] < whole.guard.state()["multiplier"]
+    assert 0 < saved["neutral_multiplier"] < whole.guard.state()["neutral_multiplier"]
     resumed = sft(tmp_path, protection=tight, **saving)
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert resumed.guard.state() == pytest.approx(whole.guard.state(), rel=1e-6)
