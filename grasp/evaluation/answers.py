@@ -82,7 +82,7 @@ def generate(
     """
     batch = to_device(pad_sequences(tokenizer, chats, side="left"), device_of(model))
     drawn = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
-    stopping = stop_tokens(model) | ({stop} - {None})
+    stopping = stop_tokens(model) | (set() if stop is None else {stop})
     with _first_logits(model) as logits:
         sequences = generator_of(model).generate(
             **batch,

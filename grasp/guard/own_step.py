@@ -8,7 +8,7 @@ each of its steps w follows the penalty's gradient g by
     w ← w − η m̂ / (√(v̂ + κ û) + ε)
 
 with Adam's own η, ε and bias-corrected v̂, and m̂ and û the same running means of g and g² as Adam
-keeps of the loss's gradient.  κ = `OWN` bounds a step where the loss's gradient has died down.
+keeps of the loss's gradient.  X
 
 Source: Kingma & Ba 2015, arXiv:1412.6980, for m̂ and v̂; decoupling from the loss's gradient as in
 Loshchilov & Hutter 2019, arXiv:1711.05101.
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-OWN = 0.1
+OWN = 1.0
 """κ: weight of the penalty's own squared gradient beside the loss's."""
 
 
