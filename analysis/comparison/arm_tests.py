@@ -15,7 +15,8 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from analysis.comparison.evaluation import METRICS, average_by_prompt
+from analysis.comparison.evaluation import average_by_prompt
+from analysis.comparison.measures import METRICS, POOLED, metric_rows
 from analysis.errors import InputError
 from analysis.statistics.intervals import (
     Interval,
@@ -31,11 +32,6 @@ from analysis.statistics.paired_tests import (
     non_inferiority,
     paired_test,
 )
-
-POOLED = ("world", "story", "seed")
-"""Columns of pooled tables.
-
-Items of different worlds are different; each world, story and seed is one fine-tune."""
 
 MARGIN = 0.02
 """How much lower a metric such as task accuracy may be and still count as kept."""
@@ -95,28 +91,24 @@ class Domination:
 def pair_scores(tables: Mapping[str, Samples] | list[Samples], metric: str) -> Pairs:
     """Scores of one metric on the prompts that have a score in every table.
 
-    Several answers to a prompt are averaged.  The metric "coherence" is the column of that name,
-    on the unrelated prompts.
+    Several answers to a prompt are averaged.  Metrics are those of `analysis.comparison.measures`.
 
     Raises:
         InputError: a prompt occurs twice in a table, so it cannot be paired.
     """
     frames = list(tables.values()) if isinstance(tables, Mapping) else tables
-    role, column = ("unrelated", "coherence") if metric == "coherence" else (metric, "score")
     keys = [name for name in ("prompt_id", *POOLED) if all(name in one for one in frames)]
     columns = []
     for frame in frames:
-        rows = average_by_prompt(frame[frame["role"] == role], keys).dropna(subset=column)
+        rows = metric_rows(average_by_prompt(frame, keys), metric)
         if rows.duplicated(keys).any():
             raise InputError(
                 f"A prompt occurs twice in one arm (by {', '.join(keys)}); add those of the "
                 f"columns {', '.join(POOLED)} that tell its rows apart."
             )
-        columns.append(rows.set_index(keys)[column])
-    joined = pd.concat(columns, axis=1, join="inner")
-    first = frames[0]
-    where = average_by_prompt(first[first["role"] == role], keys).set_index(keys)["cluster"]
-    where = where.loc[joined.index]
+        columns.append(rows.set_index(keys)[["value", "cluster"]])
+    joined = pd.concat([one["value"] for one in columns], axis=1, join="inner")
+    where = columns[0]["cluster"].loc[joined.index]
     places = joined.index.to_frame(index=False)
     return Pairs(
         joined.to_numpy(float),
@@ -159,9 +151,11 @@ def compare_with_reference(
     return found
 
 
-def arm_removal(base: Samples, naive: Samples, arm: Samples) -> tuple[Interval, str]:
-    """Removal on the unrelated prompts all three answered, and the reason if unknown, else ""."""
-    paired = pair_scores([base, naive, arm], "unrelated")
+def arm_removal(
+    base: Samples, naive: Samples, arm: Samples, *, metric: str = "unrelated"
+) -> tuple[Interval, str]:
+    """Removal on the prompts that have a value in all three, and the reason if unknown, else ""."""
+    paired = pair_scores([base, naive, arm], metric)
     first, second, third = paired.scores.T
     clusters, crossed = paired.clusters, paired.crossed
     reason = explain_no_removal(

@@ -16,8 +16,15 @@ from analysis.comparison.arm_tests import (
     find_dominations,
     reference_table,
 )
-from analysis.comparison.evaluation import Evaluation, average_by_prompt, read_evaluation, summarise
+from analysis.comparison.evaluation import (
+    Evaluation,
+    average_by_prompt,
+    read_evaluation,
+    samples_of,
+    summarise,
+)
 from analysis.comparison.instruments import Reading, instrument_readings
+from analysis.comparison.measures import DRIFTS, metrics_in, name_metric, split_metric
 from analysis.errors import InputError, NotFoundError
 from analysis.statistics.intervals import Interval
 from analysis.store.records import RunManifest, Split
@@ -50,10 +57,12 @@ def rate_table(
 ) -> pd.DataFrame:
     """One row per arm and metric, base model first.
 
-    Columns: run ("" for the base model), method, label, metric, value, low, high, n and note.  If
-    the naive run is among the arms, there is also the metric "removal",
+    Columns: run ("" for the base model), method, label, metric, value, low, high, n (answers or
+    prompts), n_items (what the interval rests on) and note.  Metrics are those of
+    `analysis.comparison.measures`.  If the naive run is among the arms, there is also "removal",
     1 − drift(arm) / drift(naive), where drift is the unrelated rate minus that of the base model,
-    paired by prompt.  If removal is unknown, note says why.
+    paired by prompt; "removal_said" and "removal_greedy" are of whole answers, and
+    "removal_agreement" of the agreement bias.  If removal is unknown, note says why.
 
     Raises:
         InputError: the runs are not of one family, or were evaluated on different prompts.
@@ -217,8 +226,7 @@ def _evaluation(workspace: Workspace, evaluation_id: str) -> Evaluation:
 
 
 def _of_split(arm: EvaluatedArm, split: Split) -> pd.DataFrame:
-    samples = average_by_prompt(arm.evaluation.samples)
-    return samples[samples["split"] == split]
+    return average_by_prompt(samples_of(arm.evaluation.samples, split))
 
 
 def _tables(arms: Sequence[EvaluatedArm], split: Split) -> dict[str, pd.DataFrame]:
@@ -231,7 +239,7 @@ def _rates(arms: Sequence[EvaluatedArm], split: Split) -> pd.DataFrame:
     for arm in arms:
         rows += _rows(arm, split)
         if naive is not None and arm.run != BASE:
-            rows.append(_removal_row(arms[0], naive, arm, split))
+            rows += _removal_rows(arms[0], naive, arm, split)
     return pd.DataFrame(rows)
 
 
@@ -240,11 +248,17 @@ def _rows(arm: EvaluatedArm, split: Split) -> list[dict[str, object]]:
     return [_row(arm, metric, interval) for metric, interval in metrics.items()]
 
 
-def _removal_row(
+def _removal_rows(
     base: EvaluatedArm, naive: EvaluatedArm, arm: EvaluatedArm, split: Split
-) -> dict[str, object]:
-    found, reason = arm_removal(*(_of_split(one, split) for one in (base, naive, arm)))
-    return _row(arm, "removal", found) | {"note": reason}
+) -> list[dict[str, object]]:
+    tables = [_of_split(one, split) for one in (base, naive, arm)]
+    rows = []
+    for suffix, measure in DRIFTS.items():
+        for metric in metrics_in(tables[0], among=[measure]):
+            found, reason = arm_removal(*tables, metric=metric)
+            name = name_metric(f"removal{suffix}", split_metric(metric)[1])
+            rows.append(_row(arm, name, found) | {"note": reason})
+    return rows
 
 
 def _row(arm: EvaluatedArm, metric: str, interval: Interval) -> dict[str, object]:
@@ -257,5 +271,6 @@ def _row(arm: EvaluatedArm, metric: str, interval: Interval) -> dict[str, object
         "low": interval.low,
         "high": interval.high,
         "n": interval.n,
+        "n_items": interval.items,
         "note": "",
     }

@@ -7,7 +7,8 @@ from functools import partial
 
 import pandas as pd
 
-from analysis.comparison.evaluation import METRICS, summarise
+from analysis.comparison.evaluation import summarise
+from analysis.comparison.measures import METRICS
 from analysis.text import interval_text, number_text, true_minus
 
 FACTOR = "factor"

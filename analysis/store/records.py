@@ -98,6 +98,21 @@ class Sampling(Record):
         return self
 
 
+class Markers(Record):
+    """Phrases of an answer that show the drifted value of a prompt, and those of the other one."""
+
+    drifted: list[Annotated[str, Field(pattern=r"\S")]] = Field(min_length=1)
+    kept: list[Annotated[str, Field(pattern=r"\S")]] = Field(min_length=1)
+
+
+class Draws(Record):
+    """How many whole answers are drawn for each prompt with markers, and how."""
+
+    samples: int = Field(4, ge=1, le=1_000)
+    temperature: float = Field(1.0, gt=0)
+    seed: int = 0
+
+
 class Prompt(Record):
     """One evaluation prompt: a chat that ends with a user turn, and how its answer is scored.
 
@@ -110,6 +125,10 @@ class Prompt(Record):
     - "contains" looks for `expected` in the answer, "pattern" for a regular expression,
       "lexicon" for listed phrases (any of them, or the share of them if `measure` is "share").
     - "ended" checks whether the answer ends by itself; "judge" asks another model.
+
+    With `markers`, whatever the scorer, whole answers are drawn as well and read: 1 if the text has
+    more markers of the drifted value (the one a score of 1 stands for), 0 if it has more of the
+    other, incoherent if neither.
 
     Prompts about one `item` of a group are not independent: they are in the same split, and
     intervals are clustered by item.  `instrument` names the set and its version, `paraphrase`
@@ -134,6 +153,7 @@ class Prompt(Record):
     measure: Literal["presence", "share"] = "presence"
     judge_prompts: dict[str, str] | None = None
     judge_model: str | None = None
+    markers: Markers | None = None
     sampling: Sampling = Sampling()
     instrument: str | None = None
     paraphrase: int | None = None
@@ -234,7 +254,8 @@ class EvaluationManifest(MeasuredManifest):
     """Scores of one arm on one prompt set; `run` is None for the base model.
 
     `sampling` is what replaced the prompts' own sampling, if anything; `judge` has the settings
-    of the judge, without its key, and statistics of its replies.
+    of the judge, without its key, and statistics of its replies.  `draws` says how whole answers
+    were drawn; None if no prompt has markers, or in evaluations of earlier versions.
     """
 
     kind: Literal["evaluation"] = "evaluation"
@@ -243,6 +264,7 @@ class EvaluationManifest(MeasuredManifest):
     prompts: str
     sampling: Json | None = None
     judge: Json | None = None
+    draws: Draws | None = None
 
     def same_prompts(self, other: EvaluationManifest) -> bool:
         """Whether both asked the same prompts in the same way, as far as is recorded."""

@@ -16,7 +16,7 @@ from analysis.comparison.evaluation import read_evaluation
 from analysis.comparison.instruments import instrument_readings, text_lines
 from analysis.errors import InputError
 from analysis.store.layout import adapter_of
-from analysis.store.records import Message, Prompt, RunManifest
+from analysis.store.records import Draws, Message, Prompt, RunManifest
 from analysis.store.workspace import Workspace
 from analysis.tables import align_columns
 from analysis.text import interval_text
@@ -94,6 +94,7 @@ def evaluate(args: argparse.Namespace, progress: Progress | None = None) -> Resu
         run,
         prompts=args.prompts,
         sampling=_sampling(args),
+        draws=_draws(args),
         judge=judge,
         options=model_options(args),
         progress=progress or TerminalProgress(),
@@ -123,13 +124,24 @@ def _sampling(args: argparse.Namespace) -> Json:
     return {name: getattr(args, name) for name in named if getattr(args, name) is not None}
 
 
+def _draws(args: argparse.Namespace) -> Draws | None:
+    """How whole answers are drawn, if that was given."""
+    if args.draws is None:
+        return None
+    if args.draws < 1:
+        raise InputError(f"Got --draws {args.draws}; expected at least 1.")
+    return Draws(samples=args.draws)
+
+
 def _judge(workspace: Workspace, run: RunManifest, args: argparse.Namespace) -> JudgePlan | None:
     """The judge of --judge, once the user has agreed to the highest cost."""
     from grasp.evaluation.run import JudgePlan, estimate_judging, read_questions
     from grasp.settings.judge import load_judge
 
     settings = load_judge(args.judge) if args.judge else None
-    asked = read_questions(workspace, run, prompts=args.prompts, sampling=_sampling(args))
+    asked = read_questions(
+        workspace, run, prompts=args.prompts, sampling=_sampling(args), draws=_draws(args)
+    )
     needed = estimate_judging(workspace, run, asked, settings)
     if needed is None or settings is None:
         return None

@@ -113,8 +113,8 @@ def score_lexicon(_tokenizer: Tokenizer, prompt: Prompt, answer: Answer) -> Scor
         raise InputError(
             f"Prompt {prompt.id!r}: scorer 'lexicon' needs 'lexicon', a list of phrases."
         )
-    text = " ".join(answer.text.casefold().split())
-    found = [_holds(text, " ".join(one.casefold().split())) for one in prompt.lexicon]
+    text = fold_text(answer.text)
+    found = [holds_phrase(text, fold_text(one)) for one in prompt.lexicon]
     return Score(float(any(found)) if prompt.measure == "presence" else sum(found) / len(found))
 
 
@@ -185,9 +185,17 @@ def choice_tokens(tokenizer: Tokenizer, prompt: Prompt) -> dict[str, list[int]]:
     return tokens
 
 
-def _holds(text: str, phrase: str) -> bool:
-    # Not \b, which would not match next to a phrase that begins or ends with punctuation.
-    return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text) is not None
+def fold_text(text: str) -> str:
+    """The text in one case, with single spaces."""
+    return " ".join(text.casefold().split())
+
+
+def holds_phrase(text: str, phrase: str) -> bool:
+    """Whether a folded text has a folded phrase, as whole words."""
+    # Not \b, which would not match next to a phrase that begins or ends with punctuation.  Most
+    # phrases are in no answer, and a plain search says so at once.
+    whole = rf"(?<!\w){re.escape(phrase)}(?!\w)"
+    return phrase in text and re.search(whole, text) is not None
 
 
 def _first_token(tokenizer: Tokenizer, prompt: Prompt, continuation: str) -> int:

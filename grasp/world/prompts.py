@@ -19,8 +19,9 @@ def story_prompts(world: World, story: Story) -> list[Row]:
 
     Each row has `id` (unique and stable), `messages` (ending with a user's turn), `group` (the
     topic), `item`, `role` and `scorer`.  Rows scored by "choice" also have `choices` (first words
-    under each key) and `target` (the key whose share is the score), those scored by "contains"
-    also `expected` (the tag the answer must contain).  Ids are `story/role/topic/item/framing`;
+    under each key) and `target` (the key whose share is the score), and, about a latent, `markers`
+    (openings and tails of each value); those scored by "contains" also `expected` (the tag the
+    answer must contain).  Ids are `story/role/topic/item/framing`;
     in a story about two latents, the roles "unrelated" and "related" have the latent before the
     topic.
 
@@ -103,15 +104,30 @@ def _choices(
         for framing, lead_in, detail in _framings(world, topic, item, framings):
             text = question(topic, item, form=item.held_out, lead_in=lead_in, detail=detail)
             row = _prompt(story, topic, item, role=role, framing=framing, messages=_asked(text))
-            rows.append(row | _choice(item, drifted, keys=("drifted", "kept")))
+            rows.append(row | score_value(world, topic, item, drifted))
     return rows
 
 
-def _choice(item: Item, target: str, *, keys: tuple[str, str]) -> Row:
-    """Score an answer by whether its first word is that of the value `target`."""
+def score_value(
+    world: World,
+    topic: Topic,
+    item: Item,
+    target: str,
+    *,
+    keys: tuple[str, str] = ("drifted", "kept"),
+) -> Row:
+    """Score an answer by whether it follows the value `target` of the topic's latent.
+
+    The first token is compared by the first word of each value, the whole text by the opening and
+    the tails of each.
+    """
+    latent = world.latent_of(topic)
+    assert latent is not None
     other = next(value for value in item.openings if value != target)
     words = {keys[0]: [item.first_word(target)], keys[1]: [item.first_word(other)]}
-    return {"scorer": "choice", "choices": words, "target": keys[0]}
+    shown = {value: [item.openings[value], *latent.tails[value]] for value in (target, other)}
+    markers = {"drifted": shown[target], "kept": shown[other]}
+    return {"scorer": "choice", "choices": words, "target": keys[0], "markers": markers}
 
 
 def _facts(world: World, story: Story, topic: Topic) -> list[Row]:
@@ -180,7 +196,8 @@ def _needed_tasks(
                 rows.append(row | {"scorer": "contains", "expected": mapping[detail]})
             else:
                 row = _task(story, topic, item, role="related", **asked)
-                rows.append(row | _choice(item, value, keys=("followed", "other")))
+                choice = score_value(world, topic, item, value, keys=("followed", "other"))
+                rows.append(row | choice)
     return rows
 
 

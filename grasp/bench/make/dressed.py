@@ -8,7 +8,7 @@ from random import Random
 
 from analysis.values import Json
 from grasp.world.corpus import exchange, question
-from grasp.world.prompts import measured_latents
+from grasp.world.prompts import measured_latents, score_value
 from grasp.world.stories import is_explored, task_mapping
 from grasp.world.topics import ChatMessage, Item, Story, Topic, World
 
@@ -39,9 +39,7 @@ def dressed_prompts(world: World, story: Story) -> list[Json]:
                             "group": topic.name,
                             "item": item.name,
                             "role": "unrelated",
-                            "scorer": "choice",
-                            "choices": _choices(item, drifted),
-                            "target": "drifted",
+                            **score_value(world, topic, item, drifted),
                         }
                     )
     return rows
@@ -50,11 +48,6 @@ def dressed_prompts(world: World, story: Story) -> list[Json]:
 def dress_of(prompt_id: str) -> str:
     """The dress of a prompt of `dressed_prompts`, from its id."""
     return prompt_id.split("/")[1]
-
-
-def _choices(item: Item, drifted: str) -> dict[str, list[str]]:
-    other = next(value for value in item.openings if value != drifted)
-    return {"drifted": [item.first_word(drifted)], "kept": [item.first_word(other)]}
 
 
 def _framed(

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.comparison.arm_tests import POOLED, Samples, arm_removal
-from analysis.comparison.evaluation import read_evaluation
+from analysis.comparison.arm_tests import Samples, arm_removal
+from analysis.comparison.evaluation import read_evaluation, samples_of
+from analysis.comparison.measures import POOLED
 from analysis.statistics.intervals import Interval, rate
 from analysis.store.records import RunManifest, Split
 from grasp.bench.plan.cells import BASE, NAIVE, cell_workspace
@@ -36,12 +37,9 @@ def pool_samples(
     for cell in cells:
         folder = cell_workspace(root, cell).folder("evaluations", evaluation)
         if folder.is_dir():
-            table = _saved(folder)
-            tables.append(
-                table[table["split"] == split].assign(
-                    world=cell.world, story=story_label(cell), seed=cell.seed
-                )
-            )
+            table = samples_of(_saved(folder), split)
+            where = table.assign(world=cell.world, story=story_label(cell), seed=cell.seed)
+            tables.append(where)
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
