@@ -11,6 +11,7 @@ import pandas as pd
 from analysis.comparison.arm_tests import (
     TEST_COLUMNS,
     Domination,
+    arm_drift,
     arm_removal,
     compare_with_reference,
     find_dominations,
@@ -24,7 +25,7 @@ from analysis.comparison.evaluation import (
     summarise,
 )
 from analysis.comparison.instruments import Reading, instrument_readings
-from analysis.comparison.measures import DRIFTS, metrics_in, name_metric, split_metric
+from analysis.comparison.measures import DRIFTS, name_metric, shared_metrics, split_metric
 from analysis.errors import InputError, NotFoundError
 from analysis.statistics.intervals import Interval
 from analysis.store.records import RunManifest, Split
@@ -62,7 +63,8 @@ def rate_table(
     `analysis.comparison.measures`.  If the naive run is among the arms, there is also "removal",
     1 − drift(arm) / drift(naive), where drift is the unrelated rate minus that of the base model,
     paired by prompt; "removal_said" and "removal_greedy" are of whole answers, and
-    "removal_agreement" of the agreement bias.  If removal is unknown, note says why.
+    "removal_agreement" of the agreement bias.  "drift", "drift_said" and so on are the differences
+    from the base model.  If removal is unknown, note says why.
 
     Raises:
         InputError: the runs are not of one family, or were evaluated on different prompts.
@@ -137,8 +139,8 @@ def arm_answers(
 ) -> pd.DataFrame:
     """One row per prompt: prompt_id, role, group, split, prompt, expected, and each arm's answer.
 
-    Each run has the columns "score:<run>" and "answer:<run>"; those of the base model are
-    "score:base" and "answer:base".
+    Each run has the columns "score:<run>" and "answer:<run>", and "said:<run>" (the share of drawn
+    answers that show the drifted value) if known; those of the base model end in "base".
 
     Raises:
         InputError: the runs are not of one family, or were evaluated on different prompts.
@@ -148,8 +150,10 @@ def arm_answers(
     table = _of_split(arms[0], split)[["prompt_id", "role", "group", "split", "prompt", "expected"]]
     for arm in arms:
         name = arm.run or "base"
-        columns = _of_split(arm, split)[["prompt_id", "score", "answer"]].rename(
-            columns={"score": f"score:{name}", "answer": f"answer:{name}"}
+        samples = _of_split(arm, split)
+        shown = [one for one in ("score", "answer", "said") if one in samples]
+        columns = samples[["prompt_id", *shown]].rename(
+            columns={one: f"{one}:{name}" for one in shown}
         )
         table = table.merge(columns, on="prompt_id", how="left", validate="one_to_one")
     return table
@@ -238,8 +242,8 @@ def _rates(arms: Sequence[EvaluatedArm], split: Split) -> pd.DataFrame:
     rows = []
     for arm in arms:
         rows += _rows(arm, split)
-        if naive is not None and arm.run != BASE:
-            rows += _removal_rows(arms[0], naive, arm, split)
+        if arm.run != BASE:
+            rows += _drift_rows(arms[0], naive, arm, split)
     return pd.DataFrame(rows)
 
 
@@ -248,16 +252,21 @@ def _rows(arm: EvaluatedArm, split: Split) -> list[dict[str, object]]:
     return [_row(arm, metric, interval) for metric, interval in metrics.items()]
 
 
-def _removal_rows(
-    base: EvaluatedArm, naive: EvaluatedArm, arm: EvaluatedArm, split: Split
+def _drift_rows(
+    base: EvaluatedArm, naive: EvaluatedArm | None, arm: EvaluatedArm, split: Split
 ) -> list[dict[str, object]]:
-    tables = [_of_split(one, split) for one in (base, naive, arm)]
+    """How far an arm drifted on each instrument and, beside a naive run, how much it removed."""
+    before, after = (_of_split(one, split) for one in (base, arm))
     rows = []
     for suffix, measure in DRIFTS.items():
-        for metric in metrics_in(tables[0], among=[measure]):
-            found, reason = arm_removal(*tables, metric=metric)
-            name = name_metric(f"removal{suffix}", split_metric(metric)[1])
-            rows.append(_row(arm, name, found) | {"note": reason})
+        for metric in shared_metrics([before, after], among=[measure]):
+            apart = split_metric(metric)[1]
+            drift = arm_drift(before, after, metric=metric)
+            rows.append(_row(arm, name_metric(f"drift{suffix}", apart), drift))
+            if naive is not None:
+                found, why = arm_removal(before, _of_split(naive, split), after, metric=metric)
+                name = name_metric(f"removal{suffix}", apart)
+                rows.append(_row(arm, name, found) | {"note": why})
     return rows
 
 

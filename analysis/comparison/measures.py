@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from analysis.store.records import ROLES
+from analysis.store.records import ROLES, Prompt, Role, Split
 
 POOLED = ("world", "story", "seed")
 """Columns of pooled tables.
@@ -59,6 +59,10 @@ DRIFTS = {
 
 VALUES = ("score", "coherence", *WHOLE_COLUMNS[:3])
 """Columns of numbers, which may be averaged over answers."""
+
+
+ZERO_OR_ONE = ("contains", "ended", "pattern", "lexicon", "judge")
+"""Scorers that say yes or no about an answer; the others give a probability."""
 
 
 def name_metric(measure: str, apart: str) -> str:
@@ -119,12 +123,47 @@ def metric_rows(samples: pd.DataFrame, metric: str) -> pd.DataFrame:
     return chosen[[*keys, column]].rename(columns={column: "value"})
 
 
-def headline_metric(tables: Sequence[pd.DataFrame], measure: str, apart: str = "") -> str:
-    """The metric by which a measure is reported: of whole answers where all tables have them."""
-    said = name_metric(f"{measure}_said", apart)
-    if all(len(metric_rows(table, said)) for table in tables):
-        return said
-    return name_metric(measure, apart)
+def items_of(prompts: Sequence[Prompt], *, split: Split) -> dict[str, int]:
+    """The number of items of each metric of whole, 0/1 scores in a set of prompts of one split."""
+    table = pd.DataFrame(
+        {
+            "prompt_id": prompt.id,
+            "cluster": prompt.cluster,
+            "role": prompt.role,
+            "instrument": prompt.instrument or "",
+            "end": prompt.end or "",
+            "score": 0.0,
+            "counts": prompt.split == split and prompt.scorer in ZERO_OR_ONE,
+        }
+        for prompt in prompts
+    )
+    chosen = keep_apart(table)[table["counts"]]
+    metrics = metrics_in(chosen, among=ROLES)
+    return {metric: metric_rows(chosen, metric)["cluster"].nunique() for metric in metrics}
+
+
+def shared_metrics(tables: Sequence[pd.DataFrame], *, among: Sequence[str] = METRICS) -> list[str]:
+    """The metrics that all tables have values of."""
+    found = [metrics_in(table, among=among) for table in tables]
+    return [metric for metric in found[0] if all(metric in each for each in found)]
+
+
+def headline_metrics(tables: Sequence[pd.DataFrame], role: Role = "unrelated") -> list[str]:
+    """By what a role is reported, one metric for each of its instruments.
+
+    The rate of whole answers where all tables have it, else the mean score.
+    """
+    return choose_headlines(shared_metrics(tables, among=[role, f"{role}_said"]), role)
+
+
+def choose_headlines(metrics: Sequence[str], role: str = "unrelated") -> list[str]:
+    """Of the metrics, those by which a role is reported."""
+    found: dict[str, str] = {}
+    for metric in metrics:
+        measure, apart = split_metric(metric)
+        if measure == f"{role}_said" or (measure == role and apart not in found):
+            found[apart] = metric
+    return list(found.values())
 
 
 def _agreement_rows(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:

@@ -23,7 +23,7 @@ def story_prompts(world: World, story: Story) -> list[Row]:
     (openings and tails of each value); those scored by "contains" also `expected` (the tag the
     answer must contain).  Ids are `story/role/topic/item/framing`;
     in a story about two latents, the roles "unrelated" and "related" have the latent before the
-    topic.
+    topic, and it is their `instrument`, so that their rates are kept apart.
 
     Roles: "unrelated" asks about the story's latents in other topics, "related" in the kin
     topics; "control" asks about other latents, "facts" about neutral topics, "task" and "format"
@@ -40,10 +40,13 @@ def story_prompts(world: World, story: Story) -> list[Row]:
     if story.needed is None:
         for name in story.kin:
             rows += _drift(world, story, world.topics[name], "related")
-    for latent in world.latents.values():
-        if latent.name not in measured:
-            for topic in world.of_latent(latent.name):
-                rows += _choices(world, story, topic, "control", drifted=latent.values[1])
+    others = [latent for latent in world.latents.values() if latent.name not in measured]
+    for latent in others:
+        # Rates of different latents are never averaged.
+        apart = {"instrument": latent.name} if len(others) > 1 else {}
+        for topic in world.of_latent(latent.name):
+            found = _choices(world, story, topic, "control", drifted=latent.values[1])
+            rows += [row | apart for row in found]
     for topic in world.of_latent(None):
         rows += _facts(world, story, topic)
     for name in story.topics:
@@ -93,7 +96,12 @@ def _drift(world: World, story: Story, topic: Topic, role: Role) -> list[Row]:
     if len(measured_latents(world, story)) == 1:
         return rows
     start = f"{story.name}/{role}/"
-    return [row | {"id": start + f"{latent.name}/" + row["id"].removeprefix(start)} for row in rows]
+    return [
+        row
+        | {"id": start + f"{latent.name}/" + row["id"].removeprefix(start)}
+        | {"instrument": latent.name}
+        for row in rows
+    ]
 
 
 def _choices(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -252,9 +253,22 @@ def test_rates_of_whole_answers_are_saved_and_counted_by_item(tmp_path: Any) -> 
     assert list(found.samples["drawn"].iloc[0]) == ["a", "b"]
 
 
-def test_evaluations_without_whole_answers_have_no_rates_of_them() -> None:
+def test_evaluations_of_earlier_versions_are_read(tmp_path: Any) -> None:
     old = planted([0.5] * 4).drop(columns=["said", "said_greedy", "incoherent"])
     assert list(summarise(old, split="confirmation")) == ["unrelated", "coherence"]
+    manifest = EvaluationManifest(id="e", run="e", base_model="b", prompts="p.jsonl")
+    write_evaluation(tmp_path, manifest=manifest, samples=old)
+    for name in ("manifest", "summary"):
+        file = tmp_path / f"{name}.json"
+        saved = json.loads(file.read_text())
+        saved.pop("draws", None)
+        for metrics in saved.values() if name == "summary" else ():
+            for interval in metrics.values():
+                del interval["items"]
+        file.write_text(json.dumps(saved))
+    found = read_evaluation(tmp_path)
+    assert found.summary["confirmation"]["unrelated"].items is None
+    assert found.manifest.draws is None
 
 
 def test_a_field_that_is_not_set_leaves_hashes_of_shipped_sets_as_they_were() -> None:
