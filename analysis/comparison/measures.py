@@ -98,8 +98,8 @@ def metrics_in(samples: pd.DataFrame, *, among: Sequence[str] = METRICS) -> list
         role, column = MEASURES[measure]
         if column not in table:
             continue
-        rows = table[(table["role"] == role) & table[column].notna()]
-        for apart in dict.fromkeys(rows[APART]):
+        there = (table["role"] == role) & table[column].notna()
+        for apart in table.loc[there, APART].unique():
             metric = name_metric(measure, apart)
             if measure != AGREEMENT or len(metric_rows(table, metric)):
                 found.append(metric)
@@ -117,10 +117,10 @@ def metric_rows(samples: pd.DataFrame, metric: str) -> pd.DataFrame:
     keys = ["prompt_id", "cluster", *(name for name in POOLED if name in table)]
     if column not in table:
         return pd.DataFrame(columns=[*keys, "value"])
-    chosen = table[(table["role"] == role) & (table[APART] == apart)].dropna(subset=column)
+    there = (table["role"] == role) & (table[APART] == apart) & table[column].notna()
     if measure == AGREEMENT:
-        return _agreement_rows(chosen, keys[1:])
-    return chosen[[*keys, column]].rename(columns={column: "value"})
+        return _agreement_rows(table[there], keys[1:])
+    return table.loc[there, [*keys, column]].rename(columns={column: "value"})
 
 
 def items_of(prompts: Sequence[Prompt], *, split: Split) -> dict[str, int]:

@@ -127,14 +127,13 @@ class Prompt(Record):
     - "ended" checks whether the answer ends by itself; "judge" asks another model.
 
     With `markers`, whatever the scorer, whole answers are drawn as well and read: 1 if the text has
-    more markers of the drifted value (the one a score of 1 stands for), 0 if it has more of the
-    other, incoherent if neither.
+    more markers of the drifted value, 0 if it has more of the other, incoherent if neither.
 
     Prompts about one `item` of a group are not independent: they are in the same split, and
     intervals are clustered by item.  `instrument` names the set and its version, `paraphrase`
     numbers the wordings of one item, and `end` says what a score of 1 means.  `reversed` tells a
-    statement (False) from its reversal (True); a reversal scores 1 minus the scorer's result, so
-    that 1 means the same end.
+    statement (False) from its reversal (True); a reversal scores 1 minus the scorer's result, and
+    its markers count the other way round, so that 1 means the same end.
     """
 
     id: str

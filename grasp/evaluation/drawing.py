@@ -22,10 +22,13 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from grasp.data.tokenise import pad_sequences
 from grasp.model.forward import to_device
 from grasp.model.loading import device_of
-from grasp.model.parts import base_of
+from grasp.model.parts import base_of, text_config
 
-ROWS = 256
-"""Answers drawn at a time."""
+MEMORY = 1 << 30
+"""Bytes that the cache of the answers drawn at a time may take."""
+
+ROWS = 512
+"""Largest number of answers drawn at a time, whose probabilities of all tokens are in memory."""
 
 CROWDED = 0.75
 """Ended answers leave the batch once this share of it or less goes on; leaving copies the cache."""
@@ -43,6 +46,19 @@ class Cache(Protocol):
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the rows `indices`."""
         ...
+
+
+def answers_at_once(model: nn.Module, *, tokens: int) -> int:
+    """How many texts of `tokens` tokens a model's cache may hold within MEMORY, at most ROWS.
+
+    Each token takes 2 · layers · d_model numbers, fewer where heads share keys and values.
+    """
+    config = text_config(model)
+    heads = getattr(config, "num_attention_heads", 1)
+    shared = getattr(config, "num_key_value_heads", None) or heads
+    numbers = 2 * config.num_hidden_layers * config.hidden_size * shared / heads
+    size = next(base_of(model).parameters()).element_size()
+    return max(1, min(ROWS, int(MEMORY / (numbers * size * tokens))))
 
 
 def uniform_numbers(names: Sequence[str], *, draws: int, steps: int, seed: int) -> Float64Array:

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import regex
 from torch import Tensor
@@ -198,7 +199,18 @@ def holds_phrase(text: str, phrase: str) -> bool:
     return phrase in text and re.search(whole, text) is not None
 
 
+_FIRST: WeakKeyDictionary[Tokenizer, dict[tuple[object, ...], int]] = WeakKeyDictionary()
+"""First tokens by template, chat and continuation: a set is checked once, then scored for each arm,
+and applying the template took a third of an evaluation's time."""
+
+
 def _first_token(tokenizer: Tokenizer, prompt: Prompt, continuation: str) -> int:
-    whole = [*prompt.messages, Message(role="assistant", content=continuation)]
-    ids, answer = tokenise(tokenizer, whole)
-    return ids[max(i for i in range(len(ids)) if answer[i] and not (i and answer[i - 1]))]
+    known = _FIRST.setdefault(tokenizer, {})
+    chat = tuple((message.role, message.content) for message in prompt.messages)
+    key = (tokenizer.chat_template, chat, continuation)
+    if key not in known:
+        whole = [*prompt.messages, Message(role="assistant", content=continuation)]
+        ids, answer = tokenise(tokenizer, whole)
+        starts = (i for i in range(len(ids)) if answer[i] and not (i and answer[i - 1]))
+        known[key] = ids[max(starts)]
+    return known[key]

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from analysis.store.records import Draws, Markers, Prompt, Sampling
 from grasp.data.chat import chat_ids
 from grasp.evaluation.answers import MAX_NEW_TOKENS, answer_prompts, stop_tokens
-from grasp.evaluation.drawing import ROWS, draw_replies, uniform_numbers
+from grasp.evaluation.drawing import answers_at_once, draw_replies, uniform_numbers
 from grasp.evaluation.scorers import fold_text, holds_phrase
 from grasp.jobs.progress import Progress, silent
 
@@ -81,14 +81,17 @@ def draw_texts(
 ) -> list[list[str]]:
     """`draws.samples` answers to each prompt, which depend on the prompt and the seed alone."""
     found: dict[int, list[str]] = {}
-    stopping, together = stop_tokens(model), max(1, ROWS // draws.samples)
+    stopping = stop_tokens(model)
     # Chats of like length together, so that little is read for padding.
     chats = [chat_ids(tokenizer, prompt.messages, generate=True) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda place: len(chats[place]))
+    every = [prompt.sampling.max_new_tokens or MAX_NEW_TOKENS for prompt in prompts]
+    longest = max(map(len, chats), default=0) + max(every, default=0)
+    together = max(1, answers_at_once(model, tokens=longest) // draws.samples)
     for start in range(0, len(order), together):
         progress(start, len(order), "drawing answers")
         places = order[start : start + together]
-        limits = [prompts[place].sampling.max_new_tokens or MAX_NEW_TOKENS for place in places]
+        limits = [every[place] for place in places]
         names = [prompts[place].id for place in places]
         replies = draw_replies(
             model,
@@ -125,11 +128,13 @@ def _row(drawn: list[str], greedy: str | None, prompt: Prompt) -> dict[str, obje
     markers = prompt.markers
     if markers is None:
         return {"said": np.nan, "said_greedy": np.nan, "incoherent": np.nan, "drawn": []}
-    values = [read_value(text, markers) for text in drawn]
+    # As for scores: 1 stands for the same end in a statement and in its reversal.
+    turned = Markers(drifted=markers.kept, kept=markers.drifted) if prompt.reversed else markers
+    values = [read_value(text, turned) for text in drawn]
     known = [value for value in values if not math.isnan(value)]
     return {
         "said": float(np.mean(known)) if known else np.nan,
-        "said_greedy": np.nan if greedy is None else read_value(greedy, markers),
+        "said_greedy": np.nan if greedy is None else read_value(greedy, turned),
         "incoherent": 1 - len(known) / len(values),
         "drawn": drawn,
     }

@@ -151,7 +151,7 @@ def test_draws_depend_on_the_prompt_and_the_seed_alone(monkeypatch: pytest.Monke
     ]
     whole = draw_texts(model, known, limited, draws=Draws(samples=3))
     state = torch.get_rng_state()
-    monkeypatch.setattr("grasp.evaluation.whole_answers.ROWS", 1)
+    monkeypatch.setattr("grasp.evaluation.drawing.MEMORY", 1)
     assert draw_texts(model, known, limited[::-1], draws=Draws(samples=3)) == whole[::-1]
     assert draw_texts(model, known, limited[1:2], draws=Draws(samples=3)) == whole[1:2]
     assert draw_texts(model, known, limited, draws=Draws(samples=3, seed=1)) != whole
@@ -221,6 +221,24 @@ def test_pairs_are_answered_too_and_sampled_prompts_are_read_as_they_are() -> No
     assert all(math.isnan(plain[name]) for name in ("said", "said_greedy", "incoherent"))
     assert drawn["drawn"] == [drawn["answer"]]
     assert math.isnan(drawn["said_greedy"])
+
+
+def test_markers_of_a_reversal_count_the_other_way_round() -> None:
+    """Set-wide markers, as of "Agree" and "Disagree", with every word a marker of one of them."""
+    known = tiny.tokenizer()
+    texts = (known.decode([token]).strip().casefold() for token in range(len(known)))
+    words = list(dict.fromkeys(text for text in texts if text.isalpha()))
+    markers = {"drifted": words[::2], "kept": words[1::2]}
+    asked = [
+        prompt(id="p", markers=markers, reversed=way, sampling={"max_new_tokens": 1})
+        for way in (False, True)
+    ]
+    statement, reversal = (whole([one], Draws(samples=40)).to_dict("records")[0] for one in asked)
+    assert statement["drawn"] == reversal["drawn"]
+    assert statement["said"] == pytest.approx(1 - reversal["said"])
+    assert 0 < statement["said"] < 1
+    sides = statement["said_greedy"], 1 - reversal["said_greedy"]
+    np.testing.assert_equal(*sides)  # NaN is the same either way
 
 
 def planted(said: list[float], **columns: Any) -> pd.DataFrame:
