@@ -37,7 +37,7 @@ YAML = (".yaml", ".yml")
 FILES = (*YAML, ".jsonl", ".json")
 TEXT = "{text}"
 
-LATER = ("markers",)
+LATER = ("markers", "prefix")
 """Fields of prompts that were added after evaluations had been saved with hashes of prompts."""
 
 Text = Annotated[str, BeforeValidator(lambda value: value if value is None else str(value))]
@@ -164,7 +164,7 @@ def prompts_sha256(source: str | Path) -> str:
 def _dump(prompt: Prompt) -> Json:
     """The prompt's fields; one of LATER is left out where it is not set, which keeps old hashes."""
     found = prompt.model_dump()
-    return {name: value for name, value in found.items() if name not in LATER or value is not None}
+    return {name: value for name, value in found.items() if name not in LATER or value}
 
 
 def shipped_sets() -> list[str]:

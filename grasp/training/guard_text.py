@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.errors import InputError
 from analysis.store.records import Message
+from grasp.data.apart import apart_from
 from grasp.data.dataset import TaskData
 from grasp.data.dress import dress
 from grasp.data.examples import as_examples
@@ -65,7 +66,8 @@ def with_texts(
     if plan.is_empty:
         return plan
     plan = replace(plan, own_answers=make_batches(tokenizer, as_examples(said.answers), config))
-    texts = [*read_neutral(tokenizer, config), *as_examples(said.chats)]
+    given, own = read_neutral(tokenizer, config), as_examples(said.chats)
+    texts = [*given, *apart_from(task.chats(), own)]
     if not texts:
         if plan.protection.own_chats:
             raise InputError(
