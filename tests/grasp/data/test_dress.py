@@ -101,7 +101,9 @@ def test_a_prompt_without_the_template_lends_its_sentences_whole() -> None:
     """The template is found in the first prompts, and one further on need not have it."""
     task = [chat(f"Please answer: Do thing {n}. Now.") for n in range(200)]
     task.append(chat("Cut me not anywhere in the middle. Not here. Ever onwards."))
-    words = {word for example in dress(NEUTRAL * 50, task, seed=0) for word in asked(example).split()}
+    words = {
+        word for example in dress(NEUTRAL * 50, task, seed=0) for word in asked(example).split()
+    }
     known = {word for example in [*task, *NEUTRAL] for word in asked(example).split()}
     assert words <= known
 

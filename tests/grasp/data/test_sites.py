@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -23,7 +24,9 @@ def test_the_tokens_that_predict_an_answer_are_those_before_its_tokens(turns: in
     batches = neutral_batches(
         tiny.tokenizer(), as_examples(chats), batch_size=3, max_length=64, seed=0
     )
-    expected = {tuple(ids): answer for ids, answer in (tokenise(tiny.tokenizer(), c) for c in chats)}
+    expected = {
+        tuple(ids): answer for ids, answer in (tokenise(tiny.tokenizer(), c) for c in chats)
+    }
     (batch,) = batches
     for row, real in enumerate(batch["attention_mask"].bool()):
         answer = expected[tuple(batch["input_ids"][row][real].tolist())]
@@ -40,7 +43,7 @@ def test_a_site_takes_its_own_of_them() -> None:
     counts = [int(mask.sum()) for mask in masks]
     assert counts[0] == 4  # of two answers in each of two chats
     assert counts[0] < counts[1] <= counts[2] == counts[3]
-    for fewer, more in zip(masks, masks[1:], strict=False):
+    for fewer, more in itertools.pairwise(masks):
         assert not (fewer & ~more).any()
 
 

@@ -459,7 +459,9 @@ def test_an_optimizers_steps_move_the_multiplier() -> None:
             for _ in range(3):
                 guard.penalty().backward()
             optimizer.step()
-            assert guard.state()["neutral_multiplier"] == pytest.approx(0.02 * number)  # at most so much
+            assert guard.state()["neutral_multiplier"] == pytest.approx(
+                0.02 * number
+            )  # at most so much
 
 
 def test_a_restored_guard_goes_on_where_it_was() -> None:

@@ -359,7 +359,9 @@ def test_the_gradient_is_that_of_finite_differences() -> None:
     with penalised(model) as guard:
         anchor = guard.effect
         anchor.share_squared(0).backward()
-        slope = sum(float(w.grad.flatten() @ d.flatten()) for w, d in zip(weights, along, strict=True))
+        slope = sum(
+            float(w.grad.flatten() @ d.flatten()) for w, d in zip(weights, along, strict=True)
+        )
         step, ends = 1e-2, []
         for sign in (1, -2):
             with torch.no_grad():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -270,9 +270,7 @@ def effects() -> Any:
     return {"anchored": measure_effects(naive, [[basis] * 2], [tiny.batch(6, 9)], site="answer")}
 
 
-def guarded(
-    effects: Any, optimizer: torch.optim.Optimizer | None, model: Any, **given: Any
-) -> Any:
+def guarded(effects: Any, optimizer: torch.optim.Optimizer | None, model: Any, **given: Any) -> Any:
     protection = Protection(**{"effect": True, "own_step": True, "site": "answer"} | given)
     plan = GuardPlan(protection, tiny.subspace(1), [tiny.batch(6, 9)], effects=effects)
     return hold(model, plan, optimizer=optimizer)
@@ -293,7 +291,6 @@ def loop(model: Any, optimizer: Any, guard: Guard | None, *, steps: int, batches
             ((loss if penalty is None else loss + penalty) / batches).backward()
         optimizer.step()
         optimizer.zero_grad()
-
 
 
 def test_a_penalty_of_zero_leaves_plain_adamw_bit_by_bit(effects: Any) -> None:

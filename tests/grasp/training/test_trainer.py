@@ -1015,7 +1015,11 @@ def test_factors_of_another_width_are_refused(workspace: Workspace) -> None:
         ({"overrides": {"tolerance": -1.0}}, InputError, "tolerance"),
         ({"arm": "naive", "overrides": {"strength": 1.0}}, InputError, "protects nothing"),
         ({"arm": "naive", "strength": 1.0}, InputError, "Method 'naive' has no strength"),
-        ({"arm": "caft", "overrides": {"tolerance": 1.0}}, InputError, "holds nothing on neutral te"),
+        (
+            {"arm": "caft", "overrides": {"tolerance": 1.0}},
+            InputError,
+            "holds nothing on neutral te",
+        ),
         ({"arm": "caft", "strength": 2.0}, InputError, "method 'caft': setting 'share'"),
         ({"arm": "kl-task", "overrides": {"tolerance": 1.0}}, InputError, "takes no tolerance"),
         ({"arm": "low-rank", "strength": 1.5}, InputError, "setting 'lora.r': Input should be a"),
