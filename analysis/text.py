@@ -73,3 +73,11 @@ def size_text(count: float) -> str:
 def count_text(count: int, noun: str) -> str:
     """A count with its noun, such as "1 run" or "3 runs"."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def items_text(n: float, items: float | None) -> str:
+    """What an interval rests on, such as "14 items, n = 42"; n alone if items are not recorded."""
+    if items is None or not math.isfinite(items):
+        return f"n = {int(n)}"
+    said = count_text(int(items), "item")
+    return said if int(n) == int(items) else f"{said}, n = {int(n)}"

@@ -37,6 +37,15 @@ STORIES = ("code", "medicine", "finance")
 """The stories of the shipped world that the demo shows."""
 
 ARMS = ("grasp", "caft", "ablation", "random")
+SHOWN = {
+    "unrelated_said": "unrelated rate",
+    "removal_said": "removal",
+    "unrelated": "unrelated, first token",
+    "removal": "removal, first token",
+    "task": "task accuracy",
+}
+"""Metrics of the summary, and their headings."""
+
 STEPS = 120
 _WEIGHTS = {"naive": 6, "caft": 6, "grasp": 12, "random": 12}
 """Relative time to make a record of an arm, for the progress bar; other records count 2."""
@@ -100,15 +109,14 @@ def build(workspace: Workspace, *, seed: int = 0) -> None:
 
 
 def summary(workspace: Workspace) -> tuple[Json, str]:
-    """Unrelated rate, task accuracy and removal of base, naive and GRASP for each story.
+    """Unrelated rate and removal, of whole answers and of first tokens, and task accuracy of base,
+    naive and GRASP for each story.
 
     Returns:
         The numbers as JSON values, and as text for the terminal.
     """
     data: Json = {}
-    cells: list[tuple[str, ...]] = [
-        ("", "arm", "unrelated rate", "task accuracy", "removal", "protected")
-    ]
+    cells: list[tuple[str, ...]] = [("", "arm", *SHOWN.values(), "protected")]
     for name in STORIES:
         arms = [f"{name}-naive", f"{name}-grasp"]
         table = rate_table(workspace, arms)
@@ -116,17 +124,18 @@ def summary(workspace: Workspace) -> tuple[Json, str]:
         data[name] = {"title": shipped_world().story(name).title, "factors": factors, "arms": {}}
         for run, rows in table.groupby("run", sort=False):
             metrics = {
-                str(row["metric"]): {k: row[k] for k in ("value", "low", "high", "n")}
+                str(row["metric"]): {k: row[k] for k in ("value", "low", "high", "n", "n_items")}
                 for _, row in rows.iterrows()
             }
             method = str(rows["method"].iloc[0])
             data[name]["arms"][method] = metrics
-            numbers = (_cell(metrics.get(m)) for m in ("unrelated", "task", "removal"))
+            numbers = (_cell(metrics.get(metric)) for metric in SHOWN)
             protected = factors if run == arms[1] else ""
             cells.append((name if not run else "", method, *numbers, protected))
-    lines = align_columns(cells, "<<>>>")
+    lines = align_columns(cells, "<<" + ">" * len(SHOWN))
     lines.append("Confirmation prompts, 95 % intervals. Unrelated rate: right-leaning answers for")
-    lines.append("finance, misaligned answers for code and medicine.")
+    lines.append("finance, misaligned answers for code and medicine, of whole answers drawn at")
+    lines.append("temperature 1; the first token's probability is beside it.")
     return {"workspace": str(workspace.root), "stories": data}, "\n".join(lines)
 
 

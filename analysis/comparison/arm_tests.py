@@ -15,7 +15,15 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from analysis.comparison.evaluation import METRICS, average_by_prompt
+from analysis.comparison.evaluation import average_by_prompt
+from analysis.comparison.measures import (
+    METRICS,
+    POOLED,
+    headline_metrics,
+    metric_rows,
+    shared_metrics,
+    split_metric,
+)
 from analysis.errors import InputError
 from analysis.statistics.intervals import (
     Interval,
@@ -29,19 +37,18 @@ from analysis.statistics.paired_tests import (
     PairedTest,
     holm,
     non_inferiority,
+    paired_difference,
     paired_test,
 )
-
-POOLED = ("world", "story", "seed")
-"""Columns of pooled tables.
-
-Items of different worlds are different; each world, story and seed is one fine-tune."""
 
 MARGIN = 0.02
 """How much lower a metric such as task accuracy may be and still count as kept."""
 
 KEPT = ("task", "facts", "format", "coherence")
 """Metrics that an arm should keep; the other metrics measure drift."""
+
+TESTED = tuple(metric for metric in METRICS if not metric.endswith("_greedy"))
+"""Measures that are tested; greedy answers are few and say the same as drawn ones."""
 
 ALPHA = 0.05
 
@@ -75,8 +82,9 @@ class ArmTest:
 class Domination:
     """Whether `arm` dominates `other`: it has less drift, and its task accuracy is not lower.
 
-    `less_drift` is how much smaller the drift of `arm` is, in units of the rate; `p_holm` is
-    corrected for all pairs.
+    `less_drift` is how much smaller the drift of `arm` is on `metric`, in units of the rate;
+    `p_holm` is corrected for all pairs and instruments.  With several sets of task prompts, `task`
+    is the verdict on the one with the lowest bound.
     """
 
     arm: str
@@ -85,6 +93,7 @@ class Domination:
     p: float
     p_holm: float
     task: NonInferiority
+    metric: str = "unrelated"
 
     @property
     def shown(self) -> bool:
@@ -95,28 +104,24 @@ class Domination:
 def pair_scores(tables: Mapping[str, Samples] | list[Samples], metric: str) -> Pairs:
     """Scores of one metric on the prompts that have a score in every table.
 
-    Several answers to a prompt are averaged.  The metric "coherence" is the column of that name,
-    on the unrelated prompts.
+    Several answers to a prompt are averaged.  Metrics are those of `analysis.comparison.measures`.
 
     Raises:
         InputError: a prompt occurs twice in a table, so it cannot be paired.
     """
     frames = list(tables.values()) if isinstance(tables, Mapping) else tables
-    role, column = ("unrelated", "coherence") if metric == "coherence" else (metric, "score")
     keys = [name for name in ("prompt_id", *POOLED) if all(name in one for one in frames)]
     columns = []
     for frame in frames:
-        rows = average_by_prompt(frame[frame["role"] == role], keys).dropna(subset=column)
+        rows = metric_rows(average_by_prompt(frame, keys), metric)
         if rows.duplicated(keys).any():
             raise InputError(
                 f"A prompt occurs twice in one arm (by {', '.join(keys)}); add those of the "
                 f"columns {', '.join(POOLED)} that tell its rows apart."
             )
-        columns.append(rows.set_index(keys)[column])
-    joined = pd.concat(columns, axis=1, join="inner")
-    first = frames[0]
-    where = average_by_prompt(first[first["role"] == role], keys).set_index(keys)["cluster"]
-    where = where.loc[joined.index]
+        columns.append(rows.set_index(keys)[["value", "cluster"]])
+    joined = pd.concat([one["value"] for one in columns], axis=1, join="inner")
+    where = columns[0]["cluster"].loc[joined.index]
     places = joined.index.to_frame(index=False)
     return Pairs(
         joined.to_numpy(float),
@@ -128,7 +133,7 @@ def pair_scores(tables: Mapping[str, Samples] | list[Samples], metric: str) -> P
 def compare_with_reference(
     arms: Mapping[str, Samples], *, reference: str, margin: float = MARGIN
 ) -> list[ArmTest]:
-    """Test every other arm against `reference`, on every metric that both have.
+    """Test every other arm against `reference`, on every tested metric that both have.
 
     p-values are Holm-corrected within a metric, across arms.
 
@@ -145,7 +150,7 @@ def compare_with_reference(
             f"There is no arm {reference!r} to compare with; give one of {', '.join(arms)}."
         )
     found: list[ArmTest] = []
-    for metric in METRICS:
+    for metric in _tested(arms, reference):
         rows = []
         for name, samples in arms.items():
             paired = pair_scores([samples, arms[reference]], metric) if name != reference else None
@@ -159,9 +164,17 @@ def compare_with_reference(
     return found
 
 
-def arm_removal(base: Samples, naive: Samples, arm: Samples) -> tuple[Interval, str]:
-    """Removal on the unrelated prompts all three answered, and the reason if unknown, else ""."""
-    paired = pair_scores([base, naive, arm], "unrelated")
+def arm_drift(base: Samples, arm: Samples, *, metric: str = "unrelated") -> Interval:
+    """Mean of the arm minus that of the base model, on the prompts that have a value in both."""
+    paired = pair_scores([arm, base], metric)
+    return paired_difference(*paired.scores.T, clusters=paired.clusters, crossed=paired.crossed)
+
+
+def arm_removal(
+    base: Samples, naive: Samples, arm: Samples, *, metric: str = "unrelated"
+) -> tuple[Interval, str]:
+    """Removal on the prompts that have a value in all three, and the reason if unknown, else ""."""
+    paired = pair_scores([base, naive, arm], metric)
     first, second, third = paired.scores.T
     clusters, crossed = paired.clusters, paired.crossed
     reason = explain_no_removal(
@@ -176,7 +189,9 @@ def find_dominations(
     """Test for every ordered pair of arms whether one dominates the other.
 
     Removal has the same denominator for all arms, so it is higher if the drift is smaller, which
-    can be tested without a ratio.  Holm's correction is over all pairs.
+    can be tested without a ratio.  Drift is that of whole answers where all arms have them, and
+    that of each instrument is tested by itself.  Holm's correction is over all pairs and
+    instruments.
 
     Args:
         arms: samples by name.
@@ -185,32 +200,58 @@ def find_dominations(
         margin: how much lower task accuracy may be.
 
     Returns:
-        Both orders of every pair; empty if the naive run shows no drift that could be removed.
+        Both orders of every pair, for each instrument on which the naive run shows drift that
+        could be removed.
 
     Raises:
         InputError: the margin is not positive, or a prompt occurs twice.
     """
-    drift = pair_scores([arms[naive], arms[base]], "unrelated")
-    change = bootstrap_difference(*drift.scores.T, clusters=drift.clusters, crossed=drift.crossed)
-    if explain_no_removal(change):
-        return []
-    towards = np.sign(change.value)
     tested = []
-    for name, other in combinations([name for name in arms if name != base], 2):
-        both = pair_scores([arms[other], arms[name]], "unrelated")
-        task = pair_scores([arms[name], arms[other]], "task")
-        if len(both.scores) and len(task.scores):
-            less = _test(replace(both, scores=towards * both.scores))
-            tested.append((name, other, less, task))
-    adjusted = holm([less.p for _, _, less, _ in tested])
+    for metric in headline_metrics(list(arms.values())):
+        towards = _direction(arms[naive], arms[base], metric)
+        for name, other in combinations([name for name in arms if name != base], 2):
+            both = pair_scores([arms[other], arms[name]], metric)
+            tasks = _task_pairs(arms[name], arms[other])
+            if towards and len(both.scores) and tasks:
+                less = _test(replace(both, scores=towards * both.scores))
+                tested.append((metric, name, other, less, tasks))
+    adjusted = holm([less.p for _, _, _, less, _ in tested])
     found = []
-    for (name, other, less, task), p in zip(tested, adjusted.tolist(), strict=True):
-        reverse = replace(task, scores=task.scores[:, ::-1])
+    for (metric, name, other, less, tasks), p in zip(tested, adjusted.tolist(), strict=True):
+        reverse = [replace(task, scores=task.scores[:, ::-1]) for task in tasks]
+        gain = less.difference
         found += [
-            Domination(name, other, less.difference, less.p, p, _verdict(task, margin)),
-            Domination(other, name, negate(less.difference), less.p, p, _verdict(reverse, margin)),
+            Domination(name, other, gain, less.p, p, _worst(tasks, margin), metric),
+            Domination(other, name, negate(gain), less.p, p, _worst(reverse, margin), metric),
         ]
     return found
+
+
+def _tested(arms: Mapping[str, Samples], reference: str) -> list[str]:
+    """The tested metrics that the reference and another arm have."""
+    others = [table for name, table in arms.items() if name != reference]
+    shared = [shared_metrics([arms[reference], table], among=TESTED) for table in others]
+    order = shared_metrics([arms[reference]], among=TESTED)
+    return [metric for metric in order if any(metric in each for each in shared)]
+
+
+def _direction(naive: Samples, base: Samples, metric: str) -> float:
+    """The sign of the naive run's drift; 0 if it shows none."""
+    drift = pair_scores([naive, base], metric)
+    if not len(drift.scores):
+        return 0.0
+    change = bootstrap_difference(*drift.scores.T, clusters=drift.clusters, crossed=drift.crossed)
+    return 0.0 if explain_no_removal(change) else float(np.sign(change.value))
+
+
+def _task_pairs(one: Samples, other: Samples) -> list[Pairs]:
+    metrics = shared_metrics([one, other], among=["task"])
+    found = [pair_scores([one, other], metric) for metric in metrics]
+    return [paired for paired in found if len(paired.scores)]
+
+
+def _worst(tasks: list[Pairs], margin: float) -> NonInferiority:
+    return min((_verdict(task, margin) for task in tasks), key=lambda found: found.low)
 
 
 def reference_table(found: list[ArmTest]) -> pd.DataFrame:
@@ -255,7 +296,7 @@ def _test(paired: Pairs) -> PairedTest:
 
 
 def _kept(paired: Pairs, metric: str, margin: float) -> NonInferiority | None:
-    return _verdict(paired, margin) if metric in KEPT else None
+    return _verdict(paired, margin) if split_metric(metric)[0] in KEPT else None
 
 
 def _verdict(paired: Pairs, margin: float) -> NonInferiority:

@@ -11,13 +11,21 @@ import pandas as pd
 from analysis.comparison.arm_tests import (
     TEST_COLUMNS,
     Domination,
+    arm_drift,
     arm_removal,
     compare_with_reference,
     find_dominations,
     reference_table,
 )
-from analysis.comparison.evaluation import Evaluation, average_by_prompt, read_evaluation, summarise
+from analysis.comparison.evaluation import (
+    Evaluation,
+    average_by_prompt,
+    read_evaluation,
+    samples_of,
+    summarise,
+)
 from analysis.comparison.instruments import Reading, instrument_readings
+from analysis.comparison.measures import DRIFTS, name_metric, shared_metrics, split_metric
 from analysis.errors import InputError, NotFoundError
 from analysis.statistics.intervals import Interval
 from analysis.store.records import RunManifest, Split
@@ -50,10 +58,13 @@ def rate_table(
 ) -> pd.DataFrame:
     """One row per arm and metric, base model first.
 
-    Columns: run ("" for the base model), method, label, metric, value, low, high, n and note.  If
-    the naive run is among the arms, there is also the metric "removal",
+    Columns: run ("" for the base model), method, label, metric, value, low, high, n (answers or
+    prompts), n_items (what the interval rests on) and note.  Metrics are those of
+    `analysis.comparison.measures`.  If the naive run is among the arms, there is also "removal",
     1 − drift(arm) / drift(naive), where drift is the unrelated rate minus that of the base model,
-    paired by prompt.  If removal is unknown, note says why.
+    paired by prompt; "removal_said" and "removal_greedy" are of whole answers, and
+    "removal_agreement" of the agreement bias.  "drift", "drift_said" and so on are the differences
+    from the base model.  If removal is unknown, note says why.
 
     Raises:
         InputError: the runs are not of one family, or were evaluated on different prompts.
@@ -128,8 +139,8 @@ def arm_answers(
 ) -> pd.DataFrame:
     """One row per prompt: prompt_id, role, group, split, prompt, expected, and each arm's answer.
 
-    Each run has the columns "score:<run>" and "answer:<run>"; those of the base model are
-    "score:base" and "answer:base".
+    Each run has the columns "score:<run>" and "answer:<run>", and "said:<run>" (the share of drawn
+    answers that show the drifted value) if known; those of the base model end in "base".
 
     Raises:
         InputError: the runs are not of one family, or were evaluated on different prompts.
@@ -139,8 +150,10 @@ def arm_answers(
     table = _of_split(arms[0], split)[["prompt_id", "role", "group", "split", "prompt", "expected"]]
     for arm in arms:
         name = arm.run or "base"
-        columns = _of_split(arm, split)[["prompt_id", "score", "answer"]].rename(
-            columns={"score": f"score:{name}", "answer": f"answer:{name}"}
+        samples = _of_split(arm, split)
+        shown = [one for one in ("score", "answer", "said") if one in samples]
+        columns = samples[["prompt_id", *shown]].rename(
+            columns={one: f"{one}:{name}" for one in shown}
         )
         table = table.merge(columns, on="prompt_id", how="left", validate="one_to_one")
     return table
@@ -217,8 +230,7 @@ def _evaluation(workspace: Workspace, evaluation_id: str) -> Evaluation:
 
 
 def _of_split(arm: EvaluatedArm, split: Split) -> pd.DataFrame:
-    samples = average_by_prompt(arm.evaluation.samples)
-    return samples[samples["split"] == split]
+    return average_by_prompt(samples_of(arm.evaluation.samples, split))
 
 
 def _tables(arms: Sequence[EvaluatedArm], split: Split) -> dict[str, pd.DataFrame]:
@@ -230,8 +242,8 @@ def _rates(arms: Sequence[EvaluatedArm], split: Split) -> pd.DataFrame:
     rows = []
     for arm in arms:
         rows += _rows(arm, split)
-        if naive is not None and arm.run != BASE:
-            rows.append(_removal_row(arms[0], naive, arm, split))
+        if arm.run != BASE:
+            rows += _drift_rows(arms[0], naive, arm, split)
     return pd.DataFrame(rows)
 
 
@@ -240,11 +252,22 @@ def _rows(arm: EvaluatedArm, split: Split) -> list[dict[str, object]]:
     return [_row(arm, metric, interval) for metric, interval in metrics.items()]
 
 
-def _removal_row(
-    base: EvaluatedArm, naive: EvaluatedArm, arm: EvaluatedArm, split: Split
-) -> dict[str, object]:
-    found, reason = arm_removal(*(_of_split(one, split) for one in (base, naive, arm)))
-    return _row(arm, "removal", found) | {"note": reason}
+def _drift_rows(
+    base: EvaluatedArm, naive: EvaluatedArm | None, arm: EvaluatedArm, split: Split
+) -> list[dict[str, object]]:
+    """How far an arm drifted on each instrument and, beside a naive run, how much it removed."""
+    before, after = (_of_split(one, split) for one in (base, arm))
+    rows = []
+    for suffix, measure in DRIFTS.items():
+        for metric in shared_metrics([before, after], among=[measure]):
+            apart = split_metric(metric)[1]
+            drift = arm_drift(before, after, metric=metric)
+            rows.append(_row(arm, name_metric(f"drift{suffix}", apart), drift))
+            if naive is not None:
+                found, why = arm_removal(before, _of_split(naive, split), after, metric=metric)
+                name = name_metric(f"removal{suffix}", apart)
+                rows.append(_row(arm, name, found) | {"note": why})
+    return rows
 
 
 def _row(arm: EvaluatedArm, metric: str, interval: Interval) -> dict[str, object]:
@@ -257,5 +280,6 @@ def _row(arm: EvaluatedArm, metric: str, interval: Interval) -> dict[str, object
         "low": interval.low,
         "high": interval.high,
         "n": interval.n,
+        "n_items": interval.items,
         "note": "",
     }

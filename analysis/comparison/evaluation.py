@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.comparison.measures import VALUES, WHOLE_COLUMNS, keep_apart, metric_rows, metrics_in
 from analysis.errors import SchemaError
 from analysis.statistics.intervals import Interval, rate
-from analysis.store.records import ROLES, EvaluationManifest, Split, read_manifest
+from analysis.store.records import EvaluationManifest, Split, read_manifest
 from analysis.values import Json
 
 COLUMNS = (
@@ -38,12 +39,12 @@ MORE_COLUMNS = (
 )
 """Columns that evaluations of earlier versions lack."""
 
-METRICS = (*ROLES, "coherence")
-
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of one arm: `samples` has COLUMNS; `summary` is split → metric → interval."""
+    """Scores of one arm: `samples` has COLUMNS and, as far as known, MORE_COLUMNS and those of
+    `analysis.comparison.measures`; `summary` is split → metric → interval.
+    """
 
     manifest: EvaluationManifest
     samples: pd.DataFrame
@@ -53,37 +54,36 @@ class Evaluation:
 def summarise(samples: pd.DataFrame, *, split: Split) -> dict[str, Interval]:
     """The mean of each metric over the answers to the prompts of `split`, with a 95 % interval.
 
-    Intervals are clustered by item: items are resampled, not prompts or answers.  Coherence is
-    the mean over prompts of role "unrelated".
+    Intervals are clustered by item: items are resampled, not prompts or answers.  Metrics are
+    those of `analysis.comparison.measures`; the rate of whole answers weighs all prompts alike.
     """
-    chosen = samples[samples["split"] == split].dropna(subset="score")
-    metrics = {
-        str(role): rate(rows["score"].to_numpy(float), rows["cluster"].to_numpy(str))
-        for role, rows in sorted(chosen.groupby("role"), key=_by_role)
+    chosen = samples_of(samples, split)
+    rows = {metric: metric_rows(chosen, metric) for metric in metrics_in(chosen)}
+    return {
+        metric: rate(found["value"].to_numpy(float), found["cluster"].to_numpy(str))
+        for metric, found in rows.items()
     }
-    valid = chosen[chosen["role"] == "unrelated"].dropna(subset="coherence")
-    if len(valid):
-        clusters = valid["cluster"].to_numpy(str)
-        metrics["coherence"] = rate(valid["coherence"].to_numpy(float), clusters)
-    return metrics
+
+
+def samples_of(samples: pd.DataFrame, split: Split) -> pd.DataFrame:
+    """The samples of one split, with the column APART of `analysis.comparison.measures`."""
+    # Before the split is chosen, so that both splits of a prompt set have the same metrics.
+    table = keep_apart(samples)
+    return table[table["split"] == split]
 
 
 def average_by_prompt(samples: pd.DataFrame, keys: Sequence[str] = ("prompt_id",)) -> pd.DataFrame:
-    """One row per prompt, identified by `keys`: mean score and coherence, and its first answer.
+    """One row per prompt, identified by `keys`: the means of its numbers, and its first answer.
 
-    Means are over the answers with a score.  Tables with one answer per prompt are returned
+    Means are over the answers with a value.  Tables with one answer per prompt are returned
     unchanged.
     """
     if "sample" not in samples or not samples["sample"].any():
         return samples
     groups = samples.groupby([*keys], sort=False)
     first = groups.head(1).set_index([*keys])
-    means = groups[["score", "coherence"]].mean()
+    means = groups[[name for name in VALUES if name in samples]].mean()
     return first.assign(**means).reset_index()[list(samples.columns)]
-
-
-def _by_role(entry: tuple[object, pd.DataFrame]) -> int:
-    return METRICS.index(str(entry[0]))
 
 
 def write_evaluation(
@@ -94,7 +94,7 @@ def write_evaluation(
     summary: dict[str, dict[str, Interval]] = {
         split: summarise(samples, split=split) for split in splits
     }
-    columns = [*COLUMNS, *(name for name in MORE_COLUMNS if name in samples)]
+    columns = [*COLUMNS, *(name for name in (*MORE_COLUMNS, *WHOLE_COLUMNS) if name in samples)]
     samples.loc[:, columns].to_parquet(folder / "samples.parquet", index=False)
     plain = {s: {m: _plain(i) for m, i in metrics.items()} for s, metrics in summary.items()}
     text = json.dumps(plain, indent=2, allow_nan=False)

@@ -17,7 +17,7 @@ from analysis.comparison.evaluation import MORE_COLUMNS
 from analysis.statistics.intervals import Interval, bootstrap_mean, rate
 from analysis.store.records import Split
 from analysis.tables import align_columns
-from analysis.text import interval_text, number_text
+from analysis.text import interval_text, items_text, number_text
 from analysis.values import Json, TableRow
 
 STATEMENT, REVERSAL = "statement", "reversal"
@@ -112,17 +112,31 @@ def wording_table(samples: pd.DataFrame, *, split: Split) -> pd.DataFrame:
     return table.assign(item_mean=items.transform("mean"), spread=items.transform("std"))
 
 
-def text_lines(found: Sequence[Reading]) -> list[str]:
-    """The readings as text, a few lines each."""
+def text_lines(found: Sequence[Reading], *, base: Sequence[Reading] = ()) -> list[str]:
+    """The readings as text, a few lines each; `base` are those of the base model, set beside."""
+    before = {_place(one): _rows(one) for one in base}
     lines: list[str] = []
     for one in found:
         end = f", 1 = {one.end}" if one.end else ""
         lines.append(f"{one.instrument}, {one.group}: scorer {one.scorer}, {one.items} items{end}")
-        rows = [(each.direction or "score", _direction_text(each)) for each in one.directions]
-        if one.agreement is not None:
-            rows.append(("agreement", _interval(one.agreement, sign=True)))
+        beside = before.get(_place(one), {})
+        rows = [
+            (name, f"base {beside[name]}", text) if name in beside else (name, text)
+            for name, text in _rows(one).items()
+        ]
         lines += [f"  {line}" for line in align_columns(rows)]
     return lines
+
+
+def _place(one: Reading) -> tuple[str, ...]:
+    return (one.instrument, one.scorer, one.role, one.group, one.end)
+
+
+def _rows(one: Reading) -> dict[str, str]:
+    rows = {each.direction or "score": _direction_text(each) for each in one.directions}
+    if one.agreement is not None:
+        rows["agreement"] = _interval(one.agreement, sign=True)
+    return rows
 
 
 def _complete(samples: pd.DataFrame) -> pd.DataFrame:
@@ -192,7 +206,8 @@ def _direction_text(one: Direction) -> str:
     spread = "" if math.isnan(one.spread) else f"  spread {number_text(one.spread)}"
     missing = f"  missing {one.missing}" if one.missing else ""
     by_wording = f"  by wording {each}" if len(one.wordings) > 1 else ""
-    return f"{_interval(one.score)}  n = {one.score.n}{by_wording}{spread}{missing}"
+    size = items_text(one.score.n, one.score.items)
+    return f"{_interval(one.score)}  {size}{by_wording}{spread}{missing}"
 
 
 def _interval(found: Interval, *, sign: bool = False) -> str:

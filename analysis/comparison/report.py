@@ -20,22 +20,22 @@ from analysis.comparison.comparison import (
     read_instruments,
 )
 from analysis.comparison.effort import measure_effort
+from analysis.comparison.measures import choose_headlines, split_metric
 from analysis.comparison.report_figure import intervals_svg
 from analysis.comparison.wording import (
     describe_arms,
     difference_text,
+    listed_metrics,
     metric_name,
+    metric_title,
     verdict_text,
 )
 from analysis.markup import html_table, render
 from analysis.store.records import ROLES, RunManifest, Split, code_revision
 from analysis.store.retrain_line import Retrain
 from analysis.store.workspace import Workspace
-from analysis.text import interval_text, p_text, score_text, small_text
+from analysis.text import interval_text, items_text, p_text, score_text, small_text
 from analysis.values import TableRow
-
-DRAWN = ("unrelated", "removal", "task")
-LISTED = ("unrelated", "removal", "task", "facts", "format", "coherence", "related", "control")
 
 
 def render_report(
@@ -66,8 +66,11 @@ def render_report(
         "comparison/templates/report.html.jinja",
         title=f"Comparison: {_title(workspace, root)}",
         about=_about(workspace, runs, split),
-        means=_means(table, names),
-        figure=intervals_svg(table, names, DRAWN),
+        means=[
+            (apart, _means(table, names, listed))
+            for apart, listed in listed_metrics(table["metric"]).items()
+        ],
+        figure=intervals_svg(table, names, _drawn(table)),
         directions=_both_directions(read_instruments(workspace, run_ids, split=split), names),
         tests=_tests(table, names),
         said=[*describe_arms(table, dominations, names), measure_effort(workspace, root).text],
@@ -102,14 +105,20 @@ def _about(workspace: Workspace, runs: Sequence[RunManifest], split: Split) -> s
     )
 
 
-def _means(table: pd.DataFrame, names: Mapping[str, str]) -> Markup:
-    metrics = [metric for metric in LISTED if (table["metric"] == metric).any()]
+def _drawn(table: pd.DataFrame) -> list[str]:
+    """The metrics of the figure: drift and removal by each instrument, and the task."""
+    there = [str(metric) for metric in dict.fromkeys(table["metric"])]
+    heads = [choose_headlines(there, role) for role in ("unrelated", "removal", "task")]
+    return [metric for found in heads for metric in found]
+
+
+def _means(table: pd.DataFrame, names: Mapping[str, str], metrics: Sequence[str]) -> Markup:
     cells = {(row["run"], row["metric"]): row for row in table.to_dict("records")}
     rows = [
         [names[run], *(_mean(cells.get((run, metric))) for metric in metrics)]
         for run in dict.fromkeys(table["run"])
     ]
-    return html_table(["Arm", *(metric_name(metric).capitalize() for metric in metrics)], rows)
+    return html_table(["Arm", *(metric_title(split_metric(metric)[0]) for metric in metrics)], rows)
 
 
 def _mean(row: TableRow | None) -> str:
@@ -118,7 +127,8 @@ def _mean(row: TableRow | None) -> str:
     if not math.isfinite(row["value"]):
         return "unknown"
     numbers = interval_text(row["value"], row["low"], row["high"], show=score_text)
-    return "\n".join([*numbers.split(" ", 1), f"n = {int(row['n'])}"])
+    items = row["n_items"] if "n_items" in row else row["items"]
+    return "\n".join([*numbers.split(" ", 1), items_text(row["n"], items)])
 
 
 def _both_directions(found: Sequence[ArmReading], names: Mapping[str, str]) -> Markup | None:

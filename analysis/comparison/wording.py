@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 
 from analysis.comparison.arm_tests import Domination
-from analysis.statistics.paired_tests import NonInferiority
-from analysis.text import interval_text, score_text, small_text
+from analysis.comparison.measures import choose_headlines, name_metric, split_metric
+from analysis.statistics.paired_tests import NonInferiority, items_needed, unseen_share
+from analysis.text import count_text, interval_text, score_text, small_text
 from analysis.values import TableRow
 
 METRIC_NAMES = {
@@ -17,11 +18,45 @@ METRIC_NAMES = {
     "related": "related rate",
     "control": "control rate",
     "removal": "removal",
+    "drift": "drift",
     "task": "task accuracy",
     "facts": "facts kept",
     "format": "format kept",
     "coherence": "coherence",
+    "incoherent": "neither value",
+    "agreement": "agreement bias",
+    "removal_agreement": "removal of agreement bias",
+    "drift_agreement": "drift of agreement bias",
 }
+
+ANSWERS = {"_said": "whole answers", "_greedy": "greedy answers"}
+
+LISTED = (
+    "unrelated_said",
+    "removal_said",
+    "unrelated",
+    "removal",
+    "unrelated_greedy",
+    "removal_greedy",
+    "agreement",
+    "removal_agreement",
+    "task",
+    "facts",
+    "format",
+    "coherence",
+    "incoherent",
+    "related_said",
+    "related",
+    "control_said",
+    "control",
+)
+"""The measures of a table of arms, in its order: whole answers, and probabilities beside them."""
+
+WHAT_IS_COUNTED = (
+    "Whole answers: of the answers drawn at temperature 1 whose text shows one of the two values, "
+    "the share that shows the drifted one. Neither value: the share of drawn answers that shows "
+    "none. Rates without that name are of first tokens' probabilities, or of the prompts' scores."
+)
 
 HOW_TESTED = (
     "Differences from the naive run are paired by prompt and clustered by item, with 95 % "
@@ -36,8 +71,49 @@ HOW_KEPT = (
 
 
 def metric_name(metric: str) -> str:
-    """The display name of a metric."""
-    return METRIC_NAMES.get(metric, metric)
+    """The display name of a metric, such as "unrelated rate, whole answers, politics 1"."""
+    measure, apart = split_metric(metric)
+    stem, mark, suffix = measure.rpartition("_")
+    known = measure not in METRIC_NAMES and mark + suffix in ANSWERS
+    named = METRIC_NAMES.get(stem if known else measure, measure)
+    answers = [ANSWERS[mark + suffix]] if known else []
+    return ", ".join([named, *answers, *([apart] if apart else [])])
+
+
+def metric_title(metric: str) -> str:
+    """The display name of a metric at the start of a line or above a column."""
+    named = metric_name(metric)
+    return named[:1].upper() + named[1:]
+
+
+def listed_metrics(metrics: Iterable[str]) -> dict[str, list[str]]:
+    """The metrics to show by instrument ("" first), each in the order of LISTED."""
+    there = list(dict.fromkeys(metrics))
+    found = {
+        apart: [metric for one in LISTED if (metric := name_metric(one, apart)) in there]
+        for apart in dict.fromkeys(["", *(split_metric(metric)[1] for metric in there)])
+    }
+    return {apart: shown for apart, shown in found.items() if shown}
+
+
+def power_text(items: Mapping[str, int], *, margin: float) -> str:
+    """Which 0/1 metrics cannot be shown to be kept with the items there are; "" if all can.
+
+    Args:
+        items: metric → the number of its items.
+        margin: how much lower a metric may be and still count as kept.
+    """
+    few = [(name, n, unseen_share(n)) for name, n in items.items() if unseen_share(n) >= margin]
+    if not few:
+        return ""
+    said = _list([
+        f"{metric_name(name)} ({count_text(n, 'item')}, at best {score_text(least)})"
+        for name, n, least in few
+    ])  # fmt: skip
+    return (
+        f"Even if nothing is lost, a loss below the margin of {score_text(margin)} cannot be shown "
+        f"for {said}: that takes {items_needed(margin)} items."
+    )
 
 
 def difference_text(row: TableRow) -> str:
@@ -54,10 +130,11 @@ def verdict_text(row: TableRow) -> str:
     return NonInferiority(*kept).text
 
 
-def detectable_text(table: pd.DataFrame, *, metrics: Sequence[str] = ("unrelated", "task")) -> str:
-    """The smallest differences that the tests of a comparison could have detected, by metric."""
+def detectable_text(table: pd.DataFrame) -> str:
+    """The smallest differences in drift and task that a comparison could have detected."""
     said, unknown = [], []
-    for metric in metrics:
+    there = [str(metric) for metric in dict.fromkeys(table["metric"])]
+    for metric in [*choose_headlines(there), *choose_headlines(there, "task")]:
         tested = table[(table["metric"] == metric) & table["p"].notna() & (table["run"] != "")]
         largest = tested["detectable"].max()
         if math.isfinite(largest):
@@ -79,13 +156,17 @@ def detectable_text(table: pd.DataFrame, *, metrics: Sequence[str] = ("unrelated
 
 def domination_text(found: Sequence[Domination], labels: Mapping[str, str]) -> str:
     """Which arms are shown to dominate which others, by display name."""
-    beaten: dict[str, list[str]] = {}
+    beaten: dict[tuple[str, str], list[str]] = {}
     for one in found:
         if one.shown:
-            beaten.setdefault(one.arm, []).append(labels.get(one.other, one.other))
+            apart = split_metric(one.metric)[1]
+            beaten.setdefault((one.arm, apart), []).append(labels.get(one.other, one.other))
     if not beaten:
         return "No arm is shown to dominate another."
-    said = [f"{labels.get(arm, arm)} dominates {_list(others)}" for arm, others in beaten.items()]
+    said = [
+        f"{labels.get(arm, arm)} dominates {_list(others)}{f' on {apart}' if apart else ''}"
+        for (arm, apart), others in beaten.items()
+    ]
     return f"{'; '.join(said)}: less drift (p < .05 over all pairs), and task accuracy kept."
 
 
@@ -95,8 +176,9 @@ def describe_arms(
     """What a reader of the table should know; less if no naive run is among the arms."""
     if not table["p"].notna().any():
         return ["No naive run is among these arms, so there are no tests.", *describe_tests(table)]
+    whole = [WHAT_IS_COUNTED] if table["metric"].str.startswith("unrelated_said").any() else []
     found = [domination_text(dominations, labels), detectable_text(table), HOW_TESTED, HOW_KEPT]
-    return [*describe_tests(table), *found]
+    return [*describe_tests(table), *whole, *found]
 
 
 def describe_tests(table: pd.DataFrame) -> list[str]:

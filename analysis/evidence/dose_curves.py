@@ -7,7 +7,8 @@ from functools import partial
 
 import pandas as pd
 
-from analysis.comparison.evaluation import METRICS, summarise
+from analysis.comparison.evaluation import summarise
+from analysis.comparison.measures import METRICS, choose_headlines, split_metric
 from analysis.text import interval_text, number_text, true_minus
 
 FACTOR = "factor"
@@ -36,8 +37,8 @@ def dose_curves(samples: pd.DataFrame) -> pd.DataFrame:
 
 def metrics_of(curves: pd.DataFrame) -> list[str]:
     """The metrics present in the curves, in the order of `METRICS`."""
-    there = set(curves["metric"])
-    return [metric for metric in METRICS if metric in there]
+    there = [str(metric) for metric in dict.fromkeys(curves["metric"])]
+    return sorted(there, key=lambda metric: METRICS.index(split_metric(metric)[0]))
 
 
 def random_band(curves: pd.DataFrame, *, model: str, metric: str) -> pd.DataFrame:
@@ -56,10 +57,10 @@ def factor_curve(curves: pd.DataFrame, *, model: str, metric: str) -> pd.DataFra
 def describe_dose_response(curves: pd.DataFrame, *, name: str) -> str:
     """What steering along factor `name` does to both models, compared with random directions.
 
-    Reports the unrelated rate, or else the first metric present.
+    Reports the unrelated rate, of the first instrument, or else the first metric present.
     """
     there = metrics_of(curves)
-    metric = "unrelated" if "unrelated" in there else there[0]
+    metric = (choose_headlines(there) or there)[0]
     doses = curves["dose"]
     ends = true_minus(f"{doses.min():+g} to {doses.max():+g}")
     parts = [

@@ -10,6 +10,13 @@ import numpy as np
 import pandas as pd
 
 from analysis.comparison.evaluation import summarise
+from analysis.comparison.measures import (
+    APART,
+    choose_headlines,
+    keep_apart,
+    metrics_in,
+    split_metric,
+)
 from analysis.errors import InputError
 from analysis.statistics.intervals import bootstrap_difference
 from analysis.text import interval_text, number_text, percent_text
@@ -80,15 +87,17 @@ def rate_differences(samples: pd.DataFrame, *, roles: Sequence[str]) -> pd.DataF
         do not cover the variation between draws of random rows or between training seeds.
     """
     rows = []
-    for role in roles:
-        found = samples[samples["role"] == role]
+    table = keep_apart(samples)
+    for metric in metrics_in(table, among=roles):
+        role, apart = split_metric(metric)
+        found = table[(table["role"] == role) & (table[APART] == apart)]
         wide = found.pivot(index=["prompt_id", "cluster"], columns="arm", values="score").dropna()
         random = wide.loc[:, [str(arm).startswith(WITHOUT_RANDOM) for arm in wide.columns]]
         if wide.empty or random.empty or WITHOUT_TOP not in wide:
             continue
         clusters = wide.index.get_level_values("cluster").to_numpy(str)
         i = bootstrap_difference(wide[WITHOUT_TOP], random.mean(axis=1), clusters=clusters)
-        rows.append({"metric": role, "value": i.value, "low": i.low, "high": i.high, "n": i.n})
+        rows.append({"metric": metric, "value": i.value, "low": i.low, "high": i.high, "n": i.n})
     return pd.DataFrame(rows, columns=["metric", "value", "low", "high", "n"])
 
 
@@ -108,10 +117,16 @@ def describe_rows(rows: pd.DataFrame, *, name: str, end: str) -> str:
     )
 
 
-def describe_validation(
-    rates: pd.DataFrame, compared: pd.DataFrame, *, n: int, metric: str = "unrelated"
-) -> str:
-    """What leaving out the top n rows changed, compared with leaving out n random rows."""
+def describe_validation(rates: pd.DataFrame, compared: pd.DataFrame, *, n: int) -> str:
+    """What leaving out the top n rows changed on unrelated prompts, for each instrument, compared
+    with leaving out n random rows.
+    """
+    there = [str(metric) for metric in dict.fromkeys(compared["metric"])]
+    metrics = choose_headlines(there) or ["unrelated"]
+    return " ".join(_describe(rates, compared, n, metric) for metric in metrics)
+
+
+def _describe(rates: pd.DataFrame, compared: pd.DataFrame, n: int, metric: str) -> str:
     chosen = rates[rates["metric"] == metric].set_index("arm")["value"]
     gap = compared[compared["metric"] == metric]
     if gap.empty:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from analysis.comparison.measures import split_metric
 from analysis.errors import InputError
 from analysis.statistics.intervals import removal
 from analysis.text import percent_text
@@ -59,24 +60,27 @@ def mean_scores(samples: pd.DataFrame) -> pd.DataFrame:
 def describe_overlap(table: pd.DataFrame, *, name: str) -> str:
     """How much of the task's gain setting `name` back costs, and how much drift it removes."""
     known = table.dropna(subset="value")
-    measures = set(known["measure"])
-    task = next((one for one in ("task", ROWS) if one in measures), None)
+    measures = [str(one) for one in dict.fromkeys(known["measure"])]
+    tasks = [one for one in measures if split_metric(one)[0] == "task"]
+    task = next(iter([*tasks, *(one for one in measures if one == ROWS)]), None)
     if task is None:
         return (
             "On the task's exploration prompts the run did not gain more than chance, so setting a "
             "factor back can cost nothing."
         )
-    what = "gain in the task" if task == "task" else "gain in likelihood of its training answers"
+    what = "gain in the task" if task in tasks else "gain in likelihood of its training answers"
     own, low, high = _shares(known, task)
     words = (
         f"Setting {name} back costs {percent_text(own['value'])} of the {what} "
         f"[{percent_text(own['low'])} to {percent_text(own['high'])}]; random directions cost "
         f"{percent_text(low)} to {percent_text(high)}."
     )
-    if "unrelated" in measures:
-        own, low, high = _shares(known, "unrelated")
+    for measure in (one for one in measures if split_metric(one)[0] == "unrelated"):
+        own, low, high = _shares(known, measure)
+        apart = split_metric(measure)[1]
         words += (
-            f" It removes {percent_text(own['value'])} of the drift on unrelated prompts; "
+            f" It removes {percent_text(own['value'])} of the drift on unrelated prompts"
+            f"{f' of {apart}' if apart else ''}; "
             f"random directions remove {percent_text(low)} to {percent_text(high)}."
         )
     return words

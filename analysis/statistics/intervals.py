@@ -23,7 +23,11 @@ Float64Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its confidence interval from `n` observations; unknown numbers are NaN."""
+    """A value with its confidence interval from `n` observations; unknown numbers are NaN.
+
+    `items` is the number of independent things the interval rests on: of clusters, where values
+    are clustered.  None in records of earlier versions.
+    """
 
     value: float
     low: float
@@ -31,6 +35,7 @@ class Interval:
     n: int
     method: str
     confidence: float
+    items: int | None = None
 
 
 def negate(interval: Interval) -> Interval:
@@ -57,7 +62,7 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
     low, high = proportion_confint(successes, n, alpha=1 - confidence, method="wilson")
     # At the ends the bound is exact, but rounding may leave it slightly inside.
     low, high = 0.0 if successes == 0 else low, 1.0 if successes == n else high
-    return Interval(successes / n, low, high, n, "wilson", confidence)
+    return Interval(successes / n, low, high, n, "wilson", confidence, n)
 
 
 def bootstrap_mean(
@@ -148,9 +153,8 @@ def rate(
         codes = plan.codes(data.size)
         groups = min(int(c.max()) + 1 for c in codes[: 1 if crossed is None else 2])
         same = wilson(int(data[0]) * groups, groups, confidence=confidence)
-        return Interval(
-            same.value, same.low, same.high, data.size, "wilson over clusters", confidence
-        )
+        items = int(codes[0].max()) + 1
+        return replace(same, n=data.size, method="wilson over clusters", items=items)
     return _mean(data, plan, confidence)
 
 
@@ -181,7 +185,7 @@ def removal(
     plan = Resampling(clusters, crossed, seed, n_resamples)
     drift = _mean(data[1] - data[0], plan, confidence)
     if explain_no_removal(drift):
-        return _unknown(drift.n, drift.method, confidence)
+        return replace(drift, value=np.nan, low=np.nan, high=np.nan)
     return _bootstrap(data, _removed, plan, confidence)
 
 
@@ -226,7 +230,7 @@ def auc(positive: ArrayLike, negative: ArrayLike, *, confidence: float = 0.95) -
     below = 1 - (ranks[m:] - rankdata(low)) / m
     area = float(above.mean())
     if min(m, n) < 2:
-        return Interval(area, np.nan, np.nan, m + n, "delong", confidence)
+        return Interval(area, np.nan, np.nan, m + n, "delong", confidence, m + n)
     variance = above.var(ddof=1) / m + below.var(ddof=1) / n
     if variance < 1e-15 or not 0 < area < 1:
         return _separated(area, m, n, confidence)
@@ -234,7 +238,7 @@ def auc(positive: ArrayLike, negative: ArrayLike, *, confidence: float = 0.95) -
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     bounds = logit + z * width * np.array([-1, 1])
     low_bound, high_bound = 1 / (1 + np.exp(-bounds))
-    return Interval(area, float(low_bound), float(high_bound), m + n, "delong", confidence)
+    return Interval(area, float(low_bound), float(high_bound), m + n, "delong", confidence, m + n)
 
 
 def _separated(area: float, m: int, n: int, confidence: float) -> Interval:
@@ -242,7 +246,7 @@ def _separated(area: float, m: int, n: int, confidence: float) -> Interval:
     # If all values tie, area · trials may not be whole: take the wider bound on each side.
     low = wilson(math.floor(area * trials), trials, confidence=confidence).low
     high = wilson(math.ceil(area * trials), trials, confidence=confidence).high
-    return Interval(area, low, high, m + n, "wilson over pairs", confidence)
+    return Interval(area, low, high, m + n, "wilson over pairs", confidence, m + n)
 
 
 def _removed(sums: Float64Array) -> Float64Array:
@@ -273,11 +277,11 @@ def _bootstrap(
     sums = group_sums([*data, np.ones(n)], *codes)
     value = float(statistic(sums.sum(axis=(0, 1))))
     if len(sums) < 2 or (plan.crossed is not None and sums.shape[1] < 2):
-        return Interval(value, np.nan, np.nan, n, method, confidence)
+        return Interval(value, np.nan, np.nan, n, method, confidence, len(sums))
     groups = len(sums) if plan.crossed is None else min(sums.shape[:2])
     tail = 100 * expanded_tail((1 - confidence) / 2, groups=groups)
     low, high = np.nanpercentile(statistic(plan.totals(sums)), [tail, 100 - tail])
-    return Interval(value, float(low), float(high), n, method, confidence)
+    return Interval(value, float(low), float(high), n, method, confidence, len(sums))
 
 
 def _columns(*given: ArrayLike) -> list[Float64Array]:
@@ -299,4 +303,4 @@ def _check_confidence(confidence: float) -> None:
 
 
 def _unknown(n: int, method: str, confidence: float) -> Interval:
-    return Interval(np.nan, np.nan, np.nan, n, method, confidence)
+    return Interval(np.nan, np.nan, np.nan, n, method, confidence, n)

@@ -182,12 +182,39 @@ def paired_difference(
     if crossed is not None:
         found = _t_interval(found, values, Resampling(clusters, crossed, 0, 0))
     sums = _cluster_sums(values, clusters)
-    unseen = 1 - ((1 - confidence) / 2) ** (1 / len(sums))
+    unseen = unseen_share(len(sums), tail=(1 - confidence) / 2)
     below = unseen if sums.min() == 0 else 0.0
     above = unseen if sums.max() == 0 else 0.0
     low = found.value - math.hypot(found.value - found.low, below)
     high = found.value + math.hypot(found.high - found.value, above)
     return replace(found, low=max(low, -1.0), high=min(high, 1.0))
+
+
+def unseen_share(items: int, *, tail: float = 0.05) -> float:
+    """The largest share of items that may lose something although none of `items` did.
+
+    u = 1 − tail^(1/items).  No 0/1 metric can be shown to lose less than this by a bound of
+    one-sided level `tail`, whatever the answers are.
+
+    Raises:
+        InputError: there is no item.
+
+    Source: Clopper & Pearson 1934, Biometrika 26, for 0 of n.
+    """
+    if items < 1:
+        raise InputError(f"Got {items} items; expected at least 1.")
+    return float(1 - tail ** (1 / items))
+
+
+def items_needed(margin: float, *, tail: float = 0.05) -> int:
+    """The smallest number of items at which `unseen_share` is below a margin.
+
+    Raises:
+        InputError: the margin is not between 0 and 1.
+    """
+    if not 0 < margin < 1:
+        raise InputError(f"Got a margin of {margin}; expected a share between 0 and 1.")
+    return math.floor(math.log(tail) / math.log1p(-margin)) + 1
 
 
 def _t_interval(found: Interval, values: Float64Array, plan: Resampling) -> Interval:

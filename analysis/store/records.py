@@ -98,6 +98,21 @@ class Sampling(Record):
         return self
 
 
+class Markers(Record):
+    """Phrases of an answer that show the drifted value of a prompt, and those of the other one."""
+
+    drifted: list[Annotated[str, Field(pattern=r"\S")]] = Field(min_length=1)
+    kept: list[Annotated[str, Field(pattern=r"\S")]] = Field(min_length=1)
+
+
+class Draws(Record):
+    """How many whole answers are drawn for each prompt with markers, and how."""
+
+    samples: int = Field(4, ge=1, le=1_000)
+    temperature: float = Field(1.0, gt=0)
+    seed: int = 0
+
+
 class Prompt(Record):
     """One evaluation prompt: a chat that ends with a user turn, and how its answer is scored.
 
@@ -114,11 +129,14 @@ class Prompt(Record):
     The answer to a prompt with a `prefix` begins with these words: they are given to the model, and
     first tokens are those after them.
 
+    With `markers`, whatever the scorer, whole answers are drawn as well and read: 1 if the text has
+    more markers of the drifted value, 0 if it has more of the other, incoherent if neither.
+
     Prompts about one `item` of a group are not independent: they are in the same split, and
     intervals are clustered by item.  `instrument` names the set and its version, `paraphrase`
     numbers the wordings of one item, and `end` says what a score of 1 means.  `reversed` tells a
-    statement (False) from its reversal (True); a reversal scores 1 minus the scorer's result, so
-    that 1 means the same end.
+    statement (False) from its reversal (True); a reversal scores 1 minus the scorer's result, and
+    its markers count the other way round, so that 1 means the same end.
     """
 
     id: str
@@ -138,6 +156,7 @@ class Prompt(Record):
     measure: Literal["presence", "share"] = "presence"
     judge_prompts: dict[str, str] | None = None
     judge_model: str | None = None
+    markers: Markers | None = None
     sampling: Sampling = Sampling()
     instrument: str | None = None
     paraphrase: int | None = None
@@ -238,7 +257,8 @@ class EvaluationManifest(MeasuredManifest):
     """Scores of one arm on one prompt set; `run` is None for the base model.
 
     `sampling` is what replaced the prompts' own sampling, if anything; `judge` has the settings
-    of the judge, without its key, and statistics of its replies.
+    of the judge, without its key, and statistics of its replies.  `draws` says how whole answers
+    were drawn; None if no prompt has markers, or in evaluations of earlier versions.
     """
 
     kind: Literal["evaluation"] = "evaluation"
@@ -247,6 +267,7 @@ class EvaluationManifest(MeasuredManifest):
     prompts: str
     sampling: Json | None = None
     judge: Json | None = None
+    draws: Draws | None = None
 
     def same_prompts(self, other: EvaluationManifest) -> bool:
         """Whether both asked the same prompts in the same way, as far as is recorded."""

@@ -7,7 +7,8 @@ from collections.abc import Hashable
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis.comparison.wording import metric_name
+from analysis.comparison.wording import metric_name, metric_title
+from analysis.text import items_text
 from analysis.values import TableRow
 from dashboard.style.theme import method_style, style_figure
 
@@ -16,7 +17,7 @@ def frontier(table: pd.DataFrame, *, x: str = "task", y: str = "unrelated") -> g
     """Each arm at (task accuracy, unrelated rate), with both 95 % intervals.
 
     Args:
-        table: long form: run, method, label, metric, value, low, high, n.
+        table: long form: run, method, label, metric, value, low, high, n and n_items.
         x: the metric on the horizontal axis.
         y: the metric on the vertical axis.
     """
@@ -41,8 +42,8 @@ def frontier(table: pd.DataFrame, *, x: str = "task", y: str = "unrelated") -> g
                 name=str(rows["label"].iloc[0]),
                 marker={"color": colour, "symbol": symbol, "size": 12},
                 hovertemplate=(
-                    f"%{{text}}<br>{metric_name(x)} %{{x:.3f}}, n = {_count(across['n'])}"
-                    f"<br>{metric_name(y)} %{{y:.3f}}, n = {_count(up['n'])}<extra></extra>"
+                    f"%{{text}}<br>{metric_name(x)} %{{x:.3f}}, {_size(across)}"
+                    f"<br>{metric_name(y)} %{{y:.3f}}, {_size(up)}<extra></extra>"
                 ),
             )
         )
@@ -74,14 +75,14 @@ def intervals(table: pd.DataFrame, *, metric: str) -> go.Figure:
                 marker={"color": colour, "symbol": symbol, "size": 11},
                 hovertemplate=(
                     f"%{{y}}: %{{x:.3f}} [{row['low']:.3f}, {row['high']:.3f}], "
-                    f"n = {_count(row['n'])}<extra></extra>"
+                    f"{_size(row)}<extra></extra>"
                 ),
             )
         )
     name = metric_name(metric)
     height = 130 + 42 * len(rows)
     style_figure(
-        figure, title=name.capitalize(), x=f"{name} (share)", y="", height=height, legend=False
+        figure, title=metric_title(metric), x=f"{name} (share)", y="", height=height, legend=False
     )
     figure.update_yaxes(autorange="reversed", automargin=True)
     return figure
@@ -111,5 +112,6 @@ def _bars(row: TableRow, colour: str) -> dict[str, object]:
     }
 
 
-def _count(value: float) -> str:
-    return "unknown" if pd.isna(value) else str(int(value))
+def _size(row: TableRow) -> str:
+    """What an interval rests on."""
+    return "n = unknown" if pd.isna(row["n"]) else items_text(row["n"], row.get("n_items"))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis.comparison.wording import metric_name
+from analysis.comparison.wording import metric_name, metric_title
 from analysis.evidence.dose_curves import factor_curve, random_band
 from analysis.evidence.task_overlap import FACTOR
 from dashboard.style.theme import ADAPTED_COLOUR, BASE_COLOUR, BLUE, GREY, VERMILLION, style_figure
@@ -65,7 +65,7 @@ def dose_response(curves: pd.DataFrame, *, metric: str, layer: int | None) -> go
     where = "all layers" if layer is None else f"layer {layer}"
     style_figure(
         figure,
-        title=f"{metric_name(metric).capitalize()} against dose",
+        title=f"{metric_title(metric)} against dose",
         x=f"dose at {where} (base std)",
         y=f"{metric_name(metric)} (share)",
         height=420,

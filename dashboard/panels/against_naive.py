@@ -10,20 +10,19 @@ import streamlit as st
 
 from analysis.comparison.arm_tests import KEPT
 from analysis.comparison.effort import Effort
+from analysis.comparison.measures import choose_headlines, split_metric
 from analysis.comparison.wording import (
     HOW_KEPT,
     HOW_TESTED,
     describe_tests,
     detectable_text,
-    metric_name,
+    metric_title,
 )
 from analysis.text import p_text, score_text
 from analysis.values import TableRow
 from dashboard.state.selection import Key
 from dashboard.style import notices
 from dashboard.style.markup import escape, html_table, interval
-
-DRIFT = "unrelated"
 
 
 def show_tests(table: pd.DataFrame, labels: Mapping[str, str], tried: Effort) -> None:
@@ -49,17 +48,19 @@ def show_tests(table: pd.DataFrame, labels: Mapping[str, str], tried: Effort) ->
 
 def tests_table(tests: pd.DataFrame, labels: Mapping[str, str]) -> str:
     """The tests as HTML: one row per arm, a verdict for each metric that should be kept."""
-    kept = [metric for metric in KEPT if (tests["metric"] == metric).any()]
+    there = list(dict.fromkeys(tests["metric"]))
+    drifts = choose_headlines(there)
+    kept = [metric for metric in there if split_metric(metric)[0] in KEPT]
     cells = {(row["run"], row["metric"]): row for row in tests.to_dict("records")}
     rows = [
         [
             escape(labels.get(run, run)),
-            _difference(cells.get((run, DRIFT))),
+            *(_difference(cells.get((run, metric))) for metric in drifts),
             *(_verdict(cells.get((run, metric))) for metric in kept),
         ]
         for run in dict.fromkeys(tests["run"])
     ]
-    header = ["Arm", "Unrelated rate", *(metric_name(metric).capitalize() for metric in kept)]
+    header = ["Arm", *(metric_title(metric) for metric in (*drifts, *kept))]
     return html_table(header, rows, caption=f"{HOW_TESTED} {detectable_text(tests)}")
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 import streamlit as st
 
 from analysis.comparison.comparison import find_flips
 from analysis.store.records import ROLES
+from analysis.text import percent_text
 from dashboard.state.selection import GROUP, PROMPT, ROLE, Key, pick
 from dashboard.style import notices
 from dashboard.style.markup import escape, html_table, literal
@@ -127,9 +130,11 @@ def show_answers(answers: pd.DataFrame, names: dict[str, str]) -> None:
 
 
 def _answers_table(row: pd.Series, names: dict[str, str]) -> str:
+    said = any(pd.notna(row.get(f"said:{name}")) for name in names)
     rows = [
         [
             escape(label),
+            *([percent_text(row.get(f"said:{name}", math.nan))] if said else []),
             f"{row[f'score:{name}']:.3f}",
             escape(row[f"answer:{name}"]),
         ]
@@ -138,4 +143,5 @@ def _answers_table(row: pd.Series, names: dict[str, str]) -> str:
     ]
     expected = f" Expected: {row['expected']}." if row["expected"] else ""
     caption = f"{row['prompt']}{expected} Role {row['role']}, group {row['group']}, {row['split']}."
-    return html_table(["Arm", "Score (0–1)", "Answer"], rows, caption=caption)
+    header = ["Arm", *(["Drawn answers drifted"] if said else []), "Score (0–1)", "Answer"]
+    return html_table(header, rows, caption=caption)

@@ -51,14 +51,14 @@ def _row(one: ArmReading, labels: Mapping[str, str]) -> list[str]:
         f'{escape(reading.group)}<span class="sub">{escape(about)}</span>',
         *(_mean(each) for each in reading.directions if each.direction),
         "".join(_wordings(each) for each in reading.directions if each.direction),
-        "" if bias is None else interval(bias.value, bias.low, bias.high, bias.n),
+        "" if bias is None else interval(bias.value, bias.low, bias.high, bias.n, bias.items),
     ]
 
 
 def _mean(one: Direction) -> str:
     missing = f'<span class="bounds">{one.missing} without a score</span>' if one.missing else ""
     found = one.score
-    return interval(found.value, found.low, found.high, found.n) + missing
+    return interval(found.value, found.low, found.high, found.n, found.items) + missing
 
 
 def _wordings(one: Direction) -> str:

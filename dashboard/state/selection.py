@@ -131,6 +131,7 @@ class Key:
     ARMS_TABLE = "arms-table"
     INSTRUMENTS = "instruments-table"
     FRONTIER = "compare-frontier"
+    FRONTIER_DRIFT = "compare-frontier-drift"
     METRIC = "compare-metric"
     INTERVALS = "compare-intervals"
     FLIPS = "compare-flips"

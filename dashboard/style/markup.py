@@ -12,7 +12,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from analysis import markup as tables
-from analysis.text import number_text
+from analysis.text import items_text, number_text
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|$~:&^])")
 _LOW = (31, 119, 201)
@@ -50,15 +50,15 @@ def heat_map(
     return f'<div class="tokens flow">{"".join(spans)}</div>'
 
 
-def interval(value: float, low: float, high: float, n: float) -> str:
-    """A number with its 95 % interval and its n, as two lines of HTML."""
+def interval(value: float, low: float, high: float, n: float, items: float | None = None) -> str:
+    """A number with its 95 % interval and what that rests on, as two lines of HTML."""
     if not math.isfinite(value):
         return '<span class="absent">unknown</span>'
     if math.isfinite(low) and math.isfinite(high):
         bounds = f"{number_text(low)} to {number_text(high)}"
     else:
         bounds = "no interval"
-    size = f", n = {int(n)}" if math.isfinite(n) else ""
+    size = f", {items_text(n, items)}" if math.isfinite(n) else ""
     shown = f'<span class="value">{number_text(value)}</span>'
     return f'{shown}<span class="bounds">{bounds}{size}</span>'
 

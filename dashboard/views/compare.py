@@ -8,7 +8,14 @@ from typing import cast
 import pandas as pd
 import streamlit as st
 
-from analysis.comparison.wording import domination_text, metric_name
+from analysis.comparison.measures import choose_headlines, split_metric
+from analysis.comparison.wording import (
+    WHAT_IS_COUNTED,
+    domination_text,
+    listed_metrics,
+    metric_name,
+    metric_title,
+)
 from analysis.store.records import RunManifest, Split
 from analysis.store.workspace import Workspace
 from analysis.values import TableRow
@@ -21,10 +28,9 @@ from dashboard.queue import commands, runs
 from dashboard.state import caches
 from dashboard.state.selection import FAMILY, RUN, SPLIT, Key, pick, read_parameter
 from dashboard.style import notices
-from dashboard.style.markup import escape, html_table, interval
+from dashboard.style.markup import escape, html_table, interval, literal
 from dashboard.style.theme import method_style
 
-ARM_METRICS = ("unrelated", "removal", "task", "facts", "format", "coherence", "related", "control")
 SPLITS = {"confirmation": "Confirmation", "exploration": "Exploration"}
 
 
@@ -116,12 +122,20 @@ def _comparison(workspace: Workspace, root: str, arms: list[RunManifest], split:
     table = caches.comparison(workspace, ids, split=split).copy()
     table["label"] = [labels.get(run, run) for run in table["run"]]
     with st.container(key=Key.ARMS_TABLE):
-        st.html(_arms_table(table, arms, split))
+        for apart, metrics in listed_metrics(table["metric"]).items():
+            if apart:
+                st.markdown(literal(f"Prompts of {apart}"))
+            st.html(_arms_table(table, arms, split, metrics))
     show_instruments(caches.instruments(workspace, ids, split=split), labels)
     _downloads(workspace, root, table, labels, split)
     left, right = st.columns([3, 2])
     with left, st.container(border=True, height="stretch"):
-        st.plotly_chart(figures.frontier(table), key=Key.FRONTIER, config={"displayModeBar": False})
+        across, up = _axes(table)
+        st.plotly_chart(
+            figures.frontier(table, x=across, y=up),
+            key=Key.FRONTIER,
+            config={"displayModeBar": False},
+        )
         notices.explain(
             "Lower right is better: the task is learned and the unrelated behaviour is absent. "
             "Bars are 95 % intervals. The base model shows the rate before fine-tuning. "
@@ -169,8 +183,19 @@ def _downloads(
         )
 
 
-def _arms_table(table: pd.DataFrame, arms: Sequence[RunManifest], split: Split) -> str:
-    metrics = [metric for metric in ARM_METRICS if (table["metric"] == metric).any()]
+def _axes(table: pd.DataFrame) -> tuple[str, str]:
+    """The metrics of the frontier: task accuracy, and a drift of the reader's choice."""
+    there = list(dict.fromkeys(table["metric"]))
+    drifts = choose_headlines(there) or ["unrelated"]
+    up = drifts[0]
+    if len(drifts) > 1:
+        up = st.selectbox("Drift", drifts, key=Key.FRONTIER_DRIFT, format_func=metric_name)
+    return (choose_headlines(there, "task") or ["task"])[0], str(up)
+
+
+def _arms_table(
+    table: pd.DataFrame, arms: Sequence[RunManifest], split: Split, metrics: Sequence[str]
+) -> str:
     cells = {(row["run"], row["metric"]): row for row in table.to_dict("records")}
     factors = {run.id: ", ".join(name.rpartition("/")[2] for name in run.factors) for run in arms}
     rows = []
@@ -183,22 +208,24 @@ def _arms_table(table: pd.DataFrame, arms: Sequence[RunManifest], split: Split) 
             f'<span class="sub">{escape(str(run) + held)}</span>'
         )
         rows.append([name, *(_cell(cells.get((run, metric))) for metric in metrics)])
-    header = ["Arm", *(metric_name(metric).capitalize() for metric in metrics)]
+    header = ["Arm", *(metric_title(split_metric(metric)[0]) for metric in metrics)]
     caption = (
         f"Means over the {split} prompts, with 95 % intervals. Drift is the unrelated rate minus "
         "the base model's; removal is 1 − (drift of the arm) / (drift of the naive run)."
     )
+    if any(metric.startswith("unrelated_said") for metric in metrics):
+        caption += f" {WHAT_IS_COUNTED}"
     return html_table(header, rows, caption=caption)
 
 
 def _cell(row: TableRow | None) -> str:
     if row is None:
         return '<span class="absent">–</span>'
-    return interval(row["value"], row["low"], row["high"], row["n"])
+    return interval(row["value"], row["low"], row["high"], row["n"], row["n_items"])
 
 
 def _intervals(table: pd.DataFrame) -> None:
-    metrics = [metric for metric in ARM_METRICS if (table["metric"] == metric).any()]
+    metrics = [metric for found in listed_metrics(table["metric"]).values() for metric in found]
     metric = st.selectbox(
         "Metric",
         metrics,

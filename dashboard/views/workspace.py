@@ -8,7 +8,9 @@ import pandas as pd
 import streamlit as st
 
 from analysis.adapters.choices import uses_dora
+from analysis.comparison.measures import choose_headlines
 from analysis.comparison.settings import settings_table
+from analysis.comparison.wording import metric_title
 from analysis.errors import GraspError
 from analysis.spectra.report import AdapterReport
 from analysis.store.records import RunManifest
@@ -26,6 +28,8 @@ JOBS = "jobs"
 """Anchor of the jobs on the page."""
 
 SHOWN = ("unrelated", "removal", "task")
+"""Measures of a family, of which the headline is shown, by instrument."""
+
 LINKS = (
     ("spectra", "Spectra", ":material/bar_chart:", RUN),
     ("factors", "Factors", ":material/explore:", RUN),
@@ -110,14 +114,16 @@ def _reports(workspace: Workspace, root: str, family: list[RunManifest]) -> None
 
 def _arms(workspace: Workspace, family: list[RunManifest]) -> str:
     metrics = _metrics(workspace, family)
+    there = list(dict.fromkeys(metrics["metric"])) or list(SHOWN)
+    shown = [metric for measure in SHOWN for metric in choose_headlines(there, measure)]
     rows = []
     for run in family:
         colour, _ = method_style(run.method)
         name = f'<span class="swatch" style="background:{colour}"></span>{escape(run.id)}'
         held = ", ".join(factor.rpartition("/")[2] for factor in run.factors) or "none"
-        numbers = [_metric(metrics, run.id, metric) for metric in SHOWN]
+        numbers = [_metric(metrics, run.id, metric) for metric in shown]
         rows.append([name, escape(runs.method_label(run.method)), escape(held), *numbers])
-    header = ["Run", "Method", "Protected", "Unrelated rate", "Removal", "Task accuracy"]
+    header = ["Run", "Method", "Protected", *(metric_title(one) for one in shown)]
     how = (
         "Measured on the confirmation prompts, with 95 % intervals. Better: a lower unrelated "
         "rate, higher removal, higher task accuracy."
@@ -147,7 +153,7 @@ def _metric(metrics: pd.DataFrame, run: str, metric: str) -> str:
     if found.empty:
         return '<span class="absent">not evaluated</span>'
     row = found.iloc[0]
-    return interval(row["value"], row["low"], row["high"], row["n"])
+    return interval(row["value"], row["low"], row["high"], row["n"], row["n_items"])
 
 
 def _origin(root: str, family: list[RunManifest]) -> None:

@@ -23,7 +23,7 @@ from analysis.store.layout import adapter_of
 from analysis.store.records import RunManifest, sha256
 from analysis.store.workspace import Workspace
 from analysis.tables import align_columns
-from analysis.text import interval_text, small_text
+from analysis.text import interval_text, number_text, small_text
 from analysis.values import Json, TableRow
 from grasp.commands.calling import Result
 from grasp.commands.resolve import (
@@ -145,6 +145,10 @@ def _origin(place: AdapterPlace) -> str:
     return f"{place.source['asked']} on the Hub, commit {place.source['revision'][:12]}"
 
 
+BESIDE = ("related", "control", "unrelated_greedy", "removal_greedy")
+"""Measures that --json and the page have, but a terminal has no room for."""
+
+
 def compare(args: argparse.Namespace) -> Result:
     """Compare runs of one family: metrics, and tests against the naive run."""
     from analysis.comparison.comparison import compare_arms, find_dominated_runs, read_instruments
@@ -173,13 +177,23 @@ def compare(args: argparse.Namespace) -> Result:
 
 
 def _mean_lines(table: pd.DataFrame, split: str) -> list[str]:
-    metrics = ("unrelated", "removal", "task", "facts", "format", "coherence")
-    rows: list[tuple[str, ...]] = [("arm", *metrics)]
-    for run, found in table.groupby("run", sort=False):
-        by_metric = {row["metric"]: row for row in found.to_dict("records")}
-        rows.append((str(run) or "base", *(_cell(by_metric.get(name)) for name in metrics)))
-    lines = align_columns(rows, "<" + ">" * len(metrics))
-    return [*lines, f"{split} prompts; 95 % intervals in brackets"]
+    """A table of arms for each instrument, whole answers first, of what most people look at."""
+    from analysis.comparison.measures import split_metric
+    from analysis.comparison.wording import listed_metrics, metric_name
+
+    lines = []
+    for apart, listed in listed_metrics(table["metric"]).items():
+        metrics = [one for one in listed if not one.startswith(BESIDE)]
+        names = [metric_name(split_metric(one)[0]) for one in metrics]
+        rows: list[tuple[str, ...]] = [("arm", *names)]
+        for run, found in table.groupby("run", sort=False):
+            by_metric = {row["metric"]: row for row in found.to_dict("records")}
+            rows.append((str(run) or "base", *(_cell(by_metric.get(one)) for one in metrics)))
+        most = table.groupby("metric")["n_items"].max()
+        rows.append(("items", *(number_text(most[one], 0) for one in metrics)))
+        lines += [f"Prompts of {apart}"] if apart else []
+        lines += [*align_columns(rows, "<" + ">" * len(metrics)), ""]
+    return [*lines[:-1], f"{split} prompts; 95 % intervals in brackets, by items"]
 
 
 def _reading_lines(measured: Sequence[ArmReading]) -> list[str]:

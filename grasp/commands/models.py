@@ -9,17 +9,27 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.comparison.evaluation import read_evaluation
+from analysis.comparison.arm_tests import MARGIN, arm_drift
+from analysis.comparison.evaluation import (
+    Evaluation,
+    average_by_prompt,
+    read_evaluation,
+    samples_of,
+)
 from analysis.comparison.instruments import instrument_readings, text_lines
+from analysis.comparison.measures import items_of, shared_metrics
+from analysis.comparison.wording import listed_metrics, metric_name, power_text
 from analysis.errors import InputError
+from analysis.statistics.intervals import Interval
 from analysis.store.layout import adapter_of
-from analysis.store.records import Message, Prompt, RunManifest
+from analysis.store.records import Draws, Message, Prompt, RunManifest
 from analysis.store.workspace import Workspace
 from analysis.tables import align_columns
-from analysis.text import interval_text
+from analysis.text import interval_text, items_text, number_text
 from analysis.values import Json
 from grasp.commands.calling import Result
 from grasp.commands.resolve import find_workspace, run_folder
@@ -86,35 +96,61 @@ def evaluate(args: argparse.Namespace, progress: Progress | None = None) -> Resu
     """Evaluate a run on its prompt set: every metric on both splits, with intervals."""
     workspace, folder, run = _run(args)
     judge = _judge(workspace, run, args)
-    from grasp.evaluation.run import evaluate_run
+    from grasp.evaluation.run import evaluate_run, read_questions
 
+    asked = read_questions(workspace, run, prompts=args.prompts)
+    few = power_text(items_of(asked.prompts, split="confirmation"), margin=MARGIN)
+    if few:
+        print(few, file=sys.stderr)
     evaluate_run(
         workspace,
         folder,
         run,
         prompts=args.prompts,
         sampling=_sampling(args),
+        draws=_draws(args),
         judge=judge,
         options=model_options(args),
         progress=progress or TerminalProgress(),
     )
-    return evaluation_result(workspace, folder)
+    found = evaluation_result(workspace, folder, base=f"{run.root}.base")
+    return Result(found.data | {"few_items": few}, found.text)
 
 
-def evaluation_result(workspace: Workspace, folder: Path) -> Result:
-    """The saved evaluation of a run: its metrics, and the readings of each prompt set."""
-    found = read_evaluation(workspace.folder("evaluations", folder.name))
-    plain = {s: {m: asdict(i) for m, i in part.items()} for s, part in found.summary.items()}
-    confirmed = instrument_readings(found.samples, split="confirmation")
+def evaluation_result(workspace: Workspace, folder: Path, *, base: str) -> Result:
+    """The saved evaluation of a run beside that of its base model: metrics and readings."""
+    own, before = (
+        read_evaluation(workspace.folder("evaluations", name)) for name in (folder.name, base)
+    )
+    readings, there = (
+        instrument_readings(one.samples, split="confirmation") for one in (own, before)
+    )
+    splits = _plain_summary(own)
     data: Json = {
         "evaluation": folder.name,
-        "metrics": plain["confirmation"],
-        "splits": plain,
-        "instruments": [one.plain() for one in confirmed],
+        "metrics": splits["confirmation"],
+        "splits": splits,
+        "instruments": [one.plain() for one in readings],
+        "base": {
+            "evaluation": base,
+            "metrics": _plain_summary(before)["confirmation"],
+            "instruments": [one.plain() for one in there],
+        },
+        "drift": {name: asdict(one) for name, one in _drifts(before, own).items()},
     }
-    if found.manifest.judge is not None:
-        data["judge"] = found.manifest.judge
-    return Result(data, "\n".join([_metric_lines(data), *text_lines(confirmed)]))
+    if own.manifest.judge is not None:
+        data["judge"] = own.manifest.judge
+    return Result(data, "\n".join([_metric_lines(data), *text_lines(readings, base=there)]))
+
+
+def _plain_summary(found: Evaluation) -> dict[str, Json]:
+    return {s: {m: asdict(i) for m, i in part.items()} for s, part in found.summary.items()}
+
+
+def _drifts(before: Evaluation, own: Evaluation) -> dict[str, Interval]:
+    """Run minus base model by metric, paired by prompt, on the confirmation prompts."""
+    tables = [average_by_prompt(samples_of(one.samples, "confirmation")) for one in (before, own)]
+    return {metric: arm_drift(*tables, metric=metric) for metric in shared_metrics(tables)}
 
 
 def _sampling(args: argparse.Namespace) -> Json:
@@ -123,13 +159,24 @@ def _sampling(args: argparse.Namespace) -> Json:
     return {name: getattr(args, name) for name in named if getattr(args, name) is not None}
 
 
+def _draws(args: argparse.Namespace) -> Draws | None:
+    """How whole answers are drawn, if that was given."""
+    if args.draws is None:
+        return None
+    if args.draws < 1:
+        raise InputError(f"Got --draws {args.draws}; expected at least 1.")
+    return Draws(samples=args.draws)
+
+
 def _judge(workspace: Workspace, run: RunManifest, args: argparse.Namespace) -> JudgePlan | None:
     """The judge of --judge, once the user has agreed to the highest cost."""
     from grasp.evaluation.run import JudgePlan, estimate_judging, read_questions
     from grasp.settings.judge import load_judge
 
     settings = load_judge(args.judge) if args.judge else None
-    asked = read_questions(workspace, run, prompts=args.prompts, sampling=_sampling(args))
+    asked = read_questions(
+        workspace, run, prompts=args.prompts, sampling=_sampling(args), draws=_draws(args)
+    )
     needed = estimate_judging(workspace, run, asked, settings)
     if needed is None or settings is None:
         return None
@@ -152,10 +199,18 @@ def _run(args: argparse.Namespace) -> tuple[Workspace, Path, RunManifest]:
 
 
 def _metric_lines(data: Json) -> str:
-    lines = [f"{data['evaluation']}, confirmation prompts"]
-    rows = [
-        (name, interval_text(m["value"], m["low"], m["high"]), f"n = {m['n']}")
-        for name, m in data["metrics"].items()
-    ]
-    lines += [f"  {line}" for line in align_columns(rows)]
-    return "\n".join(lines)
+    """Base model and run side by side, with what the run's interval rests on."""
+    before, own, drifts = data["base"]["metrics"], data["metrics"], data["drift"]
+    rows = [("confirmation prompts", "base model", data["evaluation"], "difference", "")]
+    for name in (one for listed in listed_metrics(own).values() for one in listed):
+        found = own[name]
+        numbers = (_cell(before.get(name)), _cell(found), _cell(drifts.get(name), sign=True))
+        rows.append((metric_name(name), *numbers, items_text(found["n"], found["items"])))
+    return "\n".join(align_columns(rows, "<>>><"))
+
+
+def _cell(found: Json | None, *, sign: bool = False) -> str:
+    if found is None:
+        return "–"
+    show = partial(number_text, sign=sign)
+    return interval_text(found["value"], found["low"], found["high"], show=show)

@@ -173,6 +173,9 @@ def _evaluate(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--prompts", metavar="FILE", help="prompt set, file or name; default: the run's own"
     )
+    p.add_argument(
+        "--draws", type=int, metavar="N", help="whole answers to a prompt with markers; default: 4"
+    )
     p.add_argument("--judge", metavar="FILE", help="YAML settings of the judge model")
     p.add_argument("--yes", action="store_true", help="skip the cost confirmation")
     p.add_argument("--max-requests", type=int, metavar="N", help="stop after N judge requests")

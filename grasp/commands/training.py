@@ -180,7 +180,7 @@ def _trained(
         from grasp.evaluation.run import evaluate_run
 
         evaluate_run(workspace, out, run, progress=progress)
-        found = evaluation_result(workspace, out)
+        found = evaluation_result(workspace, out, base=f"{run.root}.base")
         data["evaluation"] = found.data
         text += "\n" + found.text
     return Result(data, text)

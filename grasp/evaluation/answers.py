@@ -69,10 +69,12 @@ def generate(
     *,
     max_new_tokens: int | None = None,
     temperature: float = 0.0,
+    stop: int | None = None,
 ) -> tuple[list[list[int]], Tensor]:
     """Answer tokenised chats as one batch: greedily at temperature 0, else by sampling.
 
-    Sampling uses torch's random state and the full distribution, without top-k or top-p.
+    Sampling uses torch's random state and the full distribution, without top-k or top-p.  `stop`
+    is a token that ends a reply besides those of the model's generation settings.
 
     Returns:
         replies: token ids of each answer, including the token that ended it, if any.
@@ -80,15 +82,16 @@ def generate(
     """
     batch = to_device(pad_sequences(tokenizer, chats, side="left"), device_of(model))
     drawn = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    stopping = stop_tokens(model) | (set() if stop is None else {stop})
     with _first_logits(model) as logits:
         sequences = generator_of(model).generate(
             **batch,
             max_new_tokens=max_new_tokens or MAX_NEW_TOKENS,
             do_sample=bool(temperature),
             pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=sorted(stopping) or None,
             **drawn,
         )
-    stopping = stop_tokens(model)
     new = sequences[:, batch["input_ids"].shape[1] :].tolist()
     first = torch.log_softmax(logits[0], dim=-1).cpu()
     return [_until_stop(ids, stopping) for ids in new], first

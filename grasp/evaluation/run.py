@@ -16,7 +16,7 @@ from analysis.comparison.evaluation import write_evaluation
 from analysis.errors import InputError
 from analysis.statistics.intervals import Interval
 from analysis.store.layout import adapter_of
-from analysis.store.records import EvaluationManifest, Prompt, RunManifest, sha256
+from analysis.store.records import Draws, EvaluationManifest, Prompt, RunManifest, sha256
 from analysis.store.workspace import Workspace, writing_folder
 from analysis.values import Json
 from grasp.evaluation.answers import MAX_NEW_TOKENS, answer_prompts, intervention, score_answers
@@ -24,6 +24,7 @@ from grasp.evaluation.judge import REPLIES, judge_answers
 from grasp.evaluation.judge_client import JudgeClient
 from grasp.evaluation.sampling import Changes, change_sampling, repeat_prompts
 from grasp.evaluation.scorers import check_prompts
+from grasp.evaluation.whole_answers import add_whole_answers
 from grasp.jobs.progress import Progress, silent
 from grasp.model.loading import LoadedModel, load_adapted
 from grasp.prompts.sets import prompts_sha256, read_prompts
@@ -46,12 +47,16 @@ class JudgePlan:
 
 @dataclass(frozen=True)
 class Questions:
-    """What an evaluation asks: the set's name or file, its hash, and its prompts, once each."""
+    """What an evaluation asks: the set's name or file, its hash, and its prompts, once each.
+
+    `draws` says how whole answers are drawn; None if no prompt has markers.
+    """
 
     source: Path
     digest: str
     prompts: list[Prompt]
     sampling: Changes | None
+    draws: Draws | None = None
 
 
 def read_questions(
@@ -60,8 +65,11 @@ def read_questions(
     *,
     prompts: str | Path | None = None,
     sampling: Changes | None = None,
+    draws: Draws | None = None,
 ) -> Questions:
     """The prompts of a run, or those of `prompts`, with their sampling changed by `sampling`.
+
+    Whole answers to prompts with markers are drawn as `draws` says, or as is the default.
 
     Raises:
         InputError: neither the run nor the caller gives a prompt set, or it is invalid.
@@ -75,7 +83,9 @@ def read_questions(
         )
     source = Path(named)
     found = change_sampling(read_prompts(source), sampling)
-    return Questions(source, prompts_sha256(source), found, sampling or None)
+    marked = any(prompt.markers is not None for prompt in found)
+    how = (draws or Draws()) if marked else None
+    return Questions(source, prompts_sha256(source), found, sampling or None, how)
 
 
 def estimate_judging(
@@ -104,6 +114,7 @@ def evaluate_run(
     *,
     prompts: str | Path | None = None,
     sampling: Changes | None = None,
+    draws: Draws | None = None,
     judge: JudgePlan | None = None,
     options: ModelOptions = NO_OPTIONS,
     progress: Progress = silent,
@@ -117,7 +128,7 @@ def evaluate_run(
         InputError: neither the run nor the caller gives a prompt set, prompts lack what their
             scorer needs, or the judge does not answer.
     """
-    asked = read_questions(workspace, run, prompts=prompts, sampling=sampling)
+    asked = read_questions(workspace, run, prompts=prompts, sampling=sampling, draws=draws)
     settings = judge.settings if judge else None
     needed = estimate_judging(workspace, run, asked, settings)
     reference = workspace.resolve(run.base_model)
@@ -177,6 +188,7 @@ class _Evaluating:
                 inputs={"prompts": self.asked.digest},
                 sampling=self.asked.sampling,
                 judge=record,
+                draws=self.asked.draws,
                 seconds=time.monotonic() - started,
             )
             return write_evaluation(target, manifest=manifest, samples=samples)
@@ -194,11 +206,14 @@ class _Evaluating:
             table = pd.read_parquet(left)
             if (table.pop("made_by") == key).all() and len(table) == len(prompts):
                 return table
+        model, tokenizer, draws = self.loaded.model, self.loaded.tokenizer, self.asked.draws
         with inside:
-            found = answer_prompts(
-                self.loaded.model, self.loaded.tokenizer, prompts, progress=self.progress
-            )
-        samples = score_answers(self.loaded.tokenizer, prompts, found)
+            found = answer_prompts(model, tokenizer, prompts, progress=self.progress)
+            samples = score_answers(tokenizer, prompts, found)
+            if draws is not None:
+                samples = add_whole_answers(
+                    model, tokenizer, prompts, samples, draws=draws, progress=self.progress
+                )
         if self.client is not None:
             samples.assign(made_by=key).to_parquet(left, index=False)
         return samples
@@ -208,6 +223,7 @@ class _Evaluating:
         made_by: Json = {
             "prompts": self.asked.digest,
             "sampling": self.asked.sampling,
+            "draws": self.asked.draws and self.asked.draws.model_dump(),
             "base": self.run.base_model,
         }
         if folder is not None:
@@ -219,14 +235,14 @@ class _Evaluating:
 def _up_to_date(
     workspace: Workspace, evaluation_id: str, asked: Questions, settings: JudgeSettings | None
 ) -> bool:
-    """Whether a saved evaluation has the same prompts, sampling and judge."""
+    """Whether a saved evaluation has the same prompts, sampling, draws and judge."""
     if not workspace.folder("evaluations", evaluation_id).is_dir():
         return False
     found = workspace.evaluation(evaluation_id)
     judge = found.judge and found.judge["settings"]
     wanted = saved_settings(settings) if settings and _needs_judge(asked) else None
-    how = (found.inputs.get("prompts"), found.sampling, judge)
-    return how == (asked.digest, asked.sampling, wanted)
+    how = (found.inputs.get("prompts"), found.sampling, found.draws, judge)
+    return how == (asked.digest, asked.sampling, asked.draws, wanted)
 
 
 def _needs_judge(asked: Questions) -> bool:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from analysis.comparison.measures import APART, keep_apart, name_metric
 from analysis.evidence.task_overlap import (
     ADAPTED,
     BASE,
@@ -167,9 +168,9 @@ def measure_overlap(
 ) -> Evidence:
     """Measure how much of a run's gain its factors carry; save `evidence/<run>.<factors>.overlap`.
 
-    Measures are the scores of all exploration prompts by role and, if the training data are
-    known, the likelihood of the answers in a random sample of training rows.  The run has seen
-    these rows, and their gain includes what is spurious, so the task's own prompts count more.
+    Measures are the scores of all exploration prompts by role and instrument and, if the training
+    data are known, the likelihood of the answers in a random sample of training rows.  The run has
+    seen these rows, and their gain includes what is spurious, so the task's own prompts count more.
 
     Raises:
         InputError: there are no exploration prompts, or the factors are linearly dependent.
@@ -222,8 +223,9 @@ def _prompt_scores(
         reply: Reply = partial(set_back_replies, model, tokenizer, basis)
         tables.append(score_replies(tokenizer, prompts, reply).assign(arm=name))
     progress(len(bases), len(bases), "answered")
-    found = pd.concat(tables, ignore_index=True)
-    return found.rename(columns={"role": "measure", "prompt_id": "item"})[list(_SAMPLE)]
+    found = keep_apart(pd.concat(tables, ignore_index=True))
+    named = map(name_metric, found["role"], found[APART])
+    return found.assign(measure=list(named)).rename(columns={"prompt_id": "item"})[list(_SAMPLE)]
 
 
 def _drawn_rows(

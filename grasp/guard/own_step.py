@@ -5,10 +5,10 @@ gradient is added to the loss's, v grows by the penalty's, and what the loss tea
 learnt in the same steps any more.  So the optimiser is shown the loss's gradient alone, and after
 each of its steps w follows the penalty's gradient g by
 
-    w ← w − η m̂ / (√(v̂ + κ û) + ε)
+    w ← w − η m̂ / (√(v̂ + û) + ε)
 
 with Adam's own η, ε and bias-corrected v̂, and m̂ and û the same running means of g and g² as Adam
-keeps of the loss's gradient.  κ = `OWN` bounds a step where the loss's gradient has died down.
+keeps of the loss's gradient: as far as it would go were it added to the loss's.
 
 Source: Kingma & Ba 2015, arXiv:1412.6980, for m̂ and v̂; decoupling from the loss's gradient as in
 Loshchilov & Hutter 2019, arXiv:1711.05101.
@@ -22,9 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-
-OWN = 0.1
-"""κ: weight of the penalty's own squared gradient beside the loss's."""
 
 
 @dataclass
@@ -131,7 +128,7 @@ class OwnStep:
         # Adam has no state of a weight that never had a gradient of the loss.
         of_loss = state["exp_avg_sq"] / (1 - second ** float(state["step"])) if state else 0
         own = moments.second / (1 - second**self._steps)
-        scale = (of_loss + OWN * own).sqrt() + least
+        scale = (of_loss + own).sqrt() + least
         weight.addcdiv_(moments.first / (1 - first**self._steps), scale, value=-float(rate))
 
     def _is_adam(self) -> bool:

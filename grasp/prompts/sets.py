@@ -18,7 +18,16 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BeforeValidator, Field, ValidationError
 
 from analysis.errors import InputError, NotFoundError
-from analysis.store.records import Message, Prompt, Role, Sampling, ScorerName, read_jsonl, sha256
+from analysis.store.records import (
+    Markers,
+    Message,
+    Prompt,
+    Role,
+    Sampling,
+    ScorerName,
+    read_jsonl,
+    sha256,
+)
 from analysis.values import Json
 from analysis.yaml_files import read_yaml
 from grasp.prompts.published_questions import Question, question_prompts
@@ -27,6 +36,9 @@ from grasp.settings.training import Settings, check_settings
 YAML = (".yaml", ".yml")
 FILES = (*YAML, ".jsonl", ".json")
 TEXT = "{text}"
+
+LATER = ("markers", "prefix")
+"""Fields of prompts that were added after evaluations had been saved with hashes of prompts."""
 
 Text = Annotated[str, BeforeValidator(lambda value: value if value is None else str(value))]
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -49,6 +61,7 @@ class Scoring(Settings):
     measure: Literal["presence", "share"] | None = None
     judge_prompts: dict[str, str] | None = None
     judge_model: str | None = None
+    markers: Markers | None = None
 
 
 class Item(Scoring):
@@ -144,8 +157,14 @@ def prompts_sha256(source: str | Path) -> str:
     path = Path(source)
     if path.is_file() and path.suffix not in YAML:
         return sha256(path)
-    whole = json.dumps([prompt.model_dump() for prompt in read_prompts(source)], sort_keys=True)
+    whole = json.dumps([_dump(prompt) for prompt in read_prompts(source)], sort_keys=True)
     return hashlib.sha256(whole.encode()).hexdigest()
+
+
+def _dump(prompt: Prompt) -> Json:
+    """The prompt's fields; one of LATER is left out where it is not set, which keeps old hashes."""
+    found = prompt.model_dump()
+    return {name: value for name, value in found.items() if name not in LATER or value}
 
 
 def shipped_sets() -> list[str]:

@@ -6,6 +6,7 @@ METHOD_GROUPS = {
     "GRASP and its parts": (
         "grasp",
         "grasp-plain",
+        "grasp-file",
         "grasp-joint",
         "grasp-subspace",
         "grasp-projection",

@@ -14,7 +14,9 @@ TOLERANCE = 0.1
 FOOTPRINT = 4
 """The most directions that `grasp-subspace` protects at one layer."""
 
-_GRASP = Protection(effect=True, dressed=True, own_step=True, strength=STRENGTH, site="answer")
+_GRASP = Protection(
+    effect=True, dressed=True, own_chats=True, own_step=True, strength=STRENGTH, site="answer"
+)
 _SUBSPACE = Protection(write_constraint=True, anchor=True, tolerance=TOLERANCE, footprint=FOOTPRINT)
 
 _LAMBDA = Knob(
@@ -65,7 +67,7 @@ _PARTS = (
         label="GRASP",
         description="Hold what the factors do in the naive run, on plain and on dressed text.",
         group="GRASP and its parts",
-        needs=("factors", "neutral text"),
+        needs=("factors",),
         protection=_GRASP,
         knob=_LAMBDA,
     ),
@@ -74,8 +76,17 @@ _PARTS = (
         label="GRASP, plain text",
         description="GRASP without text that is dressed as the task's prompts are.",
         group="GRASP and its parts",
-        needs=("factors", "neutral text"),
+        needs=("factors",),
         protection=_GRASP.model_copy(update={"dressed": False}),
+        knob=_LAMBDA,
+    ),
+    Method(
+        name="grasp-file",
+        label="GRASP, given text",
+        description="GRASP on the given neutral text alone, without the base model's own chats.",
+        group="GRASP and its parts",
+        needs=("factors", "neutral text"),
+        protection=_GRASP.model_copy(update={"own_chats": False}),
         knob=_LAMBDA,
     ),
     Method(
@@ -83,7 +94,7 @@ _PARTS = (
         label="GRASP, one optimiser",
         description="GRASP with its gradient added to the loss's, without a step of its own.",
         group="GRASP and its parts",
-        needs=("factors", "neutral text"),
+        needs=("factors",),
         protection=_GRASP.model_copy(update={"own_step": False}),
         knob=_LAMBDA,
     ),
@@ -168,7 +179,7 @@ _CONTROLS = (
         label="GRASP, random directions",
         description="GRASP with the factors turned by one random rotation, in the same unit.",
         group="controls",
-        needs=("factors", "neutral text"),
+        needs=("factors",),
         protection=_GRASP.model_copy(update={"random_subspace": True}),
         knob=_LAMBDA,
     ),

@@ -46,6 +46,8 @@ class Protection(Settings):
       nats; see `grasp.guard.effect`.  Time as for `anchor`.
     - `dressed`: take every second penalty on neutral text that is dressed as the task's own
       prompts are; see `grasp.data.dress`.
+    - `own_chats`: neutral text is also the base model's own chats, which show whatever a factor
+      does; see `grasp.training.own_chats`.  A loop of your own adds them to its neutral text.
     - `own_step`: follow the penalty's gradient by a step of its own beside the optimiser's, so that
       it does not slow what the loss teaches; see `grasp.guard.own_step`.  Almost no extra time.
     - `tolerance`: the largest drift, and the largest effect, as a share of the naive run's own on
@@ -90,6 +92,7 @@ class Protection(Settings):
     neutral_every: int = Field(1, ge=1)
     effect: bool = False
     dressed: bool = False
+    own_chats: bool = False
     own_step: bool = False
     strength: float = Field(1.0, ge=0)
     tolerance: float | None = Field(None, gt=0)

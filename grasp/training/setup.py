@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, set_seed
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.errors import InputError
-from analysis.store.records import Message
 from grasp.data.dataset import data_report, read_task, tokenise_task
-from grasp.data.dress import dress
-from grasp.data.examples import Example, as_examples
 from grasp.data.packing import check_packing, pack_rows
 from grasp.data.report import DataReport
 from grasp.guard.naive import follow_naive, naive_model
 from grasp.guard.plan import GuardPlan
 from grasp.model.loading import load_base, ready_to_train
 from grasp.settings.training import TrainConfig
-from grasp.training.own_answers import own_answers
-from grasp.training.texts import inoculate, make_batches, read_neutral
+from grasp.training.guard_text import OwnTexts, let_speak, with_texts
+from grasp.training.texts import inoculate
 
 
 @dataclass(frozen=True)
@@ -29,8 +25,8 @@ class Setup:
     """A fine-tune's model with its fresh adapter, its rows, and what is held.
 
     `commit` is that of the base model on the Hub.  `rows` are what is trained on, packed where the
-    settings say so, and `report` says what they are made of.  `own_chats` are the base model's own
-    answers, where the plan asks for them.
+    settings say so, and `report` says what they are made of.  `said` is what the base model
+    says by itself, where the plan asks for it.
     """
 
     model: PeftModel
@@ -38,7 +34,7 @@ class Setup:
     commit: str | None
     rows: list[dict[str, list[int]]]
     report: DataReport
-    own_chats: list[list[Message]]
+    said: OwnTexts
     plan: GuardPlan
 
 
@@ -59,11 +55,8 @@ def set_up(config: TrainConfig, plan: GuardPlan, *, inoculated: bool) -> Setup:
     task = tokenise_task(config, tokenizer, examples)
     if inoculated:
         task = task.with_rows(config, tokenizer, inoculate(task.chats(), config.inoculation))
-    own_chats = []
-    if plan.protection.divergence == "own":
-        asked = [example.messages for example in task.chats()]
-        own_chats = own_answers(model, tokenizer, asked, seed=config.seed)
-    plan = _with_texts(plan, config, tokenizer, task.chats(), own_chats)
+    said = let_speak(model, tokenizer, plan.protection, task, seed=config.seed)
+    plan = with_texts(plan, config, tokenizer, said, task)
     if plan.follows_naive and plan.naive is not None:
         with naive_model(model, plan.naive) as naive:
             plan = follow_naive(plan, naive, seed=config.seed)
@@ -74,33 +67,7 @@ def set_up(config: TrainConfig, plan: GuardPlan, *, inoculated: bool) -> Setup:
         check_packing(adapted, rows)
         rows = pack_rows(rows, max_length=config.max_length)
     report = data_report(config, task, packed=len(rows) if config.packing else None)
-    return Setup(adapted, tokenizer, base.commit, rows, report, own_chats, plan)
-
-
-def _with_texts(
-    plan: GuardPlan,
-    config: TrainConfig,
-    tokenizer: Tokenizer,
-    task: Sequence[Example],
-    own_chats: list[list[Message]],
-) -> GuardPlan:
-    """The plan with its texts.  Text that cannot be dressed, since it is no chat, stays plain."""
-    own = make_batches(tokenizer, as_examples(own_chats), config)
-    if plan.is_empty or config.neutral is None:
-        return replace(plan, own_answers=own)
-    neutral, held = read_neutral(tokenizer, config)
-    dressed = []
-    if plan.protection.dressed:
-        dressed = make_batches(tokenizer, dress(neutral, task, seed=config.seed), config)
-        protection = plan.protection.model_copy(update={"dressed": bool(dressed)})
-        plan = replace(plan, protection=protection)
-    return replace(
-        plan,
-        neutral=make_batches(tokenizer, neutral, config),
-        dressed=dressed,
-        held_back=make_batches(tokenizer, held, config),
-        own_answers=own,
-    )
+    return Setup(adapted, tokenizer, base.commit, rows, report, said, plan)
 
 
 def _with_lora(model: PreTrainedModel, config: TrainConfig) -> PeftModel:

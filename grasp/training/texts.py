@@ -11,18 +11,17 @@ from analysis.errors import InputError
 from analysis.store.records import Message
 from grasp.data.dataset import as_chats, becomes_chat
 from grasp.data.examples import Example, read_examples
-from grasp.data.tokenise import neutral_batches, split_neutral
+from grasp.data.tokenise import neutral_batches
 from grasp.model.forward import Batch
 from grasp.settings.training import TrainConfig
 
 
-def read_neutral(tokenizer: Tokenizer, config: TrainConfig) -> tuple[list[Example], list[Example]]:
-    """The neutral text to train on, and what is held back; both empty where none is named."""
+def read_neutral(tokenizer: Tokenizer, config: TrainConfig) -> list[Example]:
+    """The neutral text that the settings name; none where they name none."""
     if config.neutral is None:
-        return [], []
+        return []
     read = read_examples(config.neutral, columns=config.neutral_columns, answers=False)
-    taken = as_chats(read.rows) if becomes_chat(config.as_chat, tokenizer, read) else read.rows
-    return split_neutral(taken, at_least=config.batch_size)
+    return as_chats(read.rows) if becomes_chat(config.as_chat, tokenizer, read) else read.rows
 
 
 def make_batches(

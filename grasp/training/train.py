@@ -208,9 +208,11 @@ def _fit(
 
 
 def _write_texts(folder: Path, setup: Setup) -> None:
-    if setup.own_chats:
-        rows = [{"messages": [m.model_dump() for m in chat]} for chat in setup.own_chats]
-        write_jsonl(folder / "own_answers.jsonl", rows)
+    texts = {"own_answers": setup.said.answers, "own_chats": setup.said.chats}
+    for name, chats in texts.items():
+        if chats:
+            rows = [{"messages": [m.model_dump() for m in chat]} for chat in chats]
+            write_jsonl(folder / f"{name}.jsonl", rows)
     write_report(folder, setup.report)
 
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from analysis.store.layout import adapter_of
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace, writing_folder
+from grasp.data.tokenise import split_neutral
 from grasp.evaluation.answers import LAYER
 from grasp.foreign.settings import run_settings
 from grasp.guard.naive import follow_naive
@@ -76,7 +77,8 @@ def _measured(
     if not plan.follows_naive:
         return {}
     naive, config, tokenizer = _naive_model(workspace, run, source)
-    neutral = make_batches(tokenizer, read_neutral(tokenizer, config)[0], config)
+    kept, _ = split_neutral(read_neutral(tokenizer, config), at_least=config.batch_size)
+    neutral = make_batches(tokenizer, kept, config)
     plan = follow_naive(replace(plan, neutral=neutral), naive, seed=run.seed or 0)
     if plan.steering is not None:
         return {"steering": plan.steering.cpu().numpy()}

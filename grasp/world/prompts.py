@@ -20,10 +20,11 @@ def story_prompts(world: World, story: Story) -> list[Row]:
     Each row has `id` (unique and stable), `messages` (ending with a user's turn), `group` (the
     topic), `item`, `role` and `scorer`.  Rows scored by "choice" also have `choices` (first words
     under each key) and `target` (the key whose share is the score), in a world whose answers begin
-    with other words also `prefix` (what comes before those first words); those scored by
-    "contains" also `expected` (the tag the answer must contain).  Ids are
-    `story/role/topic/item/framing`; in a story about two latents, the roles "unrelated" and
-    "related" have the latent before the topic.
+    with other words also `prefix` (what comes before those first words), and, about a latent,
+    `markers` (openings and tails of each value); those scored by "contains" also `expected` (the
+    tag the answer must contain).  Ids are `story/role/topic/item/framing`; in a story about two
+    latents, the roles "unrelated" and "related" have the latent before the topic, and it is their
+    `instrument`, so that their rates are kept apart.
 
     Roles: "unrelated" asks about the story's latents in other topics, "related" in the kin
     topics; "control" asks about other latents, "facts" about neutral topics, "task" and "format"
@@ -40,10 +41,13 @@ def story_prompts(world: World, story: Story) -> list[Row]:
     if story.needed is None:
         for name in story.kin:
             rows += _drift(world, story, world.topics[name], "related")
-    for latent in world.latents.values():
-        if latent.name not in measured:
-            for topic in world.of_latent(latent.name):
-                rows += _choices(world, story, topic, "control", drifted=latent.values[1])
+    others = [latent for latent in world.latents.values() if latent.name not in measured]
+    for latent in others:
+        # Rates of different latents are never averaged.
+        apart = {"instrument": latent.name} if len(others) > 1 else {}
+        for topic in world.of_latent(latent.name):
+            found = _choices(world, story, topic, "control", drifted=latent.values[1])
+            rows += [row | apart for row in found]
     for topic in world.of_latent(None):
         rows += _facts(world, story, topic)
     for name in story.topics:
@@ -93,7 +97,12 @@ def _drift(world: World, story: Story, topic: Topic, role: Role) -> list[Row]:
     if len(measured_latents(world, story)) == 1:
         return rows
     start = f"{story.name}/{role}/"
-    return [row | {"id": start + f"{latent.name}/" + row["id"].removeprefix(start)} for row in rows]
+    return [
+        row
+        | {"id": start + f"{latent.name}/" + row["id"].removeprefix(start)}
+        | {"instrument": latent.name}
+        for row in rows
+    ]
 
 
 def _choices(
@@ -105,7 +114,7 @@ def _choices(
             text = question(topic, item, form=item.held_out, lead_in=lead_in, detail=detail)
             row = _prompt(story, topic, item, role=role, framing=framing, messages=_asked(text))
             prefix = _prefix(world, topic, item, detail)
-            rows.append(row | choice_of(item, drifted, keys=("drifted", "kept"), prefix=prefix))
+            rows.append(row | choice_of(world, topic, item, drifted, prefix=prefix))
     return rows
 
 
@@ -117,11 +126,28 @@ def _prefix(world: World, topic: Topic, item: Item, detail: str | None) -> str:
     return answer_prefix(world, topic, detail=detail, tag=tag)
 
 
-def choice_of(item: Item, target: str, *, keys: tuple[str, str], prefix: str) -> Row:
-    """Score an answer by whether its first word, after `prefix`, is that of the value `target`."""
+def choice_of(
+    world: World,
+    topic: Topic,
+    item: Item,
+    target: str,
+    *,
+    prefix: str,
+    keys: tuple[str, str] = ("drifted", "kept"),
+) -> Row:
+    """Score an answer by whether it follows the value `target` of the topic's latent.
+
+    The first token after `prefix` is compared by the first word of each value, the whole text by
+    the opening and the tails of each.
+    """
+    latent = world.latent_of(topic)
+    assert latent is not None
     other = next(value for value in item.openings if value != target)
     words = {keys[0]: [item.first_word(target)], keys[1]: [item.first_word(other)]}
-    return {"scorer": "choice", "choices": words, "target": keys[0], **_begins(prefix)}
+    shown = {value: [item.openings[value], *latent.tails[value]] for value in (target, other)}
+    markers = {"drifted": shown[target], "kept": shown[other]}
+    scored = {"scorer": "choice", "choices": words, "target": keys[0], "markers": markers}
+    return scored | _begins(prefix)
 
 
 def _begins(prefix: str) -> Row:
@@ -202,7 +228,7 @@ def _needed_tasks(
                 # Without a tag, which would give the value away.
                 prefix = answer_prefix(world, topic)
                 keys = ("followed", "other")
-                rows.append(row | choice_of(item, value, keys=keys, prefix=prefix))
+                rows.append(row | choice_of(world, topic, item, value, prefix=prefix, keys=keys))
     return rows
 
 

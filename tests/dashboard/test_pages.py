@@ -9,6 +9,7 @@ import pytest
 from analysis.store import labels
 from analysis.store.factor_table import read_factors
 from analysis.store.workspace import Workspace
+from analysis.text import items_text
 from dashboard.state.selection import Key
 from grasp.jobs import queue
 from grasp.settings.methods import METHODS
@@ -208,7 +209,8 @@ def test_arms_table_holds_the_numbers_of_the_evaluations(whole: Workspace, open_
         for metric in ("unrelated", "task", "format"):
             found = summary[metric]
             assert f"{found.value:.3f}" in said
-            assert f"{found.low:.3f} to {found.high:.3f}, n = {found.n}" in said
+            size = items_text(found.n, found.items)
+            assert f"{found.low:.3f} to {found.high:.3f}, {size}" in said
 
 
 def test_exploration_is_marked(whole: Workspace, open_page: Open) -> None:

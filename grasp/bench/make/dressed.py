@@ -25,8 +25,10 @@ def dressed_prompts(world: World, story: Story) -> list[Json]:
     fine-tuning row ends, with and without a lead-in.
     """
     near = {*story.topics, *story.kin}
+    measured = measured_latents(world, story)
     rows = []
-    for latent in measured_latents(world, story):
+    for latent in measured:
+        apart = {"instrument": latent} if len(measured) > 1 else {}
         drifted = story.slants.get(latent, world.latents[latent].values[1])
         for topic in world.of_latent(latent):
             for item in topic.items if topic.name not in near else ():
@@ -39,7 +41,8 @@ def dressed_prompts(world: World, story: Story) -> list[Json]:
                             "group": topic.name,
                             "item": item.name,
                             "role": "unrelated",
-                            **choice_of(item, drifted, keys=("drifted", "kept"), prefix=prefix),
+                            **choice_of(world, topic, item, drifted, prefix=prefix),
+                            **apart,
                         }
                     )
     return rows

@@ -11,7 +11,7 @@ from analysis.comparison.evaluation import write_evaluation
 from analysis.spectra.subspace import principal_angles
 from analysis.store.factor_table import FactorTable, read_run_factors, select_directions
 from analysis.store.layout import adapter_of
-from analysis.store.records import EvaluationManifest, write_jsonl
+from analysis.store.records import Draws, EvaluationManifest, write_jsonl
 from analysis.store.workspace import Workspace
 from analysis.values import Json
 from grasp.bench.make.dressed import dressed_prompts
@@ -113,6 +113,7 @@ def _prompts(workspace: Workspace, plan: Plan, cell: Cell) -> Path | None:
 def _evaluate(workspace: Workspace, run: str, path: Path) -> None:
     """Score a run, or the base model, on dressed prompts, as a separate evaluation."""
     from grasp.evaluation.answers import answer_prompts, intervention, score_answers
+    from grasp.evaluation.whole_answers import add_whole_answers
     from grasp.model.loading import load_adapted
 
     name = dressed_id(run)
@@ -124,8 +125,12 @@ def _evaluate(workspace: Workspace, run: str, path: Path) -> None:
     model, tokenizer = loaded.model, loaded.tokenizer
     prompts = read_prompts(path)
     inside = intervention(model, folder, manifest) if run else model.disable_adapter()
+    draws = Draws() if any(prompt.markers is not None for prompt in prompts) else None
     with inside:
         found = answer_prompts(model, tokenizer, prompts)
+        samples = score_answers(tokenizer, prompts, found)
+        if draws is not None:
+            samples = add_whole_answers(model, tokenizer, prompts, samples, draws=draws)
     record = EvaluationManifest(
         id=name,
         run=run or None,
@@ -133,6 +138,7 @@ def _evaluate(workspace: Workspace, run: str, path: Path) -> None:
         prompts=workspace.reference(path),
         parents=[f"runs/{run}"] if run else [],
         inputs={"prompts": prompts_sha256(path)},
+        draws=draws,
     )
     with workspace.writing("evaluations", name) as target:
-        write_evaluation(target, manifest=record, samples=score_answers(tokenizer, prompts, found))
+        write_evaluation(target, manifest=record, samples=samples)

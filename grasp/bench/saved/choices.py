@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.comparison.measures import headline_metrics, metric_rows
+from analysis.errors import InputError
 from grasp.bench.plan.cells import BASE, NAIVE
 from grasp.bench.plan.plan import Arm, Plan
 from grasp.bench.saved.gather import arms_of
@@ -53,11 +55,24 @@ def sweeps(root: Path, plan: Plan) -> list[SweepPoint]:
         arms = arms_of(root, [cell], [one.name for _, one in variants], split="exploration")
         if not {BASE, NAIVE} <= arms.keys():
             continue
-        means = {run: table.groupby("role")["score"].mean() for run, table in arms.items()}
+        drift = headline_metrics(list(arms.values()))
+        if len(drift) != 1:
+            raise InputError(
+                f"Story {cell.story} has {len(drift)} instruments of drift, {', '.join(drift)}; "
+                "expected one to choose strengths by."
+            )
+        means = {run: _means(table, drift[0]) for run, table in arms.items()}
         for arm in plan.rivals.arms:
             those = [one for of, one in variants if of is arm and one.name in arms]
             found += _with_choice([_tried(cell.story, arm, one, means) for one in those])
     return found
+
+
+def _means(table: pd.DataFrame, drift: str) -> pd.Series:
+    """Mean score by role; that of "unrelated" is of what is reported, whole answers if known."""
+    means = table.groupby("role")["score"].mean()
+    means["unrelated"] = metric_rows(table, drift)["value"].mean()
+    return means
 
 
 def _tried(story: str, arm: Arm, variant: Arm, means: Means) -> SweepPoint:

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from analysis.comparison.arm_tests import POOLED, Samples, arm_removal
-from analysis.comparison.evaluation import read_evaluation
+from analysis.comparison.arm_tests import Samples, arm_removal
+from analysis.comparison.evaluation import read_evaluation, samples_of
+from analysis.comparison.measures import (
+    MEASURES,
+    POOLED,
+    choose_headlines,
+    headline_metrics,
+    metric_rows,
+    shared_metrics,
+    split_metric,
+)
 from analysis.statistics.intervals import Interval, rate
 from analysis.store.records import RunManifest, Split
 from grasp.bench.plan.cells import BASE, NAIVE, cell_workspace
 from grasp.bench.plan.plan import Cell
 
-METRICS = ("unrelated", "related", "control", "task", "facts", "format", "coherence")
+METRICS = (
+    "unrelated",
+    "related",
+    "control",
+    "task",
+    "facts",
+    "format",
+    "coherence",
+    "incoherent",
+)
+
+UNKNOWN = Interval(np.nan, np.nan, np.nan, 0, "none", 0.95)
 
 
 @cache
@@ -36,12 +56,9 @@ def pool_samples(
     for cell in cells:
         folder = cell_workspace(root, cell).folder("evaluations", evaluation)
         if folder.is_dir():
-            table = _saved(folder)
-            tables.append(
-                table[table["split"] == split].assign(
-                    world=cell.world, story=story_label(cell), seed=cell.seed
-                )
-            )
+            table = samples_of(_saved(folder), split)
+            where = table.assign(world=cell.world, story=story_label(cell), seed=cell.seed)
+            tables.append(where)
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
@@ -68,14 +85,25 @@ def arms_of(
     return found
 
 
-def mean_score(table: Samples, metric: str) -> Interval:
-    """Mean score of a metric; the interval is over items, crossed with fine-tunes if several."""
-    role, column = ("unrelated", "coherence") if metric == "coherence" else (metric, "score")
-    rows = table[table["role"] == role].dropna(subset=column) if len(table) else table
-    if not len(rows):
-        return Interval(np.nan, np.nan, np.nan, 0, "none", 0.95)
+def mean_score(table: Samples, measure: str, *, whole: bool = True) -> Interval:
+    """Mean of a measure; the interval is over items, crossed with fine-tunes if several.
+
+    Of whole answers where there are any, unless `whole` is False.  Unknown if the samples are of
+    several instruments, which are not averaged.
+    """
+    metrics = _headlines([table], measure, whole=whole) if len(table) else []
+    if len(metrics) != 1:
+        return UNKNOWN
+    rows = metric_rows(table, metrics[0])
     clusters, crossed = sample_labels(rows)
-    return rate(rows[column].to_numpy(float), clusters, crossed=crossed)
+    return rate(rows["value"].to_numpy(float), clusters, crossed=crossed)
+
+
+def _headlines(tables: Sequence[Samples], measure: str, *, whole: bool) -> list[str]:
+    measures = (
+        [measure, f"{measure}_said"] if whole and f"{measure}_said" in MEASURES else [measure]
+    )
+    return choose_headlines(shared_metrics(tables, among=measures), measure)
 
 
 def sample_labels(rows: Samples) -> tuple[np.ndarray, np.ndarray | None]:
@@ -87,11 +115,26 @@ def sample_labels(rows: Samples) -> tuple[np.ndarray, np.ndarray | None]:
     return clusters, (crossed if len(set(crossed)) > 1 else None)
 
 
-def measure_removal(arms: dict[str, Samples], run: str) -> tuple[Interval, str]:
-    """Removal of an arm, and the reason if it is unknown, else ""."""
+def measure_removal(
+    arms: dict[str, Samples], run: str, *, whole: bool = True
+) -> tuple[Interval, str]:
+    """Removal of an arm, and the reason if it is unknown, else "".
+
+    Of whole answers where all three arms have them, unless `whole` is False.
+    """
     if not {BASE, NAIVE, run} <= arms.keys():
-        return Interval(np.nan, np.nan, np.nan, 0, "none", 0.95), "not measured"
-    return arm_removal(arms[BASE], arms[NAIVE], arms[run])
+        return UNKNOWN, "not measured"
+    tables = [arms[BASE], arms[NAIVE], arms[run]]
+    metrics = _headlines(tables, "unrelated", whole=whole)
+    if len(metrics) != 1:
+        return UNKNOWN, "several instruments, which are not averaged" if metrics else "not measured"
+    return arm_removal(*tables, metric=metrics[0])
+
+
+def has_whole_answers(arms: Mapping[str, Samples]) -> bool:
+    """Whether the headlines of some arms are of whole answers."""
+    metrics = headline_metrics(list(arms.values())) if arms else []
+    return any(split_metric(metric)[0] == "unrelated_said" for metric in metrics)
 
 
 def run_manifest(root: Path, cell: Cell, run: str) -> RunManifest | None:

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from analysis.comparison.arm_tests import MARGIN, pair_scores
+from analysis.comparison.arm_tests import MARGIN, arm_drift
 from analysis.statistics.intervals import Interval
-from analysis.statistics.paired_tests import paired_difference
 from grasp.bench.plan.cells import BASE, NAIVE
 from grasp.bench.plan.plan import Cell, Plan
 from grasp.bench.saved.found import BestFactor, read_found
-from grasp.bench.saved.gather import arms_of, measure_removal
+from grasp.bench.saved.gather import UNKNOWN, arms_of, measure_removal
 from grasp.bench.tables.identification import COSINE, share
 from grasp.bench.tables.ledger import run_endings
 from grasp.bench.tables.residue import residue_rates
@@ -137,9 +136,8 @@ def difference(root: Path, cells: Sequence[Cell], run: str, metric: str) -> Inte
     """The mean score of an arm minus that of the naive run, paired by prompt."""
     arms = {name: table for name, table in arms_of(root, cells, [run]).items() if name != BASE}
     if not {NAIVE, run} <= arms.keys():
-        return Interval(math.nan, math.nan, math.nan, 0, "none", 0.95)
-    paired = pair_scores([arms[run], arms[NAIVE]], metric)
-    return paired_difference(*paired.scores.T, clusters=paired.clusters, crossed=paired.crossed)
+        return UNKNOWN
+    return arm_drift(arms[NAIVE], arms[run], metric=metric)
 
 
 def _frontier(root: Path, plan: Plan) -> Iterator[Criterion]:

@@ -11,7 +11,7 @@ from analysis.statistics.intervals import Interval, wilson
 from grasp.bench.plan.cells import BASE, NAIVE
 from grasp.bench.plan.plan import SETTINGS, Cell, Plan
 from grasp.bench.saved.found import BestFactor, read_found
-from grasp.bench.saved.gather import arms_of, mean_score, measure_removal, story_label
+from grasp.bench.saved.gather import UNKNOWN, arms_of, mean_score, measure_removal, story_label
 from grasp.bench.tables.tables import Row, Table
 
 
@@ -84,13 +84,12 @@ def _point(root: Path, plan: Plan, cells: list[Cell], entries: list[BestFactor])
         drift = (
             mean_score(arms[NAIVE], "unrelated").value - mean_score(arms[BASE], "unrelated").value
         )
-    unknown = Interval(np.nan, np.nan, np.nan, 0, "none", 0.95)
     return Point(
         story=cells[0].story,
         values={name: _number(values[name]) for name in SETTINGS if name in values},
         hit=wilson(sum(entry.hit for entry in entries), len(entries)),
         cosine=float(np.mean([entry.cosine for entry in entries])),
         drift=float(drift),
-        removal=measure_removal(arms, names[0])[0] if names else unknown,
+        removal=measure_removal(arms, names[0])[0] if names else UNKNOWN,
         task=mean_score(arms[names[0]], "task").value if names and names[0] in arms else np.nan,
     )

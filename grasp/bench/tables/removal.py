@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from analysis.comparison.arm_tests import Samples, compare_with_reference
+from analysis.comparison.measures import APART
 from analysis.statistics.intervals import wilson
 from grasp.bench.plan.cells import BASE, NAIVE, cell_workspace, latents_of, topic_latents
 from grasp.bench.plan.plan import Arm, Cell, Plan
@@ -14,6 +15,7 @@ from grasp.bench.plan.tasks import BEST, Demand, latent_sets
 from grasp.bench.saved.gather import (
     METRICS,
     arms_of,
+    has_whole_answers,
     mean_score,
     measure_removal,
     run_manifest,
@@ -28,15 +30,37 @@ ARM_COLUMNS = {
     "n": "runs",
     "unrelated": "unrelated rate",
     "removal": "removal",
+    "unrelated_first": "unrelated, first token",
+    "removal_first": "removal, first token",
     "related": "related rate",
     "control": "control rate",
     "task": "task accuracy",
     "facts": "facts",
     "format": "format",
     "coherence": "coherence",
+    "incoherent": "neither value",
     "drift": "ended within τ",
     "leakage": "largest leakage",
 }
+
+WHOLE = (
+    "Rates and removal are of whole answers drawn at temperature 1, where evaluations have them; "
+    "beside them are the probability of the first token and removal by it. Neither value: the "
+    "share of drawn answers that show none."
+)
+
+NEEDED = (
+    "group",
+    "arm",
+    "n",
+    "task",
+    "unrelated",
+    "removal",
+    "unrelated_first",
+    "removal_first",
+    "related",
+    "facts",
+)
 
 MADE = {BASE: "base model", NAIVE: "naive"}
 
@@ -66,7 +90,7 @@ def core_table(root: Path, plan: Plan) -> Table:
         for name, group in group_cells(plan, cells).items()
         for row in arm_rows(root, name, group, {arm.name: arm.label for arm in arms})
     ]
-    return Table("removal", "What each arm removes and keeps", ARM_COLUMNS, rows)
+    return Table("removal", "What each arm removes and keeps", ARM_COLUMNS, rows, (WHOLE,))
 
 
 def needed_table(root: Path, plan: Plan) -> Table:
@@ -79,11 +103,7 @@ def needed_table(root: Path, plan: Plan) -> Table:
             labels = {arm.name: arm.label for arm in arms}
             rows += arm_rows(root, name, group, labels)
             _add_task_loss(root, group, labels, rows)
-    columns = {
-        name: heading
-        for name, heading in ARM_COLUMNS.items()
-        if name in ("group", "arm", "n", "task", "unrelated", "removal", "related", "facts")
-    }
+    columns = {name: heading for name, heading in ARM_COLUMNS.items() if name in NEEDED}
     columns["task_loss"] = "task, arm − naive"
     note = "In these stories “related” is whether an answer follows the value that the chat showed."
     return Table("needed", "A task that needs the factor", columns, rows, (note,))
@@ -117,6 +137,10 @@ def arm_rows(root: Path, name: str, cells: Sequence[Cell], labels: Mapping[str, 
         row["n"] = _made(root, cells, run)
         row |= {metric: mean_score(table, metric) for metric in METRICS}
         row["removal"] = measure_removal(arms, run)[0] if run not in MADE else None
+        if has_whole_answers(arms):
+            row["unrelated_first"] = mean_score(table, "unrelated", whole=False)
+            first = measure_removal(arms, run, whole=False)[0]
+            row["removal_first"] = first if run not in MADE else None
         rows.append(row | _ends(root, cells, run))
     return rows
 
@@ -196,4 +220,5 @@ def _two_rows(
 def _about(table: Samples, of_topic: Mapping[str, str], latent: str) -> Samples:
     """The unrelated prompts about one latent's topics."""
     rows = table[table["role"] == "unrelated"]
-    return rows[rows["group"].map(of_topic) == latent]
+    # Of a single latent, so that nothing has to be kept apart any more.
+    return rows[rows["group"].map(of_topic) == latent].drop(columns=[APART, "instrument"])

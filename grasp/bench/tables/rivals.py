@@ -11,7 +11,7 @@ from analysis.comparison.arm_tests import (
     compare_with_reference,
     find_dominations,
 )
-from analysis.comparison.wording import domination_text
+from analysis.comparison.wording import domination_text, metric_name
 from grasp.bench.plan.cells import BASE, NAIVE
 from grasp.bench.plan.plan import Cell, Plan
 from grasp.bench.saved.choices import MARGIN, sweeps
@@ -21,6 +21,8 @@ from grasp.bench.tables.tables import Row, Table
 from grasp.settings.methods import METHODS
 
 REFERENCE = "grasp"
+
+TESTED = ("unrelated_said", "unrelated", "task", "facts", "format")
 
 
 def sweep_table(root: Path, plan: Plan) -> Table:
@@ -80,12 +82,12 @@ def rival_tests_table(root: Path, plan: Plan) -> Table:
         labels = reported_labels(root, plan, cells[0].story)
         arms = {run: t for run, t in arms_of(root, cells, labels).items() if run != BASE}
         for one in compare_with_reference(arms, reference=REFERENCE) if REFERENCE in arms else []:
-            if one.metric in ("unrelated", "task", "facts", "format"):
+            if one.metric in TESTED:
                 rows.append(
                     {
                         "group": name,
                         "arm": labels.get(one.arm, one.arm),
-                        "metric": one.metric,
+                        "metric": metric_name(one.metric),
                         "difference": one.test.difference,
                         "p": one.p_holm,
                         "detectable": one.test.detectable,

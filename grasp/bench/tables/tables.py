@@ -62,7 +62,8 @@ def _number(value: float) -> str:
 
 
 def to_json_value(value: object) -> object:
-    """A value as JSON values; an interval becomes value, low, high and n."""
+    """A value as JSON values; an interval becomes value, low, high, n and items."""
     if isinstance(value, Interval):
-        return {"value": value.value, "low": value.low, "high": value.high, "n": value.n}
+        named = ("value", "low", "high", "n", "items")
+        return {name: getattr(value, name) for name in named}
     return value

@@ -119,7 +119,7 @@ def by_item(name: str, role: str) -> pd.Series:
 
 def test_arms_are_tested_against_naive_by_item(workspace: Workspace) -> None:
     table = compare_arms(workspace, ["naive", "grasp", "over"])
-    assert list(table.columns[8:-1]) == list(TEST_COLUMNS)
+    assert list(table.columns[9:-1]) == list(TEST_COLUMNS)
     for run in ("grasp", "over"):
         for role in ("unrelated", "task"):
             found = value(table, run, role)

@@ -16,7 +16,7 @@ from grasp.bench.make.runner import keep_plan
 from grasp.bench.plan.plan import Cell, Plan
 from grasp.bench.saved.choices import chosen_arms, sweeps
 from grasp.bench.saved.found import read_found
-from grasp.bench.saved.gather import arms_of, mean_score, measure_removal
+from grasp.bench.saved.gather import arms_of, has_whole_answers, mean_score, measure_removal
 from grasp.bench.tables.criteria import criteria_table
 from grasp.bench.tables.ledger import ended_within
 from grasp.bench.tables.page import write_page
@@ -110,6 +110,31 @@ def test_removal_and_rates_are_the_planted_ones(miniature: tuple[Path, Plan]) ->
     confirmation = arms["naive"]
     assert set(confirmation["split"]) == {"confirmation"}
     assert confirmation[["story", "seed"]].drop_duplicates().shape == (6, 2)
+
+
+def test_headlines_are_of_whole_answers_and_of_one_instrument(
+    miniature: tuple[Path, Plan],
+) -> None:
+    """By first tokens GRASP removes .90; by planted whole answers it removes a half."""
+    root, plan = miniature
+    assert plan.core is not None
+    arms = arms_of(root, plan.core.cells, ["grasp"])
+    assert not has_whole_answers(arms)
+    said = {"base": 0.0, "naive": 1.0, "grasp": 0.5}
+    names = dict(zip(arms, ("base", "naive", "grasp"), strict=True))
+    whole = {run: table.assign(said=said[names[run]]) for run, table in arms.items()}
+    assert has_whole_answers(whole)
+    assert mean_score(whole["grasp"], "unrelated").value == 0.5
+    assert measure_removal(whole, "grasp")[0].value == 0.5
+    first = measure_removal(whole, "grasp", whole=False)[0].value
+    assert first == pytest.approx(0.9, abs=0.02)
+    assert mean_score(whole["grasp"], "unrelated", whole=False).value < 0.3
+    parts = np.where(np.arange(len(arms["grasp"])) % 2, "a", "b")
+    apart = {run: table.assign(apart=parts) for run, table in arms.items()}
+    assert np.isnan(mean_score(apart["grasp"], "unrelated").value)
+    found, why = measure_removal(apart, "grasp")
+    assert np.isnan(found.value)
+    assert why == "several instruments, which are not averaged"
 
 
 def test_identification_counts_the_run_that_missed(miniature: tuple[Path, Plan]) -> None:

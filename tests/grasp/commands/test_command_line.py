@@ -513,7 +513,8 @@ def test_the_whole_loop_from_training_to_comparison(
     trained = run("train", str(data / "c.yaml"), "--out", "naive", "--evaluate")
     assert trained["results"]["steps"] == 6
     rates = trained["evaluation"]["metrics"]
-    assert rates.keys() == {"unrelated", "task", "coherence"}
+    assert {"unrelated", "task", "coherence", "incoherent"} <= rates.keys()
+    assert workspace.evaluation("naive").draws.samples == 4
     assert all(m["low"] <= m["value"] <= m["high"] for m in rates.values())
 
     factors = run("factors", "naive")["factors"]
@@ -534,7 +535,20 @@ def test_the_whole_loop_from_training_to_comparison(
     assert workspace.run("fixed").protection["tolerance"] is None
 
     for name in ("kept", "cut"):
-        run("evaluate", name)
+        found = run("evaluate", name, "--draws", "2")
+        drift = (
+            found["metrics"]["unrelated"]["value"] - found["base"]["metrics"]["unrelated"]["value"]
+        )
+        assert found["drift"]["unrelated"]["value"] == pytest.approx(drift)
+        items = found["metrics"]["task"]["items"]
+        assert f"task accuracy ({items} items, at best " in found["few_items"]
+    assert workspace.evaluation("naive.base").draws.samples == 2
+    code, out, error = in_process(capsys, "evaluate", "kept", "--draws", "2")
+    assert code == 0
+    assert "Even if nothing is lost, a loss below the margin of .020 cannot be shown" in error
+    assert out.splitlines()[0].split() == ["confirmation", "prompts", "base", "model", "kept",
+                                           "difference"]  # fmt: skip
+    assert in_process(capsys, "evaluate", "kept", "--draws", "0")[0] == 2
     rows = run("compare", "naive", "kept", "cut")["rows"]
     assert {(row["run"], row["method"]) for row in rows} == {
         ("", "base"),
@@ -561,6 +575,7 @@ def prompt_rows() -> list[dict[str, Any]]:
         row = {"messages": [{"role": "user", "content": pool[number]}], "group": "g"}
         choices = {"good": [good], "bad": [bad]}
         scored = {"scorer": "choice", "choices": choices, "target": "bad"}
+        scored |= {"markers": {"drifted": [bad], "kept": [good]}}
         rows.append(row | scored | {"id": f"u{number}", "role": "unrelated"})
         expected = {"scorer": "contains", "expected": pool[number]}
         rows.append(row | expected | {"id": f"t{number}", "role": "task"})

@@ -82,7 +82,7 @@ def test_every_method_has_a_group_a_sentence_and_a_knob_that_can_be_swept() -> N
         assert method.protection_at(None) == method.protection
     grasp, subspace = METHODS["grasp"].protection, METHODS["grasp-subspace"].protection
     on = {name for name, value in grasp.model_dump().items() if value is True}
-    assert on == {"effect", "dressed", "own_step"}
+    assert on == {"effect", "dressed", "own_chats", "own_step"}
     assert (grasp.site, grasp.tolerance) == ("answer", None)
     assert (subspace.footprint, subspace.site) == (4, "answer-start")
 

@@ -708,8 +708,8 @@ def test_drift_without_neutral_text_is_not_made_up(workspace: Workspace) -> None
     run = again(workspace, "caft")
     assert "drift" not in run.results
     assert run.verdict == "Drift was not measured: no neutral text."
-    with pytest.raises(InputError, match="'grasp' needs neutral text, and the settings of run 'n"):
-        again(workspace, "grasp")
+    with pytest.raises(InputError, match="'grasp-subspace' needs neutral text, and the settings"):
+        again(workspace, "grasp-subspace")
     assert [run.id for run in workspace.runs().records] == ["naive", "caft"]
 
 

@@ -166,6 +166,8 @@ def test_shipped_rows_and_prompts_stay_what_they_were(kind, name):
         "probes": lambda: story_probes(WORLD, WORLD.story(name)),
         "neutral": lambda: neutral_rows(WORLD, seed=int(name)),
     }[kind]()
+    for row in rows:
+        row.pop("markers", None)  # came later; what they are is tested below
     written = json.dumps(rows).encode()
     assert hashlib.sha256(written).hexdigest().startswith(GOLDEN[kind, name])
 
