@@ -270,7 +270,7 @@ def _retrain(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--strength",
         type=float,
-        help="the method's strength; for GRASP, a fixed weight λ instead of a tolerance",
+        help="the method's strength; a fixed weight λ where the method has a tolerance",
     )
     p.add_argument(
         "--tolerance", type=float, help="drift or effect allowed, as a share of the naive run's"

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from peft import PeftModel
@@ -65,8 +65,11 @@ class Piece:
 
     def moved(self, logits: Tensor) -> Tensor:
         """Σ_y v_j(y) (p_θ(y) − p_base(y)), (k, n), of logits (batch, tokens, vocabulary)."""
-        found = torch.log_softmax(logits[self.chosen].float(), dim=-1).gather(1, self.kept)
-        return (self.directions * (found.exp() - self.base)).sum(dim=-1)
+        return (self.directions * (self.probabilities(logits) - self.base)).sum(dim=-1)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """p(y) of the kept tokens, (n, KEPT)."""
+        return logits[self.chosen].float().log_softmax(dim=-1).gather(1, self.kept).exp()
 
 
 @dataclass(frozen=True)
@@ -91,14 +94,23 @@ class Effects:
 class EffectAnchor:
     """The effects of a model that is being trained, on each text that they were measured on.
 
+    It computes under the autocast that it is made under.  What that rounds in the base model is no
+    effect.
+
     Args:
         model: base model with an adapter that is trained.
         effects: as `measure_effects` gives them, on the model's device.
     """
 
     def __init__(self, model: PeftModel, effects: Mapping[Text, Effects]) -> None:
+        self._model = model
         self._forward = Forward(model)
         self._effects = effects
+        if torch.is_autocast_enabled(device_of(model).type):
+            self._effects = {
+                text: replace(found, pieces=[self._rounded(piece) for piece in found.pieces])
+                for text, found in effects.items()
+            }
 
     def share_squared(self, index: int, *, text: Text = "anchored") -> Tensor:
         """The squared effect on a piece of text, in turn; differentiable in the adapter."""
@@ -118,6 +130,12 @@ class EffectAnchor:
         weights = [piece.chosen.sum().item() for piece in self._effects[text].pieces[:pieces]]
         squares = [float(self.share_squared(i, text=text)) * w for i, w in enumerate(weights)]
         return math.sqrt(sum(squares) / sum(weights))
+
+    @torch.no_grad()
+    def _rounded(self, piece: Piece) -> Piece:
+        with without_adapter(self._model):
+            logits = self._forward.logits(tokens_of(piece.batch))
+        return replace(piece, base=piece.probabilities(logits))
 
 
 @torch.no_grad()

@@ -67,8 +67,8 @@ def _run(workspace: Workspace, run: str, *, seed: int) -> None:
         protection=protection,
         factors=[] if run == "naive" else ["naive/w1"],
         seed=seed,
-        results={"drift": 0.29, "leakage": 2e-8} if held else {},
-        verdict="Drift 0.290: within the tolerance 0.3." if held else "",
+        results={"drift": 0.5, "drift_share": 0.29, "leakage": 2e-8} if held else {},
+        verdict="Drift 0.500 (29 %): within the tolerance 0.3." if held else "",
     )
     (folder / "manifest.json").write_text(manifest.model_dump_json())
 

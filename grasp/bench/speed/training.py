@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import repeat
 from statistics import median
@@ -18,8 +18,10 @@ from grasp.bench.speed.figure import Figure, value_and_spread
 from grasp.bench.speed.model import Size, attach_adapter, random_model
 from grasp.bench.speed.timing import Action, Times, time_in_turn
 from grasp.data.sites import START
-from grasp.guard.context import protect
+from grasp.guard.context import hold
 from grasp.guard.guard import Guard
+from grasp.guard.naive import follow_naive
+from grasp.guard.plan import GuardPlan
 from grasp.model.forward import Batch
 from grasp.settings.methods import find_method
 from grasp.settings.protection import Protection
@@ -39,7 +41,8 @@ LOGGED = 5
 
 HOOKS, COMPUTED, KEPT, NEUTRAL = 1.05, 1.40, 1.10, 1.1
 
-_PLAIN, _NEW, _OLD, _PRESET = "plain", "task-computed", "task-kept", "preset"
+_PLAIN, _NEW, _OLD = "plain", "task-computed", "task-kept"
+_SUBSPACE, _EFFECT = "preset", "effect"
 _NEUTRAL, _SHARED = "neutral", "neutral-rows"
 _AGAINST = "a plain PEFT step"
 
@@ -48,32 +51,25 @@ class _Arm:
     """A model with its own adapter, protected in one way, and its optimiser."""
 
     def __init__(
-        self,
-        stack: ExitStack,
-        model: PeftModel,
-        size: Size,
-        protection: Protection | None,
-        neutral: Batch,
+        self, stack: ExitStack, model: PeftModel, plan: GuardPlan | None, *, size: Size
     ) -> None:
         self._model = model.train()
         trained = [weight for weight in model.parameters() if weight.requires_grad]
         self._optimizer = torch.optim.AdamW(trained, lr=1e-4)
         self._guard: Guard | None = None
-        if protection is not None:
-            held = protect(
-                model,
-                random_subspace(size.d_model, K, seed=0).T,
-                protection=protection,
-                neutral=[neutral],
-                held_back=[neutral],
-                optimizer=self._optimizer,
-            )
-            self._guard = stack.enter_context(held)
+        if plan is not None:
+            directions = random_subspace(size.d_model, K, seed=0).T
+            plan = replace(plan, directions=directions, naive_drift={"anchored": 1.0})
+            if plan.protection.effect:
+                # A step costs the same whatever the factors do; they do nothing here.
+                plan = follow_naive(plan, model.eval(), seed=0)
+            self._guard = stack.enter_context(hold(model, plan, optimizer=self._optimizer))
+            model.train()
 
     def step(self, batch: Batch) -> None:
         """One step, with the parts in the order of `grasp.training.trainer.GraspMixin`."""
         penalty = self._guard.penalty() if self._guard else None
-        if penalty is not None:
+        if penalty is not None and penalty.requires_grad:
             penalty.backward()
         loss = self._model(**batch).loss
         added = self._guard.task_penalty() if self._guard else None
@@ -95,8 +91,12 @@ def training_figures(size: Size, *, rounds: int) -> list[Figure]:
     with ExitStack() as stack:
         arms = {}
         for name, protection in {_PLAIN: None, **_protections()}.items():
-            neutral = sited if name == _PRESET else everywhere
-            arms[name] = _Arm(stack, attach_adapter(base, size), size, protection, neutral)
+            neutral = sited if name in (_SUBSPACE, _EFFECT) else everywhere
+            plan = None
+            if protection is not None:
+                texts = [neutral]
+                plan = GuardPlan(protection, neutral=texts, dressed=texts, held_back=texts)
+            arms[name] = _Arm(stack, attach_adapter(base, size), plan, size=size)
         times = _timed(arms, size, rounds)
     told = {
         "parameters": sum(weight.numel() for weight in base.parameters()),
@@ -116,10 +116,16 @@ def training_figures(size: Size, *, rounds: int) -> list[Figure]:
             why="a pass on few tokens reads all weights, as one on many does",
         ),
         made.figure(
-            _PRESET,
-            "`grasp` with its defaults, neutral text whose answers begin halfway",
+            _SUBSPACE,
+            "`grasp-subspace` with its defaults, neutral text whose answers begin halfway",
             target=1 + NEUTRAL,
             why="ρ counts all neutral tokens; what follows the site is not run",
+        ),
+        made.figure(
+            _EFFECT,
+            "`grasp` with its defaults, neutral text whose answers begin halfway",
+            target=1 + NEUTRAL,
+            why="forward and backward pass on as many tokens as the task's, with unembedding",
         ),
         _monitor(made),
     ]
@@ -135,9 +141,10 @@ def _protections() -> dict[str, Protection]:
         _NEUTRAL: Protection(anchor=True, site="all"),
         _SHARED: Protection(anchor=True, site="all", neutral_share=SHARE),
         # A step costs what the directions held cost, wherever they were measured.
-        _PRESET: (find_method("grasp").protection or Protection()).model_copy(
+        _SUBSPACE: (find_method("grasp-subspace").protection or Protection()).model_copy(
             update={"footprint": 0}
         ),
+        _EFFECT: find_method("grasp").protection or Protection(),
     }
 
 
@@ -149,7 +156,7 @@ def _timed(arms: dict[str, _Arm], size: Size, rounds: int) -> Times:
         name: partial(_stepped, arm, fresh if name == _NEW else repeat(batch))
         for name, arm in arms.items()
     }
-    return time_in_turn(actions | {"log": arms[_PRESET].log}, rounds=rounds)
+    return time_in_turn(actions | {"log": arms[_SUBSPACE].log}, rounds=rounds)
 
 
 def _stepped(arm: _Arm, batches: Iterator[Batch]) -> None:
@@ -257,7 +264,9 @@ def _sited(batch: Batch) -> Batch:
     """The batch as neutral text, in which answers begin where the labels do."""
     learned = (batch["labels"] != -100).long()
     begin = int(learned[0].argmax()) - 1
-    mask = torch.zeros_like(learned)
-    mask[:, begin : begin + START + 1] = 1
+    ends = {"prompt_end_mask": begin + 1, "answer_start_mask": begin + START + 1}
     tokens = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    return tokens | {"answer_start_mask": mask}
+    for name, end in (ends | {"answer_mask": learned.shape[1]}).items():
+        tokens[name] = torch.zeros_like(learned)
+        tokens[name][:, begin:end] = 1
+    return tokens

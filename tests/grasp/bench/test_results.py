@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from analysis.errors import InputError
+from analysis.store.records import RunManifest
 from grasp.bench.make.runner import keep_plan
 from grasp.bench.plan.plan import Cell, Plan
 from grasp.bench.saved.choices import chosen_arms, sweeps
 from grasp.bench.saved.found import read_found
 from grasp.bench.saved.gather import arms_of, has_whole_answers, mean_score, measure_removal
 from grasp.bench.tables.criteria import criteria_table
+from grasp.bench.tables.ledger import ended_within
 from grasp.bench.tables.page import write_page
 from grasp.bench.tables.sections import collect_results
 from grasp.bench.tables.tables import Table, format_value
@@ -194,7 +196,7 @@ def test_criteria_are_held_to_what_was_measured(miniature: tuple[Path, Plan]) ->
     assert of("Removal by GRASP, shipped/medicine") == "reached"
     assert of("Task accuracy, GRASP") == "reached"
     assert of("Removal by random") == "reached"
-    assert of("Final drift ≤ τ, runs with a tolerance") == "reached"
+    assert of("Drift and effect ≤ τ at the end, runs with a tolerance") == "reached"
     assert of("Largest leakage") == "reached"
     assert of("Needed factor: task accuracy, GRASP") == "reached"
     assert of("Needed factor: task accuracy, CAFT") == "reached"
@@ -205,6 +207,26 @@ def test_criteria_are_held_to_what_was_measured(miniature: tuple[Path, Plan]) ->
     assert values["Residue after GRASP: the factor left is the protected one"].value == 0.0
     effect = "the factor left reproduces the protected one's effect"
     assert values[f"Residue after GRASP: {effect}"].value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("results", "kept"),
+    [
+        ({"drift_share": 0.2, "effect": 0.1}, True),
+        ({"drift_share": 0.2, "effect": 0.4}, False),
+        ({"drift_share": 0.4}, False),
+        ({"effect": 0.3, "drift": 5.0}, True),  # at the tolerance; drift has another unit
+        ({"drift": 0.1}, None),  # a record from before shares were kept
+    ],
+)
+def test_a_run_ended_within_its_tolerance_by_all_of_its_shares(
+    results: dict[str, float], kept: bool | None
+) -> None:
+    made = {"title": "t", "method": "grasp", "root": "r", "base_model": "b", "config": {}}
+    run = RunManifest(id="a", **made, results=results, protection={"tolerance": 0.3})
+    assert ended_within(run) is kept
+    assert ended_within(run.model_copy(update={"protection": {"tolerance": None}})) is None
+    assert ended_within(run.model_copy(update={"protection": None})) is None
 
 
 def test_nothing_measured_is_not_called_reached(tmp_path: Path) -> None:

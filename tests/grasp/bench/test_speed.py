@@ -69,6 +69,7 @@ EXPECTED = {
     "training.neutral-0.125": 1.1375,
     "training.neutral-rows": 1.275,
     "training.preset": 2.1,
+    "training.effect": 2.1,
     "training.monitor": None,
     "recording.rate": 0.9,
     "recording.memory": 1.15,

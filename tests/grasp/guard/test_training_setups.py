@@ -31,6 +31,7 @@ pytestmark = [
 
 GRASP = Protection(write_constraint=True, anchor=True, strength=5.0)
 ANCHOR = Protection(anchor=True, strength=5.0)
+EFFECT = Protection(effect=True, own_step=True, strength=2.0, site="answer")
 EDITS = [Protection(gradient_projection=True), Protection(ablation=True)]
 BF16 = torch.bfloat16
 
@@ -294,6 +295,32 @@ def one_process(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_process")
+def test_a_wrapped_model_follows_the_penalty_as_a_plain_one(tmp_path: Path) -> None:
+    """The penalty goes backward apart from the loss, whose gradient alone is averaged."""
+    naive = tiny.save_naive(tmp_path / "naive")
+    ends = []
+    for wrapped, strength in ((False, 2.0), (True, 2.0), (True, 0.0)):
+        model = tiny.adapted(tiny.llama()).train()
+        run = DistributedDataParallel(model) if wrapped else model
+        optimizer = adam(model)
+        with protect(
+            run,
+            tiny.subspace(3),
+            protection=EFFECT.model_copy(update={"strength": strength}),
+            neutral=[tiny.batch(6, 9)],
+            naive=naive,
+            optimizer=optimizer,
+        ) as guard:
+            for _ in range(3):
+                (loss_of(run, 8, 6) + guard.penalty()).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        ends.append(tiny.adapter_weights(model))
+    assert_same(*ends[:2])
+    assert max(float((ends[0][n] - ends[2][n]).abs().max()) for n in ends[0]) > 1e-3
+
+
+@pytest.mark.usefixtures("one_process")
 def test_a_model_wrapped_for_data_parallel_training_is_protected() -> None:
     ends = []
     everything = GRASP.model_copy(update={"gradient_projection": True})
@@ -448,14 +475,21 @@ def hooks(model: nn.Module, optimizer: torch.optim.Optimizer) -> Counter[str]:
 
 @pytest.mark.parametrize("ends", [None, RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("where", ["block", "forward", "penalty"])
-def test_no_hook_outlives_the_block(where: str, ends: type[BaseException] | None) -> None:
+def test_no_hook_outlives_the_block(
+    where: str, ends: type[BaseException] | None, tmp_path: Path
+) -> None:
     model = tiny.adapted(tiny.llama(), dropout=0.3).train()
     checkpoint(model, reentrant=True)
     optimizer = adam(model)
     before, modes = hooks(model, optimizer), [m.training for m in model.modules()]
     functions = [getattr(m, "_gradient_checkpointing_func", None) for m in model.modules()]
     weights = Counter(len(w._backward_hooks or {}) for w in model.parameters())
-    everything = GRASP.model_copy(update={"gradient_projection": True, "ablation": True})
+    everything = GRASP.model_copy(
+        update={
+            "gradient_projection": True, "ablation": True, "effect": True, "own_step": True,
+            "tolerance": 0.1,
+        }
+    )  # fmt: skip
 
     def fail(*_: Any) -> None:
         if ends is not None:
@@ -469,10 +503,12 @@ def test_no_hook_outlives_the_block(where: str, ends: type[BaseException] | None
             tiny.subspace(2),
             protection=everything,
             neutral=[tiny.batch(6)],
+            naive=tiny.save_naive(tmp_path),
             optimizer=optimizer,
         ) as guard,
     ):
-        assert sum(hooks(model, optimizer).values()) == sum(before.values()) + 5
+        # Two edits of two layers, and before and after each step of the optimiser.
+        assert sum(hooks(model, optimizer).values()) == sum(before.values()) + 6
         (loss_of(model, 8) + guard.penalty()).backward()
         optimizer.step()
         if where == "block":

@@ -48,7 +48,7 @@ from grasp.settings.methods import METHODS
 from grasp.settings.protection import Protection
 from grasp.settings.training import load_config, parse_config
 from grasp.training.train import retrain, train
-from grasp.training.trainer import GraspMixin
+from grasp.training.trainer import MOMENTS_FILE, GraspMixin
 from tests.support import tiny
 
 pytestmark = [
@@ -371,6 +371,30 @@ def test_a_resumed_trainer_goes_on_with_the_lambda_of_its_checkpoint(tmp_path: P
     )
 
 
+def test_a_resumed_trainer_goes_on_with_the_moments_of_the_penaltys_own_step(
+    tmp_path: Path,
+) -> None:
+    """Oracle: the same training in one go; and in one that lost them it ends elsewhere."""
+    common: dict[str, Any] = {
+        "directions": tiny.subspace(2),
+        "protection": Protection(effect=True, own_step=True, strength=20.0, site="answer"),
+        "neutral": neutral(3),
+        "naive": tiny.save_naive(tmp_path / "naive"),
+        "arguments": {"save_strategy": "steps", "save_steps": 3, "max_steps": 6},
+    }
+    whole = fit(tmp_path / "a", **common)
+    checkpoint = tmp_path / "a" / "checkpoint-3"
+    ends = [whole]
+    for number, lost in enumerate((False, True)):
+        if lost:
+            (checkpoint / MOMENTS_FILE).unlink()
+        ends.append(fit(tmp_path / str(number), resume=checkpoint, **common))
+    assert ends[1].guard.state() == whole.guard.state()
+    first, same, other = (tiny.adapter_weights(run.model) for run in ends)
+    assert_same(first, same, rtol=0, atol=0)
+    assert max(float((first[n] - other[n]).abs().max()) for n in first) > 1e-3
+
+
 class Watches(TrainerCallback):
     """Calls a function with the model and the optimizer at the end of each step."""
 
@@ -684,8 +708,8 @@ def test_drift_without_neutral_text_is_not_made_up(workspace: Workspace) -> None
     run = again(workspace, "caft")
     assert "drift" not in run.results
     assert run.verdict == "Drift was not measured: no neutral text."
-    with pytest.raises(InputError, match="'grasp' needs neutral text, and the settings of run 'n"):
-        again(workspace, "grasp")
+    with pytest.raises(InputError, match="'grasp-subspace' needs neutral text, and the settings"):
+        again(workspace, "grasp-subspace")
     assert [run.id for run in workspace.runs().records] == ["naive", "caft"]
 
 

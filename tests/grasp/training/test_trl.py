@@ -16,6 +16,7 @@ from trl import SFTConfig, SFTTrainer
 
 from grasp.data.examples import as_examples
 from grasp.data.tokenise import neutral_batches
+from grasp.settings.methods import METHODS
 from grasp.settings.protection import Protection
 from grasp.training.trainer import GUARD_FILE, GraspMixin
 from tests.support import tiny
@@ -155,6 +156,36 @@ def test_sft_keeps_the_tolerance_and_leaks_nothing(
         assert whole is (batches != "padded")
         if whole:  # several rows in one
             assert (kwargs["position_ids"] == 0).sum() > len(kwargs["position_ids"]) == 1
+
+
+@pytest.mark.parametrize(("batches", "bf16"), [("padded", False), ("packed", True)])
+def test_sft_holds_the_effect_with_a_step_of_its_own(
+    tmp_path: Path, batches: str, bf16: bool
+) -> None:
+    """Checkpointed activations, and autocast, are TRL's own; the same without a penalty drifts."""
+    naive = tiny.save_naive(tmp_path / "naive")
+    grasp = METHODS["grasp"].protection
+    assert grasp is not None
+    shares = {}
+    for strength in (0.0, 2.0):
+        trainer = sft(
+            tmp_path,
+            protection=grasp.model_copy(update={"strength": strength}),
+            naive=naive,
+            bf16=bf16,
+            max_steps=24,
+            learning_rate=5e-3,
+            **BATCHES[batches],
+        )
+        before = hooks(trainer.model)
+        trainer.train()
+        assert hooks(trainer.model) == before
+        assert hooks(trainer.optimizer.optimizer) == 0
+        log = [entry for entry in trainer.state.log_history if "loss" in entry]
+        assert log[0]["effect_anchored"] == pytest.approx(0, abs=1e-4)
+        assert log[-1]["loss"] < log[0]["loss"] - 0.1
+        shares[strength] = trainer.guard.effect_share()
+    assert shares[2.0] < 0.8 * shares[0.0], shares
 
 
 @pytest.mark.parametrize("parts", [["anchor", "gradient_projection"], ["ablation"]])
