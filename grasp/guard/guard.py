@@ -74,7 +74,7 @@ class Guard:
         unit = self.naive_drift.get("anchored", 1.0)
         self._every = protection.neutral_every
         self._held: list[Text] = ["anchored", "dressed"] if protection.dressed else ["anchored"]
-        self._penalties = {
+        self._penalties: dict[str, Penalty] = {
             "neutral": Penalty(strength, tolerance=tolerance, unit=unit, every=self._every),
             "task": Penalty(strength, tolerance=None),
             # Plain and dressed text take turns, and each has a limit of its own.
