@@ -71,12 +71,17 @@ class Guard:
         self._own_step: OwnStep | None = None
         self._kept: Mapping[str, Tensor] = {}
         strength, tolerance = protection.strength, protection.tolerance
-        drift = None if tolerance is None else tolerance * self.naive_drift.get("anchored", 1.0)
+        unit = self.naive_drift.get("anchored", 1.0)
         self._every = protection.neutral_every
-        self._penalties = {
-            "neutral": Penalty(strength, limit=drift, every=self._every),
-            "effect": Penalty(strength, limit=tolerance, every=self._every),
-            "task": Penalty(strength, limit=None),
+        self._held: list[Text] = ["anchored", "dressed"] if protection.dressed else ["anchored"]
+        self._penalties: dict[str, Penalty] = {
+            "neutral": Penalty(strength, tolerance=tolerance, unit=unit, every=self._every),
+            "task": Penalty(strength, tolerance=None),
+            # Plain and dressed text take turns, and each has a limit of its own.
+            **{
+                text: Penalty(strength, tolerance=tolerance, every=self._every * len(self._held))
+                for text in self._held
+            },
         }
         self._step = 0
 
@@ -117,7 +122,9 @@ class Guard:
         if self.anchor is not None and self.protection.anchor:
             found.append(self._penalties["neutral"].of(self.anchor.drift_squared(turn)))
         if self.effect is not None and self.protection.effect:
-            found.append(self._penalties["effect"].of(self.effect.share_squared(turn)[None]))
+            index, text = divmod(turn, len(self._held))
+            squared = self.effect.share_squared(index, text=self._held[text])
+            found.append(self._penalties[self._held[text]].of(squared[None]))
         if self._reference is not None:
             found.append(self._penalties["neutral"].of(self._reference.of(turn)[None]))
         return found
@@ -197,8 +204,8 @@ class Guard:
         return None if self.effect is None else self.effect.share(pieces, text=text)
 
     def recent_effect(self) -> float | None:
-        """The effect as the last step's penalties saw it; None where none is held."""
-        seen = self._penalties["effect"].seen
+        """The effect as the last penalty on plain text saw it; None where none is held."""
+        seen = self._penalties["anchored"].seen
         return seen.rms if seen is not None else self.effect_share(1)
 
     def state(self) -> dict[str, float]:
@@ -225,9 +232,9 @@ class Guard:
 
     def _used(self) -> list[Penalty]:
         protection = self.protection
-        used = {
+        used: dict[str, bool] = {
             "neutral": protection.anchor or protection.divergence in ("neutral", "own"),
-            "effect": protection.effect,
+            **dict.fromkeys(self._held, protection.effect),
             "task": protection.anchor_task or protection.divergence == "task",
         }
         return [self._penalties[t] for t, on in used.items() if on] or [self._penalties["neutral"]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +61,7 @@ def follow_naive(plan: GuardPlan, naive: PeftModel, *, seed: int) -> GuardPlan:
 
 
 def _effects(plan: GuardPlan, naive: PeftModel, *, seed: int) -> dict[Text, Effects]:
-    """Effects on what is anchored and what is held back.
+    """Effects on what is anchored, on the same dressed, and on what is held back.
 
     The random control's are in the unit of the factors, so that a direction which does little
     counts for little.
@@ -70,11 +70,15 @@ def _effects(plan: GuardPlan, naive: PeftModel, *, seed: int) -> dict[Text, Effe
     site = protection.site
     bases = factor_bases(naive, plan, turned=None)
     found: dict[Text, Effects] = {}
-    texts: dict[Text, list[Batch]] = {"anchored": plan.anchored, "held-back": list(plan.held_back)}
+    texts: dict[Text, Sequence[Batch]] = {
+        "anchored": plan.neutral,
+        "dressed": plan.dressed if protection.dressed else (),
+        "held-back": plan.held_back,
+    }
     for text, batches in texts.items():
         if not batches:
             continue
-        share = protection.neutral_share if text == "anchored" else 1.0
+        share = 1.0 if text == "held-back" else protection.neutral_share
         effects = measure_effects(naive, bases, batches, site=site, share=share)
         if protection.random_subspace:
             turned = factor_bases(naive, plan, turned=seed)

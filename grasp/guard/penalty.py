@@ -1,11 +1,10 @@
 """What drift adds to a training loss: a fixed weight, or the multiplier of a tolerance.
 
-A limit l is the inequality g = drift² / (a l)² − 1 ≤ 0 with a = `AIM`.  A tolerance τ makes it
-τ times the naive run's own drift; for an effect, which is a share of the naive run's already, it is
-τ itself.  Its augmented Lagrangian adds (max(0, ν + μ g)² − ν²) / 2μ to the loss, whose gradient
-is max(0, ν + μ g) ∇g, and moves ν ← max(0, ν + η g) after each step of the optimiser, with g
-clipped to [−1, 1].  A subspace
-whose drift stays within τ by itself has ν = 0 and is left entirely alone.
+A tolerance τ is the inequality g = drift² / (a τ n)² − 1 ≤ 0, where n is the naive run's own drift
+and a = `AIM`.  Its augmented Lagrangian adds (a τ)² (max(0, λ + μ g)² − λ²) / 2μ to the loss, whose
+gradient is (a τ)² max(0, λ + μ g) ∇g, and moves λ ← max(0, λ + η g) after each step of the
+optimiser, with g clipped to [−1, 1].  λ is what a model loses, in nats, that drifts as the naive
+run does.  What stays within τ by itself has λ = 0 and is left entirely alone.
 
 Source: Nocedal & Wright 2006, Numerical Optimization, section 17.4; one step of the optimiser
 takes the place of each inner minimisation.
@@ -23,11 +22,11 @@ AIM = 0.9
 """Share of the tolerance that training aims at: the drift of single batches scatters about their
 mean, and text that was held back drifts a little more than text that was trained on."""
 
-PRESS = 0.02
-"""μ, the weight of the quadratic part."""
+PRESS = 0.05
+"""μ, the weight of the quadratic part, in nats."""
 
-PACE = 0.02
-"""η, the largest change of the multiplier ν in one step."""
+PACE = 0.05
+"""η, the largest change of the multiplier λ in one step, in nats."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +48,21 @@ class Penalty:
     much further: over those batches together it is what it would be on each of them.
 
     Attributes:
-        strength: weight of the squared drift in the last loss: λ itself, or with a limit
-            max(0, ν + μ g) / (a l)²; dimensionless.
+        strength: weight of the squared drift in the last loss: λ itself, or with a tolerance
+            max(0, λ + μ g) / n².
         seen: drift of the last step's batches together.
         last: mean of what was added to the losses of that step, for each of the `every` batches.
     """
 
-    def __init__(self, strength: float, *, limit: float | None, every: int = 1) -> None:
-        self.strength = strength if limit is None else 0.0
+    def __init__(
+        self, strength: float, *, tolerance: float | None, unit: float = 1.0, every: int = 1
+    ) -> None:
+        """`unit` is the naive run's own drift, of which a tolerance is a share."""
+        self.strength = strength if tolerance is None else 0.0
         self.seen: Drift | None = None
         self.last = math.nan
-        self._limit = None if limit is None else (AIM * limit) ** 2
+        self._limit = None if tolerance is None else (AIM * tolerance * unit) ** 2
+        self._unit = unit
         self._every = every
         self._multiplier = 0.0
         self._squared: list[Tensor] = []
@@ -74,8 +77,8 @@ class Penalty:
         else:
             excess = squared / self._limit - 1
             pressed = max(0.0, self._multiplier + PRESS * float(excess.detach()))
-            self.strength = pressed / self._limit
-            added = pressed * excess
+            self.strength = pressed / self._unit**2
+            added = self.strength * self._limit * excess
         self._added.append(float(added.detach()))
         return self._every * added
 

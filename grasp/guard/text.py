@@ -11,8 +11,9 @@ from grasp.data.sites import MASKS, site_mask
 from grasp.model.forward import TOKENS, Batch
 from grasp.settings.protection import Site
 
-Text = Literal["anchored", "held-back"]
-"""Neutral text that penalties are taken on, and text that only measures."""
+Text = Literal["anchored", "dressed", "held-back"]
+"""Neutral text that penalties are taken on, the same in the task's dress, and text that only
+measures."""
 
 
 def parts(batch: Batch, site: Site, share: float) -> list[Batch]:

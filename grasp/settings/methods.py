@@ -5,30 +5,21 @@ from __future__ import annotations
 from analysis.errors import InputError
 from grasp.settings.protection import Knob, Method, Protection
 
-STRENGTH = 0.6
-"""λ of `grasp`: what a model loses, in nats, that does what the naive run does."""
-
 TOLERANCE = 0.1
-"""Drift that `grasp-subspace` allows, as a share of the naive run's."""
+"""Effect that `grasp` allows, and drift that `grasp-subspace` allows, as a share of the naive
+run's."""
 
 FOOTPRINT = 4
 """The most directions that `grasp-subspace` protects at one layer."""
 
 _GRASP = Protection(
-    effect=True, dressed=True, own_chats=True, own_step=True, strength=STRENGTH, site="answer"
+    effect=True, dressed=True, own_chats=True, own_step=True, tolerance=TOLERANCE, site="answer"
 )
 _SUBSPACE = Protection(write_constraint=True, anchor=True, tolerance=TOLERANCE, footprint=FOOTPRINT)
 
-_LAMBDA = Knob(
-    name="λ",
-    meaning="weight of the squared effect, as a share of the naive run's, in nats",
-    setting="strength",
-    default=STRENGTH,
-    grid=(0.1, 0.2, 0.6, 2.0, 6.0),
-)
 _TAU = Knob(
     name="τ",
-    meaning="tolerance: drift allowed, as a share of the naive run's",
+    meaning="tolerance: effect or drift allowed, as a share of the naive run's",
     setting="tolerance",
     default=TOLERANCE,
     grid=(0.03, 0.1, 0.2, 0.4),
@@ -78,7 +69,7 @@ _PARTS = (
         group="GRASP and its parts",
         needs=("factors",),
         protection=_GRASP,
-        knob=_LAMBDA,
+        knob=_TAU,
     ),
     Method(
         name="grasp-plain",
@@ -87,7 +78,7 @@ _PARTS = (
         group="GRASP and its parts",
         needs=("factors",),
         protection=_GRASP.model_copy(update={"dressed": False}),
-        knob=_LAMBDA,
+        knob=_TAU,
     ),
     Method(
         name="grasp-file",
@@ -96,7 +87,7 @@ _PARTS = (
         group="GRASP and its parts",
         needs=("factors", "neutral text"),
         protection=_GRASP.model_copy(update={"own_chats": False}),
-        knob=_LAMBDA,
+        knob=_TAU,
     ),
     Method(
         name="grasp-joint",
@@ -105,7 +96,7 @@ _PARTS = (
         group="GRASP and its parts",
         needs=("factors",),
         protection=_GRASP.model_copy(update={"own_step": False}),
-        knob=_LAMBDA,
+        knob=_TAU,
     ),
     Method(
         name="grasp-subspace",
@@ -190,7 +181,7 @@ _CONTROLS = (
         group="controls",
         needs=("factors",),
         protection=_GRASP.model_copy(update={"random_subspace": True}),
-        knob=_LAMBDA,
+        knob=_TAU,
     ),
 )
 

@@ -38,6 +38,10 @@ def _effect(guard: Guard, results: dict[str, float]) -> list[str]:
     if held is not None:
         results["effect_anchored"] = anchored
         said += f", {_percent(anchored)} on the rest"
+    dressed = guard.effect_share(text="dressed")
+    if dressed is not None:
+        results["effect_dressed"] = dressed
+        said += f", {_percent(dressed)} where that is dressed as the task's prompts"
     return [said]
 
 

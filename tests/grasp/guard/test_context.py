@@ -18,6 +18,7 @@ from analysis.spectra.subspace import orthonormal_basis
 from grasp.guard.anchor import Anchor
 from grasp.guard.context import hold, protect
 from grasp.guard.guard import Guard
+from grasp.guard.penalty import PACE, PRESS
 from grasp.guard.plan import GuardPlan
 from grasp.model.hooks import without
 from grasp.settings.protection import Protection
@@ -426,9 +427,9 @@ def test_drift_above_the_tolerance_is_pressed_on_by_its_excess() -> None:
     guard, _ = guarding(drift / 0.91)
     excess, limit = (0.91 / 0.9) ** 2 - 1, (0.9 * drift / 0.91) ** 2
     for step in range(3):
-        pressed = 0.02 * step * excess + 0.02 * excess
-        assert guard.penalty().item() == pytest.approx(pressed * excess, rel=1e-3)
-        assert guard.strength == pytest.approx(pressed / limit, rel=1e-3)
+        pressed = PACE * step * excess + PRESS * excess
+        assert guard.penalty().item() == pytest.approx(pressed * limit * excess, rel=1e-3)
+        assert guard.strength == pytest.approx(pressed, rel=1e-3)
         guard.stepped()
 
 
@@ -443,7 +444,7 @@ def test_the_multiplier_moves_once_a_step_by_the_drift_of_all_of_its_penalties()
     assert penalties[0] != pytest.approx(penalties[1], rel=1e-2)
     guard.stepped()
     moved = guard.state()["neutral_multiplier"]
-    assert moved == pytest.approx(0.02 * (1 / 0.9**2 - 1), rel=1e-4)
+    assert moved == pytest.approx(PACE * (1 / 0.9**2 - 1), rel=1e-4)
     assert guard.last_penalty == pytest.approx(np.mean(penalties), rel=1e-5)
     assert guard.recent_drift().rms == pytest.approx(drift, rel=1e-5)
     guard.stepped()  # a step without a penalty, as of another optimiser
@@ -459,9 +460,8 @@ def test_an_optimizers_steps_move_the_multiplier() -> None:
             for _ in range(3):
                 guard.penalty().backward()
             optimizer.step()
-            assert guard.state()["neutral_multiplier"] == pytest.approx(
-                0.02 * number
-            )  # at most so much
+            most = PACE * number
+            assert guard.state()["neutral_multiplier"] == pytest.approx(most)
 
 
 def test_a_restored_guard_goes_on_where_it_was() -> None:
@@ -482,12 +482,13 @@ def test_a_tolerance_is_a_share_of_the_naive_runs_drift(tmp_path: Path) -> None:
     squares = np.concatenate(hand_drift(naive, tiny.llama(), neutral), axis=1)
     own = math.sqrt(squares.mean())
     protection = Protection(anchor=True, tolerance=0.05)
-    pressed = []
+    pressed = []  # in nats for a model that drifts as the naive run does, or by one unit
     in_units = unit_plan(protection.model_copy(update={"tolerance": 0.05 * own}), 3, *neutral)
     whole = GuardPlan(protection, tiny.subspace(3), neutral, naive=tmp_path)
     for plan in (whole, in_units):
         with hold(tiny.adapted(tiny.llama(), strength=0.1), plan) as guard:
-            pressed.append([guard.penalty().item(), guard.strength])
+            unit = own if plan is whole else 1.0
+            pressed.append([guard.penalty().item() * unit**2, guard.strength * unit**2])
             if plan is whole:
                 assert guard.naive_drift["anchored"] == pytest.approx(own, rel=1e-4)
     assert pressed[0] == pytest.approx(pressed[1], rel=1e-3)

@@ -459,7 +459,7 @@ def test_a_tolerance_limits_the_share() -> None:
         with penalised(model, tolerance=tolerance) as guard:
             assert (guard.penalty().item() > 0) is asked
             guard.stepped()
-            assert (guard.state()["effect_multiplier"] > 0) is asked
+            assert (guard.state()["anchored_multiplier"] > 0) is asked
 
 
 def test_dressed_text_takes_its_turn_with_plain_text(tmp_path: Path) -> None:
@@ -469,9 +469,12 @@ def test_dressed_text_takes_its_turn_with_plain_text(tmp_path: Path) -> None:
         HELD.model_copy(update={"dressed": True}), tiny.subspace(1), NEUTRAL, dressed=dressed,
         naive=tmp_path,
     )  # fmt: skip
+    turns = [("anchored", 0), ("dressed", 0), ("anchored", 1), ("dressed", 0), ("anchored", 0)]
     with hold(other(), plan) as guard:
-        lengths = [p.batch["input_ids"].shape[1] for p in guard.effect._effects["anchored"].pieces]
-    assert lengths == [9, 8, 7]  # what has no counterpart comes too
+        found = [guard.penalty().item() for _ in turns]
+        shares = [guard.effect.share_squared(n, text=text).item() for text, n in turns]
+    # Each is taken on every second turn and weighs twice as much.
+    assert found == pytest.approx([2 * HELD.strength * share for share in shares], rel=1e-5)
 
 
 def test_drift_and_effect_with_one_strength_are_refused() -> None:

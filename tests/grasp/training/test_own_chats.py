@@ -1,0 +1,54 @@
+"""Chats that a model holds with itself, on the shipped world's base model and a tiny one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from grasp.model.loading import load_base
+from grasp.settings.model import ModelSettings
+from grasp.training.own_chats import own_chats
+from grasp.world.base_model import base_path
+from grasp.world.shipped import shipped_world
+from tests.support import tiny
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_base(str(base_path()), ModelSettings())
+
+
+def test_it_asks_and_answers_what_it_was_taught(base):
+    chats = own_chats(base.model, base.tokenizer, count=64, seed=0)
+    assert len(chats) > 48
+    assert all([message.role for message in chat] == ["user", "assistant"] for chat in chats)
+    said = " ".join(chat[0].content for chat in chats)
+    topics = [t for t in shipped_world().topics.values() if any(i.name in said for i in t.items)]
+    assert len(topics) > len(shipped_world().topics) / 2
+
+
+def test_chats_are_reproducible_and_never_twice_the_same(base):
+    first, again, other = (
+        own_chats(base.model, base.tokenizer, count=40, seed=seed) for seed in (1, 1, 2)
+    )
+    assert first == again != other
+    questions = [chat[0].content for chat in first]
+    assert len(questions) == len(set(questions))
+
+
+def test_random_numbers_are_left_as_they_were(base):
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    own_chats(base.model, base.tokenizer, count=8, seed=0)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_without_a_chat_template_there_are_none(base, monkeypatch):
+    monkeypatch.setattr(base.tokenizer, "chat_template", None)
+    assert own_chats(base.model, base.tokenizer, count=8, seed=0) == []
+
+
+def test_a_model_that_never_ends_a_question_holds_no_chat():
+    model = tiny.llama()
+    assert own_chats(model, tiny.tokenizer(), count=2, seed=0) == []
