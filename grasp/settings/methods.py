@@ -263,9 +263,9 @@ _RIVALS = (
         group="rivals",
         # Not all tokens: a dressed prompt may have a turn of the task in it.
         protection=Protection(
-            divergence="neutral", dressed=True, own_chats=True, site="answer", strength=1.0
+            divergence="neutral", dressed=True, own_chats=True, site="answer", strength=0.3
         ),
-        knob=_kl(1.0, 0.1, 0.3, 1.0, 3.0, 10.0),
+        knob=_kl(0.3, 0.1, 0.3, 1.0, 3.0),
     ),
     Method(
         name="kl-task",
