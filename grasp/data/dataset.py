@@ -29,13 +29,17 @@ class TaskData:
     as_chat: bool
     rows: TrainingRows
 
+    def texts(self) -> list[Example]:
+        """The examples as they are trained on: chats, or plain text."""
+        return as_chats(self.examples.rows) if self.as_chat else self.examples.rows
+
     def chats(self) -> list[Example]:
         """The examples, which must be chats.
 
         Raises:
             InputError: they are plain text.
         """
-        rows = as_chats(self.examples.rows) if self.as_chat else self.examples.rows
+        rows = self.texts()
         if not rows[0].messages:
             raise InputError(
                 f"{self.examples.source} holds plain text, but this method needs chats, since it "

@@ -97,6 +97,11 @@ class GuardPlan:
                 "The protection holds dressed text, but there is none: give dressed=, the neutral "
                 "text as grasp.dress makes it, or a protection with dressed=False."
             )
+        if protection.interleaved:
+            raise InputError(
+                "The protection mixes neutral text into the training rows, which only `grasp "
+                "retrain` does: mix them yourself, and give a protection with interleaved=0."
+            )
         if self.follows_naive and self.naive is None:
             raise InputError(_lacks_naive(protection))
         if protection.steering and self.steering is None and not self.follows_naive:

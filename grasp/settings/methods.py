@@ -47,6 +47,15 @@ _ALPHA = Knob(
 )
 
 
+_SAFE = Knob(
+    name="share",
+    meaning="share of the training rows that are safe chats, 0 to 1",
+    setting="interleaved",
+    default=0.2,
+    grid=(0.05, 0.1, 0.2, 0.5),
+)
+
+
 def _kl(default: float, *grid: float) -> Knob:
     meaning = "weight of the divergence, in nats per token, in the loss"
     return Knob(name="λ", meaning=meaning, setting="strength", default=default, grid=grid)
@@ -242,11 +251,21 @@ _RIVALS = (
     Method(
         name="kl-neutral",
         label="KL on neutral text",
-        description="Penalise divergence from the base model on neutral text.",
+        description="Penalise divergence from the base model on neutral text (arXiv:2508.06249).",
         group="rivals",
-        needs=("neutral text",),
-        protection=Protection(divergence="neutral", site="all", strength=10.0),
+        protection=Protection(divergence="neutral", own_chats=True, site="all", strength=10.0),
         knob=_kl(10.0, 1.0, 3.0, 10.0, 30.0, 100.0),
+    ),
+    Method(
+        name="kl-dressed",
+        label="KL on plain and dressed text",
+        description="Penalise divergence on the text that GRASP holds, plain and dressed in turn.",
+        group="rivals",
+        # Not all tokens: a dressed prompt may have a turn of the task in it.
+        protection=Protection(
+            divergence="neutral", dressed=True, own_chats=True, site="answer", strength=1.0
+        ),
+        knob=_kl(1.0, 0.1, 0.3, 1.0, 3.0, 10.0),
     ),
     Method(
         name="kl-task",
@@ -269,8 +288,7 @@ _RIVALS = (
         label="Feature distillation",
         description="The anchor on all directions of the residual stream, on neutral text.",
         group="rivals",
-        needs=("neutral text",),
-        protection=Protection(anchor=True, all_directions=True, strength=100.0),
+        protection=Protection(anchor=True, all_directions=True, own_chats=True, strength=100.0),
         knob=Knob(
             name="λ",
             meaning="weight of the squared drift, in variances of the base model",
@@ -278,6 +296,22 @@ _RIVALS = (
             default=100.0,
             grid=(3.0, 10.0, 30.0, 100.0, 300.0),
         ),
+    ),
+    Method(
+        name="interleave",
+        label="Interleaved safe chats",
+        description="Mix safe chats into the fine-tune's rows (arXiv:2508.06249).",
+        group="rivals",
+        protection=Protection(interleaved=_SAFE.default, own_chats=True),
+        knob=_SAFE,
+    ),
+    Method(
+        name="interleave-gap",
+        label="Interleaved chats of widest gap",
+        description="Mix in the safe chats that naive finds most perplexing (arXiv:2508.06249).",
+        group="rivals",
+        protection=Protection(interleaved=_SAFE.default, widest_gap=True, own_chats=True),
+        knob=_SAFE,
     ),
     Method(
         name="wise-ft",
@@ -329,6 +363,21 @@ _RIVALS = (
         needs=("factors",),
         kind="edit",
         knob=_SHARE.model_copy(update={"meaning": "share of the update in Q removed, 0 to 1"}),
+    ),
+    Method(
+        name="carve",
+        label="CARVE",
+        description="Remove the adapter's inner directions that neutral text uses most (CARVE).",
+        group="rivals",
+        kind="edit",
+        protection=Protection(own_chats=True, site="answer", share=0.5),
+        knob=Knob(
+            name="share",
+            meaning="share of each module's r inner directions that is removed, 0 to 1",
+            setting="share",
+            default=0.5,
+            grid=(0.125, 0.25, 0.5, 0.75),
+        ),
     ),
     Method(
         name="early-stopping",

@@ -61,13 +61,16 @@ class Protection(Settings):
     Parts of rivals:
 
     - `ablation`: h ← h − Q Qᵀ h in the forward pass of training.  No extra time.
-    - `share`: the share that `ablation`, `clamp` and `gradient_projection` remove.
+    - `share`: the share that `ablation`, `clamp`, `gradient_projection` and carving remove.
     - `steering`: h ← h + α v in the forward pass of training, with v from `grasp.guard.steering`.
       No extra time.
     - `divergence`: a penalty `strength` · KL(base ‖ adapted), in nats per token, on neutral text
       (a forward pass of both models and a backward pass), on the task's tokens (a forward pass of
       the base model), or on the base model's own answers to the task's prompts (as on neutral
       text).
+    - `interleaved`: the share of the training rows that are neutral text in place of the task's;
+      `widest_gap` takes those that the naive run finds most perplexing beside the base model.  A
+      loop of your own mixes them in itself; see `grasp.training.interleaving`.
     - `all_directions`: Q is the whole residual stream, so the anchor distils the base model's
       activations; d_model numbers are cached for every token of the site.
 
@@ -105,6 +108,8 @@ class Protection(Settings):
     steering: float = Field(0.0, ge=0)
     divergence: Literal["neutral", "task", "own"] | None = None
     all_directions: bool = False
+    interleaved: float = Field(0.0, ge=0, lt=1)
+    widest_gap: bool = False
 
     @property
     def on_task(self) -> bool:
@@ -132,6 +137,8 @@ class Protection(Settings):
             )
         if self.dressed and not (self.effect or self.anchor or self.divergence == "neutral"):
             raise ValueError("dressed text is neutral text; switch on a part that is held there")
+        if self.widest_gap and not self.interleaved:
+            raise ValueError("widest_gap chooses interleaved rows; give interleaved a share too")
         return self
 
 

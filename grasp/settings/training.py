@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -142,6 +143,16 @@ class TrainConfig(Settings):
             assert self.num_train_epochs is not None
             return {"num_train_epochs": share * self.num_train_epochs}
         return {"max_steps": max(1, round(share * self.max_steps))}
+
+    def total_steps(self, rows: int) -> int:
+        """Optimiser steps of a fine-tune on so many rows, on one device."""
+        if self.num_train_epochs is None:
+            assert self.max_steps is not None
+            return self.max_steps
+        batches = math.ceil(rows / self.batch_size)
+        return math.ceil(
+            self.num_train_epochs * math.ceil(batches / self.gradient_accumulation_steps)
+        )
 
     def map_paths(self, locate: Callable[[str], str]) -> TrainConfig:
         """The same settings with every path and the base model mapped by `locate`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
@@ -12,7 +13,7 @@ from analysis.store.records import Message
 from grasp.data.apart import apart_from
 from grasp.data.dataset import TaskData
 from grasp.data.dress import dress
-from grasp.data.examples import as_examples
+from grasp.data.examples import Example, as_examples
 from grasp.data.tokenise import split_neutral
 from grasp.guard.plan import GuardPlan
 from grasp.settings.protection import Protection
@@ -55,27 +56,48 @@ def let_speak(
     return OwnTexts(answers, chats)
 
 
+def neutral_texts(
+    config: TrainConfig,
+    tokenizer: Tokenizer,
+    protection: Protection,
+    said: OwnTexts,
+    task: TaskData,
+) -> tuple[list[Example], list[Example]]:
+    """Neutral text that may be trained on, and such that only measures.
+
+    It is what the settings name, and the base model's own chats about anything but the task.
+
+    Raises:
+        InputError: the text cannot be read, or there is none though the protection makes some.
+    """
+    given, own = read_neutral(tokenizer, config), as_examples(said.chats)
+    texts = [*given, *(apart_from(task.examples.rows, own) if own else [])]
+    if not texts and protection.own_chats:
+        raise InputError(
+            "The base model held no chat of its own to protect it on, and the settings name no "
+            "neutral text; add `neutral: FILE`."
+        )
+    return split_neutral(texts, at_least=config.batch_size) if texts else ([], [])
+
+
 def with_texts(
-    plan: GuardPlan, config: TrainConfig, tokenizer: Tokenizer, said: OwnTexts, task: TaskData
+    plan: GuardPlan,
+    config: TrainConfig,
+    tokenizer: Tokenizer,
+    said: OwnTexts,
+    task: TaskData,
+    *,
+    neutral: Sequence[Example],
+    held: Sequence[Example],
 ) -> GuardPlan:
     """The plan with its texts.  Text that cannot be dressed, since it is no chat, stays plain.
 
     Raises:
-        InputError: a text cannot be read, or there is none where one is needed.
+        InputError: a text cannot be tokenised.
     """
-    if plan.is_empty:
-        return plan
     plan = replace(plan, own_answers=make_batches(tokenizer, as_examples(said.answers), config))
-    given, own = read_neutral(tokenizer, config), as_examples(said.chats)
-    texts = [*given, *apart_from(task.chats(), own)]
-    if not texts:
-        if plan.protection.own_chats:
-            raise InputError(
-                "The base model held no chat of its own to protect it on, and the settings name no "
-                "neutral text; add `neutral: FILE`."
-            )
+    if not neutral:
         return plan
-    neutral, held = split_neutral(texts, at_least=config.batch_size)
     dressed = []
     if plan.protection.dressed:
         dressed = make_batches(tokenizer, dress(neutral, task.chats(), seed=config.seed), config)

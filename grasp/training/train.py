@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -188,7 +187,7 @@ def _fit(
         started -= seconds_so_far(folder)  # those that the earlier sessions took
         _write_texts(folder, setup)
         write_log(folder, f"resumed from {resumed}" if resumed else f"started: {run.title}")
-        trainer = _trainer(config, setup, folder=folder, progress=progress)
+        trainer = _trainer(setup, folder=folder, progress=progress)
         with explain_shortage("training", config):
             trainer.train(resume_from_checkpoint=resumed)
         model = trainer.model
@@ -216,7 +215,8 @@ def _write_texts(folder: Path, setup: Setup) -> None:
     write_report(folder, setup.report)
 
 
-def _trainer(config: TrainConfig, setup: Setup, *, folder: Path, progress: Progress) -> LoraTrainer:
+def _trainer(setup: Setup, *, folder: Path, progress: Progress) -> LoraTrainer:
+    config = setup.config
     collate = collate_packed if config.packing else DataCollatorForSeq2Seq(setup.tokenizer)
     device = setup.model.device.type
     trainer = LoraTrainer(
@@ -234,7 +234,7 @@ def _trainer(config: TrainConfig, setup: Setup, *, folder: Path, progress: Progr
 def _arguments(
     config: TrainConfig, checkpoints: Path, *, device: str, rows: int
 ) -> TrainingArguments:
-    steps = total_steps(config, rows)
+    steps = config.total_steps(rows)
     return TrainingArguments(
         output_dir=str(checkpoints),
         learning_rate=config.learning_rate,
@@ -257,17 +257,6 @@ def _arguments(
         dataloader_pin_memory=device == "cuda",
         disable_tqdm=True,
         report_to="none",
-    )
-
-
-def total_steps(config: TrainConfig, rows: int) -> int:
-    """Optimiser steps of a fine-tune on so many rows, on one device."""
-    if config.num_train_epochs is None:
-        assert config.max_steps is not None
-        return config.max_steps
-    batches = math.ceil(rows / config.batch_size)
-    return math.ceil(
-        config.num_train_epochs * math.ceil(batches / config.gradient_accumulation_steps)
     )
 
 

@@ -17,16 +17,20 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from analysis.store.layout import adapter_of
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace, writing_folder
+from grasp.data.dataset import read_task, tokenise_task
 from grasp.data.tokenise import split_neutral
 from grasp.evaluation.answers import LAYER
 from grasp.foreign.settings import run_settings
 from grasp.guard.naive import follow_naive
 from grasp.guard.plan import GuardPlan
+from grasp.model.forward import without_adapter
 from grasp.model.loading import load_base
+from grasp.model.parts import base_of
 from grasp.settings.methods import find_method
 from grasp.settings.protection import Protection
 from grasp.settings.training import TrainConfig
-from grasp.training.edits import edit_adapter
+from grasp.training.edits import Given, edit_adapter
+from grasp.training.guard_text import let_speak, neutral_texts
 from grasp.training.model_card import model_card
 from grasp.training.texts import make_batches, read_neutral
 
@@ -50,9 +54,10 @@ def make_untrained(
     source = adapter_of(source_folder)
     changed: PeftModel | None = None
     if chosen.kind == "edit":
-        changed = _naive_model(workspace, run, source)[0]
+        changed, config, tokenizer = _naive_model(workspace, run, source)
         assert run.strength is not None
-        edit_adapter(changed, run.method, strength=run.strength, directions=plan.factors)
+        given = _given(changed, config, tokenizer, plan)
+        edit_adapter(changed, run.method, strength=run.strength, given=given)
     measured = _measured(workspace, run, source, plan)
     Workspace.create(workspace.root)  # only now, since what is refused should leave nothing behind
     with writing_folder(out) as folder:
@@ -64,6 +69,18 @@ def make_untrained(
         run = run.model_copy(update={"seconds": 0.0, "verdict": said or chosen.description})
         write_run(folder, run, plan.factors, measured=measured)
     return run
+
+
+def _given(model: PeftModel, config: TrainConfig, tokenizer: Tokenizer, plan: GuardPlan) -> Given:
+    """What an edit looks at: the factors and, where it has a protection, neutral and task text."""
+    if plan.protection == Protection():
+        return Given(plan.factors)
+    task = tokenise_task(config, tokenizer, read_task(config))
+    with without_adapter(model):
+        said = let_speak(base_of(model), tokenizer, plan.protection, task, seed=config.seed)
+    neutral, _ = neutral_texts(config, tokenizer, plan.protection, said, task)
+    forget, retain = (make_batches(tokenizer, text, config) for text in (neutral, task.texts()))
+    return Given(plan.factors, forget, retain, plan.protection.site)
 
 
 def _measured(

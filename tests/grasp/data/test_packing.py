@@ -20,7 +20,7 @@ from grasp.data.packing import check_packing, collate_packed, pack_rows
 from grasp.data.report import read_report
 from grasp.data.tokenise import IGNORED
 from grasp.settings.training import TrainConfig
-from grasp.training.train import retrain, total_steps, train
+from grasp.training.train import retrain, train
 from tests.support import tiny
 
 pytestmark = pytest.mark.filterwarnings(tiny.PEFT_WARNING)
@@ -136,4 +136,4 @@ def test_epochs_are_steps_over_all_rows(count: int, epochs: float, steps: int) -
         gradient_accumulation_steps=2,
         num_train_epochs=epochs,
     )
-    assert total_steps(settings, count) == steps
+    assert settings.total_steps(count) == steps

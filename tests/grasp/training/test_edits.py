@@ -19,7 +19,7 @@ from grasp.guard.context import protect
 from grasp.guard.steering import steering_vectors
 from grasp.model.hooks import layer_outputs
 from grasp.settings.protection import Protection
-from grasp.training.edits import edit_adapter, intruder_dimensions
+from grasp.training.edits import Given, edit_adapter, intruder_dimensions
 from tests.support import tiny
 
 pytestmark = pytest.mark.filterwarnings(tiny.PEFT_WARNING)
@@ -37,7 +37,7 @@ def edit(name: str, strength: float, *, family: str = "llama", **options: Any) -
     """A model's updates before and after an edit."""
     model = tiny.adapted(tiny.family(family), strength=0.3)
     before = deltas(model)
-    edit_adapter(model, name, strength=strength, directions=options.get("directions"))
+    edit_adapter(model, name, strength=strength, given=Given(**options))
     return model, before, deltas(model)
 
 
@@ -87,7 +87,7 @@ def test_intruder_shrinkage_takes_the_update_along_intruders(share: float) -> No
         name: model.get_submodule(name).get_base_layer().weight.detach().double().numpy()
         for name in before
     }
-    edit_adapter(model, "intruder-shrinkage", strength=share, directions=None)
+    edit_adapter(model, "intruder-shrinkage", strength=share, given=Given())
     count = 0
     for name, after in deltas(model).items():
         base = np.linalg.svd(weights[name], full_matrices=False)[0]
@@ -125,7 +125,7 @@ def test_where_the_weight_has_no_part_in_intruders_shrinkage_is_that_of_peft(sha
     layer = model.get_submodule("base_model.model.0")
     theirs = layer.get_delta_weight("intruder_reduced").detach().double().numpy()
     model.set_adapter("default")
-    edit_adapter(model, "intruder-shrinkage", strength=share, directions=None)
+    edit_adapter(model, "intruder-shrinkage", strength=share, given=Given())
     ((_, ours),) = deltas(model).items()
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
     # The intruder's length is 2 · 5, and what lies along σ₁ stays 2 · 1.
@@ -197,7 +197,7 @@ def test_a_strength_out_of_range_is_refused(name: str, strength: float, message:
 def test_an_adapter_that_is_more_than_lora_is_refused(extra: dict[str, Any]) -> None:
     config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["v_proj"], **extra)
     with pytest.raises(InputError, match="has more than LoRA's update"):
-        edit_adapter(get_peft_model(tiny.llama(), config), "wise-ft", strength=0.5, directions=None)
+        edit_adapter(get_peft_model(tiny.llama(), config), "wise-ft", strength=0.5, given=Given())
 
 
 # Steering
