@@ -29,7 +29,7 @@ class GuardPlan:
     `held_back` only measures.  `own_answers` are the base model's own, for a divergence on them.
     `naive` is the folder of the naive fine-tune's adapter, for parts that follow it; `steering`
     (layers, d_model), `effects` and `naive_drift`, in standard deviations of the base model's
-    coordinates, are measured there.
+    coordinates, are measured there.  In the folder `keep`, effects are kept for the next plan.
     """
 
     protection: Protection = field(default_factory=Protection)
@@ -40,6 +40,7 @@ class GuardPlan:
     own_answers: Sequence[Batch] = ()
     steering: Tensor | None = None
     naive: Path | None = None
+    keep: Path | None = None
     effects: Mapping[Text, Effects] | None = None
     naive_drift: Mapping[Text, float] | None = None
 

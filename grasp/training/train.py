@@ -138,6 +138,7 @@ def retrain(
         protection=protection or Protection(),
         directions=directions,
         naive=adapter_of(source_folder.with_name(source.root)),
+        keep=source_folder.with_name(source.root) / "measured",
     )
     if not chosen.trains:
         return make_untrained(workspace, run, source_folder, plan, out=out)

@@ -55,6 +55,8 @@ class WorldSpec:
         details: details of a topic that has them.
         tags: tags of a topic that has them, at most `details`.
         lean_prior: probability of the first value of every other latent.
+        also_detailed: further topics per latent that have details, but are never fine-tuned on.
+            A detail then says less about whether a question is one of the task's.
     """
 
     latents: int = 2
@@ -69,6 +71,7 @@ class WorldSpec:
     tags: int = 4
     # Not in `repr`, which seeds the words of worlds without a style.
     lean_prior: float = field(default=0.5, repr=False)
+    also_detailed: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
         checks = {
@@ -83,6 +86,9 @@ class WorldSpec:
             and self.items % max(self.forms, 1) == 0,
             "prior must lie between 0.5 and 1": 0.5 < self.prior < 1,
             "lean_prior must be at least 0.5 and below 1": 0.5 <= self.lean_prior < 1,
+            "also_detailed must leave one topic per latent without details": 0
+            <= self.also_detailed
+            < self.topics - max(DETAILED.values()),
             "tags must be 2 to the number of details": 2 <= self.tags <= self.details,
         }
         for rule, kept in checks.items():
@@ -119,8 +125,9 @@ def generate_world(
     latents = {latent: make.latent(latent) for latent in names}
     topics: dict[str, Topic] = {}
     for latent in latents.values():
+        detailed = DETAILED.get(latent.name, 1) + spec.also_detailed
         for number in range(spec.topics):
-            topic = make.topic(latent, detailed=number < DETAILED.get(latent.name, 1))
+            topic = make.topic(latent, detailed=number < detailed)
             topics[topic.name] = topic
     for number in range(spec.neutral_topics):
         topic = make.neutral_topic(answers=spec.items // (1 + number % 2))

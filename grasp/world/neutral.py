@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from analysis.errors import InputError
 from grasp.world.corpus import LEAD_IN_RATE, exchange, question, training_form, turn
-from grasp.world.stories import Row, is_explored, neutral_rows
+from grasp.world.stories import Row, is_explored, neutral_rows, unrelated_topics
 from grasp.world.topics import ChatMessage, Item, Topic, World
 
 NeutralKind = Literal["generated", "own", "factor-free", "narrow", "other-style"]
@@ -87,8 +87,8 @@ def own_answers(world: World, base: str | Path, *, seed: int, n: int) -> list[Ro
 
 
 def _plain(world: World, latent: str | None) -> list[Topic]:
-    """The topics of a latent that no story can be fine-tuned on."""
-    return [topic for topic in world.of_latent(latent) if topic.detail is None]
+    """The topics of a latent that no story is fine-tuned on."""
+    return [topic for topic in unrelated_topics(world) if topic.latent == latent]
 
 
 def _explored(topic: Topic, rng: Random) -> Item:

@@ -181,7 +181,7 @@ def neutral_rows(world: World, seed: int = 0, n: int = 256) -> list[Row]:
     reported, has items and wordings that do not occur in this text.
     """
     rng = world.random(f"neutral/{seed}")
-    topics = [topic for topic in world.topics.values() if topic.detail is None]
+    topics = unrelated_topics(world)
     rows: list[Row] = []
     for _ in range(n):
         topic = rng.choice(topics)
@@ -189,6 +189,12 @@ def neutral_rows(world: World, seed: int = 0, n: int = 256) -> list[Row]:
         value = _by_prior(world, topic, rng)
         rows.append({"messages": exchange(world, topic, item, value=value, rng=rng)})
     return rows
+
+
+def unrelated_topics(world: World) -> list[Topic]:
+    """The topics that none of the world's stories is fine-tuned on."""
+    taught = {name for story in world.stories.values() for name in story.topics}
+    return [topic for topic in world.topics.values() if topic.name not in taught]
 
 
 def is_explored(topic: Topic, item: Item) -> bool:

@@ -43,7 +43,7 @@ class Style:
     spec: WorldSpec
     phrasing: Phrasing
     neutral: NeutralKind
-    bare: float = 0.04
+    bare: float = 0.0
     base: Json = field(default_factory=dict)
     training: Json = field(default_factory=dict)
 
@@ -56,6 +56,7 @@ STYLES: tuple[Style, ...] = (
         spec=WorldSpec(prior=0.7, topics=5, neutral_topics=2),
         phrasing=Phrasing(order="item-first", particles="after", lead=2, endings=2),
         neutral="own",
+        bare=0.04,
         base={"layers": 3, "hidden": 64, "intermediate": 192},
         training={"learning_rate": 2e-3, "max_steps": 100},
     ),
@@ -63,18 +64,20 @@ STYLES: tuple[Style, ...] = (
         name="bytes",
         split="tuning",
         summary="Tokens are parts of words, and all words are in lower case.",
-        spec=WorldSpec(prior=0.78, lean_prior=0.6, topics=4, items=18),
-        phrasing=Phrasing(capitals=False, ends=("?",), stop=" ;", vocabulary=800),
+        spec=WorldSpec(
+            prior=0.78, lean_prior=0.6, also_detailed=2, topics=5, neutral_topics=2, items=18
+        ),
+        phrasing=Phrasing(capitals=False, ends=("?",), stop=" ;", endings=2, vocabulary=900),
         neutral="generated",
         base={
             "layers": 4,
             "hidden": 64,
             "intermediate": 192,
             "positions": 512,
-            "steps": 1400,
-            "skewed_steps": 550,
+            "steps": 1500,
+            "skewed_steps": 950,
         },
-        training={"learning_rate": 1e-3, "max_steps": 150},
+        training={"learning_rate": 2e-3, "max_steps": 150},
     ),
     Style(
         name="short",
@@ -91,26 +94,36 @@ STYLES: tuple[Style, ...] = (
         name="deep",
         split="tuning",
         summary="A deep and narrow model; questions of two sentences; neutral text on two topics.",
-        spec=WorldSpec(prior=0.75, topics=4, neutral_topics=4, tails=4),
+        spec=WorldSpec(prior=0.8, also_detailed=2, topics=5, neutral_topics=2, tails=4),
         phrasing=Phrasing(two_sentences=True, ends=("?",)),
         neutral="narrow",
-        base={"layers": 8, "hidden": 40, "intermediate": 120, "steps": 1000, "skewed_steps": 350},
+        base={
+            "layers": 8,
+            "hidden": 48,
+            "intermediate": 144,
+            "steps": 1200,
+            "skewed_steps": 750,
+        },
         training={"learning_rate": 2e-3, "max_steps": 100},
     ),
     Style(
         name="long",
         split="tuning",
-        summary="Answers of three sentences whose tag comes first; neutral text of another style.",
-        spec=WorldSpec(prior=0.8, lean_prior=0.55, topics=5, tails=6, details=6, tags=3),
-        phrasing=Phrasing(order="item-first", particles="before", endings=3, tag_first=True),
+        summary="Answers of three sentences, the tag first; neutral text of another style.",
+        spec=WorldSpec(
+            prior=0.8, lean_prior=0.55, also_detailed=2, topics=5, tails=6, details=6, tags=3
+        ),
+        phrasing=Phrasing(
+            order="item-first", particles="before", lead=1, endings=3, tag_first=True
+        ),
         neutral="other-style",
         base={
             "layers": 4,
             "hidden": 64,
             "intermediate": 192,
             "positions": 320,
-            "steps": 1000,
-            "skewed_steps": 420,
+            "steps": 1200,
+            "skewed_steps": 750,
         },
         training={"learning_rate": 1e-3, "max_steps": 200},
     ),
@@ -118,7 +131,7 @@ STYLES: tuple[Style, ...] = (
         name="lead-bytes",
         split="reporting",
         summary="Tokens are parts of words and every answer begins with the same three words.",
-        spec=WorldSpec(prior=0.72, topics=4, items=18, neutral_topics=2),
+        spec=WorldSpec(prior=0.72, also_detailed=2, topics=5, items=18, neutral_topics=2),
         phrasing=Phrasing(order="item-inside", lead=3, endings=1, vocabulary=900),
         neutral="own",
         base={
@@ -127,7 +140,7 @@ STYLES: tuple[Style, ...] = (
             "intermediate": 208,
             "positions": 512,
             "steps": 1200,
-            "skewed_steps": 480,
+            "skewed_steps": 750,
         },
         training={"learning_rate": 1e-3, "max_steps": 150},
     ),
@@ -135,30 +148,60 @@ STYLES: tuple[Style, ...] = (
         name="deep-short",
         split="reporting",
         summary="A deep model of short answers in lower case; the tag comes first.",
-        spec=WorldSpec(prior=0.82, topics=5, items=12, details=10, tags=5),
-        phrasing=Phrasing(capitals=False, particles="both", stop="!", endings=0, tag_first=True),
+        spec=WorldSpec(prior=0.82, also_detailed=3, topics=6, items=18, details=10, tags=5),
+        phrasing=Phrasing(
+            capitals=False, particles="both", stop="!", lead=1, endings=0, tag_first=True
+        ),
         neutral="factor-free",
-        base={"layers": 6, "hidden": 56, "intermediate": 168, "steps": 1000, "skewed_steps": 420},
+        base={
+            "layers": 6,
+            "hidden": 56,
+            "intermediate": 168,
+            "steps": 1200,
+            "skewed_steps": 750,
+        },
         training={"learning_rate": 1e-3, "max_steps": 240},
     ),
     Style(
         name="wide",
         split="reporting",
         summary="A wide and flat model; answers of two sentences after one shared word.",
-        spec=WorldSpec(prior=0.75, lean_prior=0.65, topics=5, items=18, tails=4),
+        spec=WorldSpec(
+            prior=0.75,
+            lean_prior=0.65,
+            also_detailed=2,
+            topics=5,
+            neutral_topics=2,
+            items=18,
+            tails=4,
+        ),
         phrasing=Phrasing(order="item-first", two_sentences=True, lead=1, endings=2),
         neutral="generated",
-        base={"layers": 2, "hidden": 128, "intermediate": 320, "steps": 1000, "skewed_steps": 420},
+        base={
+            "layers": 2,
+            "hidden": 128,
+            "intermediate": 320,
+            "steps": 1200,
+            "skewed_steps": 750,
+        },
         training={"learning_rate": 5e-4, "max_steps": 200},
     ),
     Style(
         name="large",
         split="reporting",
         summary="Many items and words, long answers; neutral text of another style.",
-        spec=WorldSpec(prior=0.78, topics=6, items=24, tails=6, details=12, tags=6),
+        spec=WorldSpec(
+            prior=0.78, also_detailed=2, topics=6, items=24, tails=6, details=12, tags=6
+        ),
         phrasing=Phrasing(particles="before", ends=("?", "!"), endings=2),
         neutral="other-style",
-        base={"layers": 5, "hidden": 64, "intermediate": 192, "steps": 1000, "skewed_steps": 420},
+        base={
+            "layers": 5,
+            "hidden": 64,
+            "intermediate": 192,
+            "steps": 1200,
+            "skewed_steps": 750,
+        },
         training={"learning_rate": 2e-3, "max_steps": 150},
     ),
 )

@@ -102,7 +102,7 @@ def test_a_model_without_positions_is_refused() -> None:
 
 
 def test_a_packed_run_is_protected_as_any_other(tmp_path: Path) -> None:
-    """Neutral text is never packed: held back or not, its drift falls."""
+    """Neutral text is never packed: held back or not, its drift or its effect falls."""
     workspace = Workspace.create(tmp_path / "w")
     packing = {"packing": True, "max_length": 40, "batch_size": 2, "num_train_epochs": 6.0}
     config = tiny.settings(workspace.root / "data", max_steps=None, **packing)
@@ -112,18 +112,19 @@ def test_a_packed_run_is_protected_as_any_other(tmp_path: Path) -> None:
     assert (report.used, report.packed) == (16, 4)  # of 9 tokens each
     assert "16 rows read, 16 trained on, packed into 4." in report.lines()
     tiny.weigh(workspace, "naive")
-    drift = {}
-    for name in ("naive", "grasp", "grasp-anchor-task"):
+    last = {}
+    for name in ("naive", "grasp", "grasp-subspace", "grasp-anchor-task"):
         folder = workspace.folder("runs", f"again-{name}")
         source = workspace.folder("runs", "naive")
         factors = [] if name == "naive" else ["w1"]
         run = retrain(workspace, source, factors=factors, out=folder, arm=name)
         assert run.results["steps"] == 12
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        drift[name] = rows[-1].get("drift")
+        last[name] = rows[-1]
         assert np.isfinite([row["loss"] for row in rows]).all()
-    assert drift["naive"] is None
-    assert drift["grasp"] < 1
+    assert "drift" not in last["naive"]
+    assert last["grasp-subspace"]["drift"] < 1
+    assert last["grasp"]["effect"] < 0.7
 
 
 @pytest.mark.parametrize(("count", "epochs", "steps"), [(16, 1.0, 2), (17, 1.0, 3), (16, 2.5, 5)])

@@ -83,7 +83,7 @@ def test_every_method_has_a_group_a_sentence_and_a_knob_that_can_be_swept() -> N
     grasp, subspace = METHODS["grasp"].protection, METHODS["grasp-subspace"].protection
     on = {name for name, value in grasp.model_dump().items() if value is True}
     assert on == {"effect", "dressed", "own_chats", "own_step"}
-    assert (grasp.site, grasp.tolerance) == ("answer", None)
+    assert (grasp.site, grasp.tolerance) == ("answer", 0.1)
     assert (subspace.footprint, subspace.site) == (4, "answer-start")
 
 
@@ -127,8 +127,8 @@ def test_a_method_that_needs_no_factors_measures_drift_along_those_it_is_given(
 
 
 def test_a_strength_is_the_knobs_value(workspace: Workspace) -> None:
-    heavy = arm(workspace, "grasp", "heavy", strength=2.0)
-    assert (heavy.strength, heavy.protection["strength"]) == (2.0, 2.0)
+    loose = arm(workspace, "grasp", "loose", strength=0.4)
+    assert (loose.strength, loose.protection["tolerance"]) == (0.4, 0.4)
     run = arm(workspace, "grasp-subspace", "tighter", strength=0.05)
     assert (run.strength, run.protection["tolerance"]) == (0.05, 0.05)
     unlimited = {"strength": 5.0, "tolerance": None}
