@@ -69,6 +69,7 @@ STYLES: tuple[Style, ...] = (
         ),
         phrasing=Phrasing(capitals=False, ends=("?",), stop=" ;", endings=2, vocabulary=900),
         neutral="generated",
+        bare=0.01,
         base={
             "layers": 4,
             "hidden": 64,
