@@ -45,6 +45,9 @@ class Guard:
         >>> guard.leakage() < 1e-5
         True
 
+    Attributes:
+        last_penalty: what was added to the losses of the last step that had a penalty; NaN before.
+
     Source: the augmented Lagrangian is that of `grasp.guard.penalty`; see docs/method/method.md.
     """
 
@@ -84,16 +87,12 @@ class Guard:
             },
         }
         self._step = 0
+        self.last_penalty = math.nan
 
     @property
     def strength(self) -> float:
         """Weight of the squared drift, or of the divergence, in the last loss."""
         return max(penalty.strength for penalty in self._used())
-
-    @property
-    def last_penalty(self) -> float:
-        """What the last step's losses got on top; NaN before the first."""
-        return sum(penalty.last for penalty in self._used())
 
     def penalty(self) -> Tensor | None:
         """What the next batch of neutral text, or of the base's own answers, adds to the loss.
@@ -172,8 +171,9 @@ class Guard:
             self._own_step.after()
         if self.protection.write_constraint:
             self.constrain()
-        for penalty in self._penalties.values():
-            penalty.stepped()
+        taken = [penalty.last for penalty in self._penalties.values() if penalty.stepped()]
+        if taken:
+            self.last_penalty = sum(taken)
         if self._task is not None:
             self._task.forget()
 

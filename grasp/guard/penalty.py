@@ -82,10 +82,10 @@ class Penalty:
         self._added.append(float(added.detach()))
         return self._every * added
 
-    def stepped(self) -> None:
-        """What follows a step of the optimiser."""
+    def stepped(self) -> bool:
+        """What follows a step of the optimiser; whether any penalty was taken since the last."""
         if not self._squared:
-            return
+            return False
         by_layer = torch.stack(self._squared).mean(dim=0)
         self.seen = Drift(by_layer.sqrt().tolist())
         self.last = sum(self._added) / len(self._added)
@@ -95,6 +95,7 @@ class Penalty:
             excess = self.seen.rms**2 / self._limit - 1
             moved = self._multiplier + self._every * PACE * max(-1.0, min(1.0, excess))
             self._multiplier = max(0.0, moved)
+        return True
 
     def state(self) -> dict[str, float]:
         """What a checkpoint keeps."""

@@ -365,7 +365,7 @@ def test_a_resumed_trainer_goes_on_with_the_lambda_of_its_checkpoint(tmp_path: P
         tmp_path / "b", arguments=saving, resume=tmp_path / "a" / "checkpoint-3", **common
     )
     assert resumed.guard.state() == whole.guard.state()
-    assert whole.guard.strength > 1.2 * 20
+    assert whole.guard.strength > 1  # a multiplier, which began at 0
     assert_same(
         *(tiny.adapter_weights(run.model) for run in (whole, resumed)), rtol=1e-4, atol=1e-6
     )
@@ -642,7 +642,8 @@ def test_a_grasp_run_writes_its_metrics_card_and_verdict(workspace: Workspace) -
     assert len(rows) == 6
     assert rows["effect_anchored"].iloc[0] == pytest.approx(0, abs=1e-4)  # as the first loss saw it
     assert (rows["effect"] > 1e-3).all()  # each after the step
-    assert (rows["strength"] == METHODS["grasp"].protection.strength).all()
+    assert (rows["strength"] >= 0).all()
+    assert rows["strength"].iloc[-1] > 0  # so few steps press with all that a tolerance may
     assert {len(layers) for layers in rows["drift_by_layer"]} == {2}
     for _, row in rows.iterrows():
         squares = np.square(row["drift_by_layer"])

@@ -28,7 +28,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning"),
 ]
 
-TOLERANCE = 0.1
+PLAIN = 0.74
+"""Drift without protection, in base standard deviations."""
+
+TOLERANCE = 0.5
+"""Of that drift."""
+
 HELD = Protection(write_constraint=True, anchor=True, strength=30.0, tolerance=TOLERANCE)
 BATCHES: dict[str, dict[str, Any]] = {
     "padded": {},
@@ -86,7 +91,7 @@ def sft(
         naive=naive,
     )
     if naive is None:
-        trainer.guard_plan = replace(trainer.guard_plan, naive_drift={"anchored": 1.0})
+        trainer.guard_plan = replace(trainer.guard_plan, naive_drift={"anchored": PLAIN})
     return trainer
 
 
@@ -128,7 +133,6 @@ def begins(whole: Tensor, ids: Tensor) -> bool:
 def test_sft_keeps_the_tolerance_and_leaks_nothing(
     tmp_path: Path, batches: str, bf16: bool
 ) -> None:
-    """Without protection the drift is 0.74."""
     trainer = sft(tmp_path, bf16=bf16, max_steps=16, **BATCHES[batches])
     given = watched(trainer)
     before = hooks(trainer.model)
@@ -145,7 +149,7 @@ def test_sft_keeps_the_tolerance_and_leaks_nothing(
     assert log[0]["drift"] == 0
     assert log[-1]["loss"] < log[0]["loss"] - 0.2
     assert leaked(trainer.model) <= 1e-6
-    assert 0.001 < trainer.guard.drift().rms <= TOLERANCE
+    assert 0.001 < trainer.guard.drift().rms <= TOLERANCE * PLAIN
 
     own = [batch["input_ids"] for batch in neutral()]
     training = [k for k in given if not any(begins(ids, k["input_ids"]) for ids in own)]
@@ -170,7 +174,7 @@ def test_sft_holds_the_effect_with_a_step_of_its_own(
     for strength in (0.0, 2.0):
         trainer = sft(
             tmp_path,
-            protection=grasp.model_copy(update={"strength": strength}),
+            protection=grasp.model_copy(update={"strength": strength, "tolerance": None}),
             naive=naive,
             bf16=bf16,
             max_steps=24,
