@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
 ARTIFACTS = ROOT / "test-artifacts"
@@ -39,6 +39,9 @@ POLL_SECONDS = 0.2
 _PROBE = re.compile(rf"/({'|'.join(PAGES)})/_stcore/(health|host-config)$")
 
 Found = TypeVar("Found")
+
+# Pages are drawn from top to bottom, and other tests use the processors too.
+expect.set_options(timeout=20_000)
 
 
 @dataclass(frozen=True)

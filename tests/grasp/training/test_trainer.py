@@ -59,6 +59,7 @@ pytestmark = [
 GRASP = Protection(write_constraint=True, anchor=True, strength=20.0)
 LOSS_KEYS = {"step", "time", "loss", "learning_rate"}
 RESULTS = {"leakage", "drift", "drift_anchored"}
+EFFECTS = {"effect", "effect_anchored", "effect_dressed"}
 GUARD_KEYS = {"leakage", "drift", "drift_anchored", "drift_by_layer", "penalty", "strength"}
 
 
@@ -650,7 +651,7 @@ def test_a_grasp_run_writes_its_metrics_card_and_verdict(workspace: Workspace) -
         assert row["drift"] == pytest.approx(math.sqrt(squares.mean()))
     assert run.parents == ["runs/naive", "factors/naive"]
     assert run.factors == ["naive/w1", "naive/w2"]
-    assert run.results.keys() == {"steps", "loss", *RESULTS, "effect", "effect_anchored"}
+    assert run.results.keys() == {"steps", "loss", *RESULTS, *EFFECTS}
     does = f"The factors do {run.results['effect']:.0%}".replace("%", " %")
     assert run.verdict.startswith(f"{does} of what they do in the naive run on neutral text held b")
     assert f"Drift {run.results['drift']:.3f} base standard deviations on neutral" in run.verdict
