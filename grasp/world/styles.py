@@ -132,7 +132,9 @@ STYLES: tuple[Style, ...] = (
         name="lead-bytes",
         split="reporting",
         summary="Tokens are parts of words and every answer begins with the same three words.",
-        spec=WorldSpec(prior=0.76, also_detailed=2, topics=5, items=18, neutral_topics=2),
+        spec=WorldSpec(
+            prior=0.76, lean_prior=0.62, also_detailed=2, topics=5, items=18, neutral_topics=2
+        ),
         phrasing=Phrasing(order="item-inside", lead=3, endings=2, vocabulary=900),
         neutral="own",
         base={
