@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,10 +51,13 @@ class _Draft:
         chosen = f".{self.choice}" if field in (Key.LABEL_NAME, Key.LABEL_SPURIOUS) else ""
         return f"{field}-{self.turn}{chosen}"
 
+    def filled(self, field: str) -> Any:
+        """What the field was filled with."""
+        return getattr(self, field.removeprefix("label-"))
+
     def value(self, field: str) -> Any:
         """What the field holds; what it was filled with, if the browser has not drawn it yet."""
-        filled = getattr(self, field.removeprefix("label-"))
-        return st.session_state.get(self.key(field), filled)
+        return st.session_state.get(self.key(field), self.filled(field))
 
 
 def show(workspace: Workspace, table: FactorTable, factor: str) -> None:
@@ -64,51 +68,15 @@ def show(workspace: Workspace, table: FactorTable, factor: str) -> None:
     direction = table.sha256(factor)
     st.markdown("**Label**")
     _buttons(draft)
-    with st.container(key=Key.LABEL_NAME):
-        st.text_input(
-            "Name",
-            draft.name,
-            key=draft.key(Key.LABEL_NAME),
-            persist_state="session",
-            max_chars=100,
-            placeholder="or a name of your own",
-        )
+    _write(draft, Key.LABEL_NAME, "Name", most=100, hint="or a name of your own")
     left, right = st.columns(2)
-    with left, st.container(key=Key.LABEL_SPURIOUS):
-        st.segmented_control(
-            "Spurious",
-            list(SPURIOUS),
-            default=draft.spurious,
-            key=draft.key(Key.LABEL_SPURIOUS),
-            persist_state="session",
-        )
-    with right, st.container(key=Key.LABEL_CONFIDENCE):
-        st.segmented_control(
-            "Confidence",
-            list(CONFIDENCE),
-            default=draft.confidence,
-            key=draft.key(Key.LABEL_CONFIDENCE),
-            persist_state="session",
-            format_func=lambda one: CONFIDENCE[one],
-        )
-    with st.container(key=Key.LABEL_POLARITY):
-        st.text_input(
-            "Polarity: what each end means",
-            draft.polarity,
-            key=draft.key(Key.LABEL_POLARITY),
-            persist_state="session",
-            max_chars=200,
-            placeholder="high end: …, low end: …",
-        )
-    with st.container(key=Key.LABEL_NOTE):
-        st.text_input(
-            "Note",
-            draft.note,
-            key=draft.key(Key.LABEL_NOTE),
-            persist_state="session",
-            max_chars=2000,
-            placeholder="evidence for this label",
-        )
+    with left:
+        _pick(draft, Key.LABEL_SPURIOUS, "Spurious", {word: word for word in SPURIOUS})
+    with right:
+        _pick(draft, Key.LABEL_CONFIDENCE, "Confidence", CONFIDENCE)
+    ends = "high end: …, low end: …"
+    _write(draft, Key.LABEL_POLARITY, "Polarity: what each end means", most=200, hint=ends)
+    _write(draft, Key.LABEL_NOTE, "Note", most=2000, hint="evidence for this label")
     with st.container(horizontal=True, vertical_alignment="center"):
         with st.container(key=Key.LABEL_SAVE, width="content"):
             st.button(
@@ -129,6 +97,32 @@ def show(workspace: Workspace, table: FactorTable, factor: str) -> None:
                 )
     _say()
     _others(workspace, name)
+
+
+def _write(draft: _Draft, field: str, label: str, *, most: int, hint: str) -> None:
+    """A line of text, of at most so many characters."""
+    with st.container(key=field):
+        st.text_input(
+            label,
+            draft.filled(field),
+            key=draft.key(field),
+            persist_state="session",
+            max_chars=most,
+            placeholder=hint,
+        )
+
+
+def _pick(draft: _Draft, field: str, label: str, names: Mapping[Any, str]) -> None:
+    """One of a few values, by their names."""
+    with st.container(key=field):
+        st.segmented_control(
+            label,
+            list(names),
+            default=draft.filled(field),
+            key=draft.key(field),
+            persist_state="session",
+            format_func=lambda one: names[one],
+        )
 
 
 def _buttons(draft: _Draft) -> None:

@@ -152,6 +152,12 @@ def _answer_turns(messages: Sequence[Message]) -> list[int]:
     return [i for i, m in enumerate(messages) if m.role == "assistant" and m.weight]
 
 
+def shared_start(one: Sequence[object], other: Sequence[object]) -> int:
+    """How many places both begin with alike: token ids, or the characters of texts."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
 def _shared(ids: list[int], prefix: list[int]) -> int | None:
     """How many tokens of `prefix` begin `ids`; None if more than its last token differs.
 

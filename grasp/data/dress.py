@@ -14,6 +14,7 @@ from dataclasses import replace
 from random import Random
 
 from analysis.store.records import Message
+from grasp.data.chat import shared_start
 from grasp.data.examples import Example
 
 COMPARED = 200
@@ -57,7 +58,7 @@ def _dressed(chat: Example, pattern: Example, frame: tuple[str, str], rng: Rando
     ways = [_closed] * (len(sentences) > 1) + [_opened] * (len(sentences) > 2)
     question = messages[place].content
     turn = not ways or rng.random() < 0.5
-    if not turn and ways:
+    if not turn:
         question = rng.choice(ways)(question, sentences)
     messages[place] = messages[place].model_copy(update={"content": f"{begin}{question}{end}"})
     if turn:
@@ -107,8 +108,7 @@ def _frame(patterns: Sequence[Example]) -> tuple[str, str]:
 def _shared_start(texts: Sequence[str]) -> str:
     """The longest string that all of them begin with."""
     first, last = min(texts), max(texts)
-    same = [one == other for one, other in zip(first, last, strict=False)]
-    return first[: same.index(False)] if False in same else first[: len(same)]
+    return first[: shared_start(first, last)]
 
 
 def _last_gap(text: str) -> int:

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.errors import InputError
-from grasp.data.chat import Tokens, chat_sequences, tokenise
+from grasp.data.chat import Tokens, chat_sequences, shared_start, tokenise
 from grasp.data.examples import Example
 from grasp.data.sites import sites_of
 from grasp.model.forward import Batch
@@ -177,7 +177,5 @@ def _plain_tokens(tokenizer: Tokenizer, prompt: str, text: str) -> Tokens:
         before.pop()
     if end is not None and ids[-1:] != [end]:
         ids.append(end)
-    shared = 0
-    while shared < min(len(before), len(ids)) and before[shared] == ids[shared]:
-        shared += 1
+    shared = shared_start(before, ids)
     return ids, [False] * shared + [True] * (len(ids) - shared)

@@ -94,7 +94,7 @@ def generate(
         )
     new = sequences[:, batch["input_ids"].shape[1] :].tolist()
     first = torch.log_softmax(logits[0], dim=-1).cpu()
-    return [_until_stop(ids, stopping) for ids in new], first
+    return [until_stop(ids, stopping) for ids in new], first
 
 
 @contextmanager
@@ -154,7 +154,8 @@ def score_answers(
     return pd.DataFrame(rows)
 
 
-def _until_stop(ids: list[int], stopping: set[int]) -> list[int]:
+def until_stop(ids: list[int], stopping: set[int]) -> list[int]:
+    """The ids up to the first one that stops a reply, with it; all of them where none does."""
     stop = next((i for i, token in enumerate(ids) if token in stopping), len(ids))
     return ids[: stop + 1]
 
@@ -189,14 +190,15 @@ def as_answers(
     return [
         Answer(
             first=first[row],
-            text=f"{prompt.prefix} {_decode(tokenizer, ids)}".strip(),
+            text=f"{prompt.prefix} {decode_reply(tokenizer, ids)}".strip(),
             ended=bool(ids) and ids[-1] == tokenizer.eos_token_id,
         )
         for row, (prompt, ids) in enumerate(zip(prompts, replies, strict=True))
     ]
 
 
-def _decode(tokenizer: Tokenizer, ids: list[int]) -> str:
+def decode_reply(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """A reply's text, without special tokens and the white space around it."""
     return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 

@@ -20,6 +20,7 @@ from transformers import DynamicCache
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from grasp.data.tokenise import pad_sequences
+from grasp.evaluation.answers import until_stop
 from grasp.model.forward import to_device
 from grasp.model.loading import device_of
 from grasp.model.parts import base_of, text_config
@@ -118,7 +119,8 @@ def draw_replies(
             rows, drawn, going = rows[kept], drawn[kept], going[kept]
             reading.keep(kept)
         logits = reading.read(drawn[:, None])
-    replies = [_until_end(row, stopping) for row in tokens.tolist()]
+    drawn_rows = ([token for token in row if token >= 0] for row in tokens.tolist())
+    replies = [until_stop(row, stopping) for row in drawn_rows]
     return [replies[start : start + draws] for start in range(0, count * draws, draws)]
 
 
@@ -179,9 +181,3 @@ class _Reading:
         assert self.cache is not None
         self.mask = self.mask[rows]
         self.cache.batch_select_indices(rows)
-
-
-def _until_end(ids: list[int], stopping: set[int]) -> list[int]:
-    """The ids of one row up to its end: the token that stops it, or the last one drawn."""
-    stop = next((i for i, token in enumerate(ids) if token in stopping), len(ids))
-    return [token for token in ids[: stop + 1] if token >= 0]

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.errors import InputError
 from analysis.store.records import Message, Prompt
-from grasp.data.chat import chat_ids
+from grasp.data.chat import chat_ids, shared_start
 from grasp.data.tokenise import pad_sequences
 from grasp.model.forward import to_device
 from grasp.model.loading import device_of
@@ -105,7 +105,7 @@ def continuations(tokenizer: Tokenizer, prompt: Prompt) -> list[tuple[list[int],
             f"Prompt {prompt.id!r}: the answers {prompt.pair[0]!r} and {prompt.pair[1]!r} are the "
             "same tokens to this tokenizer, so they cannot be told apart; choose other answers."
         )
-    begin = min(_shared(chat, whole) for whole in wholes)
+    begin = min(shared_start(chat, whole) for whole in wholes)
     if begin == 0 or len(chat) - begin > MERGED:
         raise InputError(
             f"Prompt {prompt.id!r}: the chat template rewrites the prompt once it is answered, so "
@@ -127,9 +127,3 @@ def _summed(
     said = torch.log_softmax(logits, dim=-1).gather(-1, tokens[:, None])[:, 0].double()
     totals = torch.zeros(len(rows), dtype=torch.float64, device=said.device)
     return [float(one) for one in totals.index_add(0, answered.nonzero()[:, 0], said)]
-
-
-def _shared(prefix: list[int], ids: list[int]) -> int:
-    """How many leading tokens are equal."""
-    differ = (i for i, (a, b) in enumerate(zip(prefix, ids, strict=False)) if a != b)
-    return next(differ, min(len(prefix), len(ids)))

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.store.records import Draws, Markers, Prompt, Sampling
 from grasp.data.chat import chat_ids
-from grasp.evaluation.answers import MAX_NEW_TOKENS, answer_prompts, stop_tokens
+from grasp.evaluation.answers import MAX_NEW_TOKENS, answer_prompts, decode_reply, stop_tokens
 from grasp.evaluation.drawing import answers_at_once, draw_replies, uniform_numbers
 from grasp.evaluation.scorers import fold_text, holds_phrase
 from grasp.jobs.progress import Progress, silent
@@ -102,7 +102,7 @@ def draw_texts(
             stopping=stopping,
         )
         for place, limit, each in zip(places, limits, replies, strict=True):
-            found[place] = [_text(tokenizer, ids[:limit]) for ids in each]
+            found[place] = [decode_reply(tokenizer, ids[:limit]) for ids in each]
     return [found[place] for place in range(len(prompts))]
 
 
@@ -142,7 +142,3 @@ def _row(drawn: list[str], greedy: str | None, prompt: Prompt) -> dict[str, obje
 
 def _is_sampled(prompt: Prompt) -> bool:
     return prompt.scorer != "pair" and prompt.sampling.temperature > 0
-
-
-def _text(tokenizer: Tokenizer, ids: list[int]) -> str:
-    return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()

@@ -19,8 +19,6 @@ from grasp.guard.task_tokens import TaskText
 from grasp.guard.text import Text
 from grasp.settings.protection import Protection
 
-_NONE: Mapping[str, Tensor] = {}
-
 
 class Guard:
     """What protects a model step by step; `grasp.protect` makes it.
@@ -221,14 +219,16 @@ class Guard:
         """What a checkpoint keeps besides: the moments of the penalty's own step."""
         return {} if self._own_step is None else self._own_step.state()
 
-    def restore(self, state: Mapping[str, float], moments: Mapping[str, Tensor] = _NONE) -> None:
+    def restore(
+        self, state: Mapping[str, float], moments: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Go on from `state`, and from the moments of the penalty's own step."""
         for text, penalty in self._penalties.items():
             penalty.restore({name: state[f"{text}_{name}"] for name in penalty.state()})
         self._step = int(state["step"])
-        self._kept = moments
-        if self._own_step is not None and moments:
-            self._own_step.restore(moments)
+        self._kept = moments or {}
+        if self._own_step is not None and self._kept:
+            self._own_step.restore(self._kept)
 
     def _used(self) -> list[Penalty]:
         protection = self.protection

@@ -6,7 +6,8 @@ A file is named by the hash of all that it depends on, so that nothing stale is 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -24,40 +25,53 @@ VERSION = 1
 _FIELDS = ("chosen", "kept", "directions", "base", "naive")
 
 
-def effects_key(
-    naive: nn.Module, bases: Sequence[Sequence[Tensor]], batches: Sequence[Batch], *, how: str
-) -> str:
-    """Hash of a model with its adapter, what is set back, the text, and `how` it is measured."""
-    digest = hashlib.sha256(f"{VERSION} {KEPT} {how} {device_of(naive).type}".encode())
-    text = [batch[name] for batch in batches for name in sorted(batch)]
-    set_back = [basis for layers in bases for basis in layers]
-    for tensor in (*naive.state_dict().values(), *set_back, *text):
+class KeptEffects:
+    """Effects that one set of factors has in one naive run, each text in a file of its own.
+
+    Args:
+        folder: of the files; without one nothing is kept.
+        naive: the naive fine-tune.
+        bases: what is set back, as for `grasp.guard.effect.measure_effects`.
+    """
+
+    def __init__(
+        self, folder: Path | None, naive: nn.Module, bases: Sequence[Sequence[Tensor]]
+    ) -> None:
+        self._folder = folder
+        self._device = device_of(naive)
+        self._digest = hashlib.sha256(f"{VERSION} {KEPT} {self._device.type}".encode())
+        if folder is not None:
+            set_back = [basis for layers in bases for basis in layers]
+            _update(self._digest, [*naive.state_dict().values(), *set_back])
+
+    def find(
+        self, batches: Sequence[Batch], *, how: str, measure: Callable[[], Effects]
+    ) -> Effects:
+        """Effects on a text from its file, or measured and written there.
+
+        A file that cannot be read is measured and written again.
+        """
+        if self._folder is None:
+            return measure()
+        digest = self._digest.copy()
+        digest.update(how.encode())
+        _update(digest, [batch[name] for batch in batches for name in sorted(batch)])
+        file = self._folder / f"effects-{digest.hexdigest()[:32]}.safetensors"
+        with suppress(FileNotFoundError, SafetensorError, KeyError):
+            return _effects(load_file(file, device=str(self._device)))
+        found = measure()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        save_file(_tensors(found), partial)
+        partial.replace(file)
+        return found
+
+
+def _update(digest: hashlib._Hash, tensors: Iterable[Tensor]) -> None:
+    for tensor in tensors:
         plain = tensor.detach().cpu().contiguous()
         digest.update(f"{tuple(plain.shape)} {plain.dtype}".encode())
         digest.update(plain.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def kept_effects(
-    folder: Path | None, key: str, device: torch.device, measure: Callable[[], Effects]
-) -> Effects:
-    """Effects from the file of `key` in `folder`, or measured and written there.
-
-    A file that cannot be read is measured and written again.  Without a folder nothing is kept.
-    """
-    if folder is None:
-        return measure()
-    file = folder / f"effects-{key[:32]}.safetensors"
-    try:
-        return _effects(load_file(file, device=str(device)))
-    except (FileNotFoundError, SafetensorError, KeyError):
-        pass
-    found = measure()
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    save_file(_tensors(found), partial)
-    partial.replace(file)
-    return found
 
 
 def _tensors(effects: Effects) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from grasp.guard.anchor import Anchor
 from grasp.guard.bases import factor_bases, held_bases
 from grasp.guard.effect import Effects, measure_effects
 from grasp.guard.footprint import footprint
-from grasp.guard.kept_effects import effects_key, kept_effects
+from grasp.guard.kept_effects import KeptEffects
 from grasp.guard.plan import GuardPlan
 from grasp.guard.steering import steering_vectors
 from grasp.guard.text import Text
@@ -63,38 +63,35 @@ def follow_naive(plan: GuardPlan, naive: PeftModel, *, seed: int) -> GuardPlan:
 
 
 def _effects(plan: GuardPlan, naive: PeftModel, *, seed: int) -> dict[Text, Effects]:
-    """Effects on what is anchored, on the same dressed, and on what is held back."""
+    """Effects on what is anchored, on the same dressed, and on what is held back.
+
+    They are read from the disk where they have been measured before.  The random control's are in
+    the unit of the factors, so that a direction which does little counts for little.
+    """
+    protection = plan.protection
     texts: dict[Text, Sequence[Batch]] = {
         "anchored": plan.neutral,
-        "dressed": plan.dressed if plan.protection.dressed else (),
+        "dressed": plan.dressed if protection.dressed else (),
         "held-back": plan.held_back,
     }
-    share = {"held-back": 1.0}
-    return {
-        text: _on(plan, naive, batches, share.get(text, plan.protection.neutral_share), seed=seed)
-        for text, batches in texts.items()
-        if batches
-    }
-
-
-def _on(
-    plan: GuardPlan, naive: PeftModel, batches: Sequence[Batch], share: float, *, seed: int
-) -> Effects:
-    """Effects on one text, from the disk where they have been measured before.
-
-    The random control's are in the unit of the factors, so that a direction which does little
-    counts for little.
-    """
-    measure = partial(
-        measure_effects, naive, batches=batches, site=plan.protection.site, share=share
-    )
     bases = factor_bases(naive, plan, turned=None)
-    key = effects_key(naive, bases, batches, how=f"{plan.protection.site} {share}")
-    effects = kept_effects(plan.keep, key, device_of(naive), lambda: measure(bases=bases))
-    if not plan.protection.random_subspace:
-        return effects
-    turned = factor_bases(naive, plan, turned=seed)
-    return replace(measure(bases=turned, unit=effects.unit), own=effects.own)
+    kept = KeptEffects(plan.keep, naive, bases)
+    found: dict[Text, Effects] = {}
+    for text, batches in texts.items():
+        if not batches:
+            continue
+        share = 1.0 if text == "held-back" else protection.neutral_share
+        measure = partial(
+            measure_effects, naive, batches=batches, site=protection.site, share=share
+        )
+        effects = kept.find(
+            batches, how=f"{protection.site} {share}", measure=partial(measure, bases=bases)
+        )
+        if protection.random_subspace:
+            turned = factor_bases(naive, plan, turned=seed)
+            effects = replace(measure(bases=turned, unit=effects.unit), own=effects.own)
+        found[text] = effects
+    return found
 
 
 def _drift(plan: GuardPlan, naive: PeftModel, *, seed: int) -> dict[Text, float]:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from analysis.errors import InputError
 from analysis.store.records import Message
 from grasp.data.chat import chat_ids
-from grasp.evaluation.answers import BATCH, generate
+from grasp.evaluation.answers import BATCH, decode_reply, generate
 
 LIMIT = 256
 """Prompts that are answered, drawn from the task's by seed."""
@@ -38,7 +38,7 @@ def own_answers(
             model, tokenizer, [chat_ids(tokenizer, one, generate=True) for one in chosen]
         )
         for prompt, ids in zip(chosen, replies, strict=True):
-            text = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+            text = decode_reply(tokenizer, ids)
             if text:
                 found.append([*prompt, Message(role="assistant", content=text)])
     if not found:

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.store.records import Message
-from grasp.data.chat import chat_ids
-from grasp.evaluation.answers import BATCH, generate
+from grasp.data.chat import chat_ids, shared_start
+from grasp.evaluation.answers import BATCH, decode_reply, generate
 
 QUESTION, ANSWER = 48, 64
 """Most tokens of a question and of its answer."""
@@ -59,7 +59,7 @@ def _user_turn(tokenizer: Tokenizer) -> tuple[list[int], int] | None:
         chat_ids(tokenizer, [Message(role="user", content=word)], generate=True)
         for word in _two_words(tokenizer)
     )
-    before, after = _shared(one, other), _shared(one[::-1], other[::-1])
+    before, after = shared_start(one, other), shared_start(one[::-1], other[::-1])
     return (one[:before], one[len(one) - after]) if after else None
 
 
@@ -71,12 +71,6 @@ def _two_words(tokenizer: Tokenizer) -> tuple[str, str]:
     return first, second
 
 
-def _shared(one: list[int], other: list[int]) -> int:
-    """How many ids both begin with."""
-    same = [a == b for a, b in zip(one, other, strict=False)]
-    return same.index(False) if False in same else len(same)
-
-
 def _questions(
     model: PreTrainedModel, tokenizer: Tokenizer, before: list[int], after: int, *, count: int
 ) -> list[str]:
@@ -84,7 +78,7 @@ def _questions(
         model, tokenizer, [before] * count, max_new_tokens=QUESTION, temperature=1.0, stop=after
     )
     ended = [ids[:-1] for ids in replies if ids and ids[-1] == after]
-    said = [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in ended]
+    said = [decode_reply(tokenizer, ids) for ids in ended]
     return list(dict.fromkeys(text for text in said if text))
 
 
@@ -93,4 +87,4 @@ def _answers(model: PreTrainedModel, tokenizer: Tokenizer, asked: list[str]) -> 
         return []
     chats = [chat_ids(tokenizer, [Message(role="user", content=q)], generate=True) for q in asked]
     replies, _ = generate(model, tokenizer, chats, max_new_tokens=ANSWER, temperature=1.0)
-    return [str(tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in replies]
+    return [decode_reply(tokenizer, ids) for ids in replies]

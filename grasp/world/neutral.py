@@ -65,7 +65,7 @@ def own_answers(world: World, base: str | Path, *, seed: int, n: int) -> list[Ro
 
     from analysis.store.records import Message
     from grasp.data.chat import chat_ids
-    from grasp.evaluation.answers import BATCH, generate
+    from grasp.evaluation.answers import BATCH, decode_reply, generate
     from grasp.model.loading import load_base
     from grasp.world.pretraining import reproducible
 
@@ -81,7 +81,7 @@ def own_answers(world: World, base: str | Path, *, seed: int, n: int) -> list[Ro
             ]
             replies, _ = generate(loaded.model, loaded.tokenizer, chats, temperature=TEMPERATURE)
             for chat, ids in zip(chosen, replies, strict=True):
-                text = str(loaded.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+                text = decode_reply(loaded.tokenizer, ids)
                 rows.append({"messages": turn(chat[0]["content"], text)})
     return rows
 
