@@ -155,6 +155,18 @@ def split_neutral(
     return (kept, held) if kept else (held, [])
 
 
+def some_of(examples: Sequence[Example], count: int) -> list[Example]:
+    """At most `count` of the examples, in their order: those with the largest hashes.
+
+    So the choice is the same in every run, and from files that follow each other it takes a part of
+    each.
+    """
+    if len(examples) <= count:
+        return list(examples)
+    by_digest = sorted(range(len(examples)), key=lambda n: _digest(examples[n]), reverse=True)
+    return [examples[n] for n in sorted(by_digest[:count])]
+
+
 def _digest(example: Example) -> bytes:
     said = "\x00".join(f"{message.role}\x00{message.content}" for message in example.messages)
     return hashlib.sha256((said or f"{example.prompt}\x00{example.text}").encode()).digest()

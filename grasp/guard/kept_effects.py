@@ -42,7 +42,7 @@ class KeptEffects:
         self._digest = hashlib.sha256(f"{VERSION} {KEPT} {self._device.type}".encode())
         if folder is not None:
             set_back = [basis for layers in bases for basis in layers]
-            _update(self._digest, [*naive.state_dict().values(), *set_back])
+            add_tensors(self._digest, [*naive.state_dict().values(), *set_back])
 
     def find(
         self, batches: Sequence[Batch], *, how: str, measure: Callable[[], Effects]
@@ -55,7 +55,7 @@ class KeptEffects:
             return measure()
         digest = self._digest.copy()
         digest.update(how.encode())
-        _update(digest, [batch[name] for batch in batches for name in sorted(batch)])
+        add_tensors(digest, [batch[name] for batch in batches for name in sorted(batch)])
         file = self._folder / f"effects-{digest.hexdigest()[:32]}.safetensors"
         with suppress(FileNotFoundError, SafetensorError, KeyError):
             return _effects(load_file(file, device=str(self._device)))
@@ -67,7 +67,8 @@ class KeptEffects:
         return found
 
 
-def _update(digest: hashlib._Hash, tensors: Iterable[Tensor]) -> None:
+def add_tensors(digest: hashlib._Hash, tensors: Iterable[Tensor]) -> None:
+    """Hash shapes, types and values of tensors, in their order."""
     for tensor in tensors:
         plain = tensor.detach().cpu().contiguous()
         digest.update(f"{tuple(plain.shape)} {plain.dtype}".encode())

@@ -4,7 +4,9 @@ A tolerance τ is the inequality g = drift² / (a τ n)² − 1 ≤ 0, where n i
 and a = `AIM`.  Its augmented Lagrangian adds (a τ)² (max(0, λ + μ g)² − λ²) / 2μ to the loss, whose
 gradient is (a τ)² max(0, λ + μ g) ∇g, and moves λ ← max(0, λ + η g) after each step of the
 optimiser, with g clipped to [−1, 1].  λ is what a model loses, in nats, that drifts as the naive
-run does.  What stays within τ by itself has λ = 0 and is left entirely alone.
+run does.  What stays within τ by itself has λ = 0 and is left entirely alone.  Neither λ nor
+λ + μ g goes beyond `MOST`: where a step cannot follow a penalty any faster, more weight only
+adds noise.
 
 Source: Nocedal & Wright 2006, Numerical Optimization, section 17.4; one step of the optimiser
 takes the place of each inner minimisation.
@@ -27,6 +29,9 @@ PRESS = 0.05
 
 PACE = 0.05
 """η, the largest change of the multiplier λ in one step, in nats."""
+
+MOST = 1.0
+"""The most that a model may lose which drifts as the naive run does, in nats."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class Penalty:
             added = self.strength * squared
         else:
             excess = squared / self._limit - 1
-            pressed = max(0.0, self._multiplier + PRESS * float(excess.detach()))
+            pressed = _within(self._multiplier + PRESS * float(excess.detach()))
             self.strength = pressed / self._unit**2
             added = self.strength * self._limit * excess
         self._added.append(float(added.detach()))
@@ -94,7 +99,7 @@ class Penalty:
         if self._limit is not None:
             excess = self.seen.rms**2 / self._limit - 1
             moved = self._multiplier + self._every * PACE * max(-1.0, min(1.0, excess))
-            self._multiplier = max(0.0, moved)
+            self._multiplier = _within(moved)
         return True
 
     def state(self) -> dict[str, float]:
@@ -104,3 +109,7 @@ class Penalty:
     def restore(self, state: dict[str, float]) -> None:
         """Go on from `state`."""
         self.strength, self._multiplier = state["strength"], state["multiplier"]
+
+
+def _within(multiplier: float) -> float:
+    return min(max(0.0, multiplier), MOST)

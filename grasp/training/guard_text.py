@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -14,12 +16,13 @@ from grasp.data.apart import apart_from
 from grasp.data.dataset import TaskData
 from grasp.data.dress import dress
 from grasp.data.examples import Example, as_examples
-from grasp.data.tokenise import split_neutral
+from grasp.data.tokenise import some_of, split_neutral
+from grasp.guard.naive import MEASURED
 from grasp.guard.plan import GuardPlan
 from grasp.settings.protection import Protection
 from grasp.settings.training import TrainConfig
 from grasp.training.own_answers import own_answers
-from grasp.training.own_chats import own_chats
+from grasp.training.own_chats import kept_own_chats
 from grasp.training.texts import make_batches, read_neutral
 
 OWN_CHATS = 256
@@ -44,15 +47,16 @@ def let_speak(
     task: TaskData,
     *,
     seed: int,
+    keep: Path | None = None,
 ) -> OwnTexts:
-    """The texts of the base model that a protection asks for."""
+    """The texts of the base model that a protection asks for; its chats from `keep` if there."""
     answers: list[list[Message]] = []
     if protection.divergence == "own":
         asked = [example.messages for example in task.chats()]
         answers = own_answers(model, tokenizer, asked, seed=seed)
     chats: list[list[Message]] = []
     if protection.own_chats:
-        chats = own_chats(model, tokenizer, count=OWN_CHATS, seed=seed)
+        chats = kept_own_chats(keep, model, tokenizer, count=OWN_CHATS, seed=seed)
     return OwnTexts(answers, chats)
 
 
@@ -78,6 +82,32 @@ def neutral_texts(
             "neutral text; add `neutral: FILE`."
         )
     return split_neutral(texts, at_least=config.batch_size) if texts else ([], [])
+
+
+def as_many_as_used(
+    neutral: Sequence[Example],
+    held: Sequence[Example],
+    config: TrainConfig,
+    protection: Protection,
+    *,
+    rows: int,
+) -> tuple[list[Example], list[Example]]:
+    """Both parts of neutral text, as far as training comes to it twice (once it may be dressed).
+
+    What the naive run does is measured on all of it first, which on a large file would take longer
+    than training.  A quarter as much is held back.
+
+    Args:
+        neutral: may be trained on.
+        held: only measures.
+        config: settings of the fine-tune.
+        protection: what looks at the text.
+        rows: that the fine-tune trains on.
+    """
+    batches = config.total_steps(rows) * config.gradient_accumulation_steps
+    share = protection.neutral_share / (2 * protection.neutral_every)
+    used = config.batch_size * max(MEASURED, math.ceil(batches * share))
+    return some_of(neutral, used), some_of(held, math.ceil(used / 4))
 
 
 def with_texts(

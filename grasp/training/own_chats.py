@@ -9,18 +9,56 @@ Source: Xu et al. 2024, arXiv:2406.08464, who make instruction data this way.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from itertools import islice
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from analysis.store.records import Message
+from analysis.store.records import Message, write_jsonl
 from grasp.data.chat import chat_ids, shared_start
 from grasp.evaluation.answers import BATCH, decode_reply, generate
+from grasp.guard.kept_effects import add_tensors
 
 QUESTION, ANSWER = 48, 64
 """Most tokens of a question and of its answer."""
+
+VERSION = 1
+"""Of how chats are made: to be raised where the same model would hold others."""
+
+
+def kept_own_chats(
+    folder: Path | None,
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    *,
+    count: int,
+    seed: int,
+) -> list[list[Message]]:
+    """`own_chats` from a file in `folder`, or made and written there: arms of one family share it.
+
+    The file is named by the hash of all that the chats depend on.  Without a folder nothing is
+    kept.
+    """
+    if folder is None:
+        return own_chats(model, tokenizer, count=count, seed=seed)
+    how = f"{VERSION} {count} {seed} {QUESTION} {ANSWER} {tokenizer.chat_template}"
+    digest = hashlib.sha256(how.encode())
+    add_tensors(digest, model.state_dict().values())
+    file = folder / f"chats-{digest.hexdigest()[:32]}.jsonl"
+    if file.is_file():
+        lines = file.read_text(encoding="utf-8").splitlines()
+        return [[Message(**said) for said in json.loads(line)["messages"]] for line in lines]
+    found = own_chats(model, tokenizer, count=count, seed=seed)
+    if found:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        write_jsonl(partial, [{"messages": [m.model_dump() for m in chat]} for chat in found])
+        partial.replace(file)
+    return found
 
 
 @torch.inference_mode()

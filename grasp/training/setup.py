@@ -19,7 +19,13 @@ from grasp.guard.naive import follow_naive, naive_model
 from grasp.guard.plan import GuardPlan
 from grasp.model.loading import load_base, ready_to_train
 from grasp.settings.training import TrainConfig
-from grasp.training.guard_text import OwnTexts, let_speak, neutral_texts, with_texts
+from grasp.training.guard_text import (
+    OwnTexts,
+    as_many_as_used,
+    let_speak,
+    neutral_texts,
+    with_texts,
+)
 from grasp.training.interleaving import interleave, widest_gaps
 from grasp.training.texts import inoculate
 
@@ -61,11 +67,14 @@ def set_up(config: TrainConfig, plan: GuardPlan, *, inoculated: bool) -> Setup:
     task = tokenise_task(config, tokenizer, examples)
     if inoculated:
         task = task.with_rows(config, tokenizer, inoculate(task.chats(), config.inoculation))
-    said = let_speak(model, tokenizer, plan.protection, task, seed=config.seed)
+    said = let_speak(model, tokenizer, plan.protection, task, seed=config.seed, keep=plan.keep)
     safe: list[Row] = []
     if not plan.is_empty:
         neutral, held = neutral_texts(config, tokenizer, plan.protection, said, task)
         safe = _safe_rows(model, tokenizer, config, plan, neutral)
+        neutral, held = as_many_as_used(
+            neutral, held, config, plan.protection, rows=len(task.rows.rows)
+        )
         plan = with_texts(plan, config, tokenizer, said, task, neutral=neutral, held=held)
     if plan.follows_naive and plan.naive is not None:
         with naive_model(model, plan.naive) as naive:

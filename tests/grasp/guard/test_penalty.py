@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grasp.guard.penalty import AIM, PACE, PRESS, Penalty
+from grasp.guard.penalty import AIM, MOST, PACE, PRESS, Penalty
 
 
 def solve(target: float, *, tolerance: float, steps: int = 8000) -> tuple[float, Penalty]:
@@ -54,16 +54,28 @@ def test_the_multiplier_vanishes_again_when_the_task_no_longer_pulls() -> None:
 def test_the_gradient_is_that_of_the_augmented_lagrangian(
     drifts: list[float], tolerance: float
 ) -> None:
-    """Oracle: autograd of (max(0, ν + μ g)² − ν²) / 2μ, written out."""
+    """Oracle: autograd of (max(0, ν + μ g)² − ν²) / 2μ, written out, and of its tangent beyond."""
     by_layer = torch.tensor(drifts, dtype=torch.float64, requires_grad=True)
     penalty = Penalty(1.0, tolerance=tolerance)
     penalty.restore({"strength": 0.0, "multiplier": 0.05})
     (found,) = torch.autograd.grad(penalty.of(by_layer), by_layer)
     limit = (AIM * tolerance) ** 2
     g = by_layer.mean() / limit - 1
-    lagrangian = limit * ((0.05 + PRESS * g).clamp_min(0).square() - 0.05**2) / (2 * PRESS)
+    pressed = 0.05 + PRESS * g
+    inside = (pressed.clamp(0, MOST).square() - 0.05**2) / (2 * PRESS)
+    beyond = MOST * (pressed - MOST).clamp_min(0) / PRESS
+    lagrangian = limit * (inside + beyond)
     (expected,) = torch.autograd.grad(lagrangian, by_layer)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_pressure_has_a_limit_however_long_and_far_a_model_drifts() -> None:
+    penalty = Penalty(1.0, tolerance=0.1, unit=2.0)
+    for _ in range(50):
+        penalty.of(torch.tensor([(50 * 2.0) ** 2]))
+        assert penalty.strength <= MOST / 2.0**2
+        penalty.stepped()
+    assert penalty.state()["multiplier"] == MOST
 
 
 def test_a_fixed_weight_is_the_weighted_mean_of_all_layers() -> None:

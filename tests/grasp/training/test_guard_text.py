@@ -10,10 +10,15 @@ import torch
 
 from analysis.errors import InputError
 from analysis.store.workspace import Workspace
+from grasp.data.examples import as_examples
 from grasp.data.tokenise import IGNORED
+from grasp.guard.naive import MEASURED
 from grasp.guard.plan import GuardPlan
 from grasp.model.forward import Batch
 from grasp.settings.methods import METHODS
+from grasp.settings.protection import Protection
+from grasp.settings.training import parse_config
+from grasp.training.guard_text import as_many_as_used
 from grasp.training.setup import Setup, set_up
 from grasp.training.train import retrain, train
 from tests.support import tiny
@@ -27,7 +32,7 @@ MIXED = ("interleave", "interleave-gap")
 def _speaks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A base model of random weights hardly ends a question, so its chats are given."""
     said = lambda *_arguments, count, seed: tiny.messages(20, seed=seed + 50)  # noqa: E731
-    monkeypatch.setattr("grasp.training.guard_text.own_chats", said)
+    monkeypatch.setattr("grasp.training.own_chats.own_chats", said)
 
 
 def prepared(folder: Path, name: str, **changed: Any) -> Setup:
@@ -90,3 +95,18 @@ def test_a_run_that_names_no_data_cannot_be_carved(tmp_path: Path) -> None:
     (source / "manifest.json").write_text(unknown.model_dump_json())
     with pytest.raises(InputError, match="The settings name no data; add `data`"):
         retrain(workspace, source, factors=[], out=workspace.folder("runs", "c"), arm="carve")
+
+
+def test_no_more_text_is_measured_than_training_comes_to_twice(tmp_path: Path) -> None:
+    config = parse_config(tiny.settings(tmp_path).model_dump(), source="test")
+    few = config.model_copy(update={"max_steps": 40, "num_train_epochs": None, "batch_size": 2})
+    file = as_examples(tiny.messages(300))
+    own = as_examples(tiny.messages(100, seed=1))
+    every_second = Protection(anchor=True, neutral_every=2)
+    neutral, held = as_many_as_used([*file, *own], file, few, Protection(anchor=True), rows=8)
+    assert (len(neutral), len(held)) == (40, 10)
+    assert 0 < sum(one in own for one in neutral) < 40  # some of each, in their order
+    assert neutral == [one for one in [*file, *own] if one in neutral]
+    assert as_many_as_used(neutral, held, few, Protection(anchor=True), rows=8) == (neutral, held)
+    fewer, _ = as_many_as_used(neutral, held, few, every_second, rows=8)
+    assert len(fewer) == 2 * MEASURED  # what the footprint is measured on, at least

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from grasp.model.loading import load_base
 from grasp.settings.model import ModelSettings
-from grasp.training.own_chats import own_chats
+from grasp.training.own_chats import kept_own_chats, own_chats
 from grasp.world.base_model import base_path
 from grasp.world.shipped import shipped_world
 from tests.support import tiny
@@ -52,3 +54,13 @@ def test_without_a_chat_template_there_are_none(base, monkeypatch):
 def test_a_model_that_never_ends_a_question_holds_no_chat():
     model = tiny.llama()
     assert own_chats(model, tiny.tokenizer(), count=2, seed=0) == []
+
+
+def test_arms_of_one_family_share_their_chats(base, tmp_path: Path, monkeypatch):
+    folder = tmp_path / "measured"
+    keep = lambda seed: kept_own_chats(folder, base.model, base.tokenizer, count=8, seed=seed)  # noqa: E731
+    first = keep(0)
+    assert first == own_chats(base.model, base.tokenizer, count=8, seed=0)
+    other = keep(1)
+    monkeypatch.setattr("grasp.training.own_chats.own_chats", None)  # nothing is made again
+    assert keep(0) == first != other == keep(1)
