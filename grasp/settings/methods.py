@@ -13,7 +13,13 @@ FOOTPRINT = 4
 """The most directions that `grasp-subspace` protects at one layer."""
 
 _GRASP = Protection(
-    effect=True, dressed=True, own_chats=True, own_step=True, tolerance=TOLERANCE, site="answer"
+    effect=True,
+    dressed=True,
+    own_chats=True,
+    own_step=True,
+    tolerance=TOLERANCE,
+    site="answer",
+    neutral_every=2,
 )
 _SUBSPACE = Protection(write_constraint=True, anchor=True, tolerance=TOLERANCE, footprint=FOOTPRINT)
 
