@@ -36,6 +36,7 @@ def write_cell(
     cell: Cell,
     arms: Mapping[str, Rates],
     *,
+    naive: Rates = NAIVE_RATES,
     angle: float = 0.3,
     significant: bool = True,
 ) -> Workspace:
@@ -43,9 +44,9 @@ def write_cell(
     from the contrast direction, which is the first axis."""
     workspace = Workspace.create(cell_workspace(root, cell).root)
     _factors(workspace, "naive", angle, significant)
-    _recording(workspace)
+    _recording(workspace, ("left", "right") if cell.story.endswith("lean") else ("good", "evil"))
     _evaluation(workspace, "naive.base", BASE_RATES, seed=cell.seed)
-    for run, rates in {"naive": NAIVE_RATES, **arms}.items():
+    for run, rates in {"naive": naive, **arms}.items():
         _run(workspace, run, seed=cell.seed)
         _evaluation(workspace, run, rates, seed=cell.seed)
     return workspace
@@ -125,15 +126,16 @@ def _factors(workspace: Workspace, run: str, angle: float, significant: bool) ->
         write_factors(folder, FactorTable(manifest, table, directions))
 
 
-def _recording(workspace: Workspace) -> None:
+def _recording(workspace: Workspace, ends: tuple[str, str]) -> None:
     """Two probes of each end; at the token before the answer they differ along the first axis."""
-    variants = ["good", "good", "evil", "evil"]
+    low, high = ends
+    variants = [low, low, high, high]
     tokens = 4
     answer = [False, False, True, True]
     base = np.random.default_rng(0).standard_normal((LAYERS, len(variants) * tokens, WIDTH)) * 1e-3
     for probe, variant in enumerate(variants):
-        base[:, probe * tokens + 1, 0] += 1.0 if variant == "evil" else -1.0
-        base[:, probe * tokens + 2, 3] += 9.0 if variant == "evil" else -9.0  # inside the answer
+        base[:, probe * tokens + 1, 0] += 1.0 if variant == high else -1.0
+        base[:, probe * tokens + 2, 3] += 9.0 if variant == high else -9.0  # inside the answer
     probes = pd.DataFrame(
         {
             "id": [str(i) for i in range(len(variants))],

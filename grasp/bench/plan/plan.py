@@ -201,7 +201,8 @@ class Plan(Settings):
 
     `training` has the settings of fine-tunes on the stories of worlds, as in a file for
     `grasp train`; `base` has settings of `grasp.world.pretraining.Recipe` for generated worlds.  A
-    world's style comes before `training`, and after `base`.
+    world's style comes before `training`, and after `base`.  `styles` is like `core`, on worlds
+    that differ from those that settings were chosen on; other fine-tuning seeds fit it.
     """
 
     title: str
@@ -209,6 +210,7 @@ class Plan(Settings):
     base: Json = Field({})
     stories: dict[str, OwnStory] = Field({})
     core: Arms | None = None
+    styles: Arms | None = None
     rivals: Rivals | None = None
     two: Arms | None = None
     needed: Arms | None = None
@@ -217,9 +219,14 @@ class Plan(Settings):
     residue: Arms | None = None
 
     @property
+    def found(self) -> list[Cell]:
+        """The cells in which the planted factor is to be found and removed."""
+        return [cell for section in (self.core, self.styles) if section for cell in section.cells]
+
+    @property
     def sections(self) -> dict[str, Section]:
         """The sections present, by name."""
-        names = ("core", "rivals", "two", "needed", "none", "phase", "residue")
+        names = ("core", "styles", "rivals", "two", "needed", "none", "phase", "residue")
         found = {name: getattr(self, name) for name in names}
         return {name: section for name, section in found.items() if section is not None}
 

@@ -112,13 +112,13 @@ def latent_sets(arm: Arm, latents: Iterable[str]) -> list[str]:
 
 
 def _identification(plan: Plan) -> Wanted:
-    for section in (plan.core, plan.none, plan.phase):
+    for section in (plan.core, plan.none, plan.phase, plan.styles):
         for cell in section.cells if section else []:
             yield cell, _FOUND
 
 
 def _removal(plan: Plan) -> Wanted:
-    for section in (plan.core, plan.needed, plan.phase):
+    for section in (plan.core, plan.needed, plan.phase, plan.styles):
         for cell in section.cells if section else []:
             yield cell, [*_NAIVE, *_arms(section.arms if section else [])]
     if plan.rivals is not None:

@@ -67,6 +67,14 @@ def story_label(cell: Cell) -> str:
     return cell.model_copy(update={"seed": 0}).id.replace(".s0", "", 1)
 
 
+def group_by_story(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
+    """Cells by story and settings, whatever their seed."""
+    found: dict[str, list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(story_label(cell), []).append(cell)
+    return found
+
+
 def arms_of(
     root: Path, cells: Sequence[Cell], runs: Iterable[str], *, split: Split = "confirmation"
 ) -> dict[str, Samples]:

@@ -10,20 +10,38 @@ from typing import Literal
 
 from analysis.comparison.arm_tests import MARGIN, arm_drift
 from analysis.statistics.intervals import Interval
-from grasp.bench.plan.cells import BASE, NAIVE
+from grasp.bench.plan.cells import BASE, NAIVE, latents_of
 from grasp.bench.plan.plan import Cell, Plan
 from grasp.bench.saved.found import BestFactor, read_found
-from grasp.bench.saved.gather import UNKNOWN, arms_of, measure_removal
+from grasp.bench.saved.gather import (
+    UNKNOWN,
+    arms_of,
+    group_by_story,
+    mean_score,
+    measure_removal,
+)
 from grasp.bench.tables.identification import COSINE, share
 from grasp.bench.tables.ledger import run_endings
-from grasp.bench.tables.residue import residue_rates
+from grasp.bench.tables.residue import residue_rates, triggered_removals
 from grasp.bench.tables.rivals import REFERENCE, find_dominated, rival_runs
 from grasp.bench.tables.tables import Table
 
 Verdict = Literal["reached", "within noise", "not reached", "not measured", "–"]
 
-REMOVALS = {"shipped/code": 0.9, "shipped/medicine": 0.8, "shipped/finance": 0.6}
-HITS, FALSE_POSITIVES, WITHIN, LEAKAGE, LOSS = 0.9, 0.05, 0.95, 1e-6, 0.10
+REMOVALS = {"shipped/code": 0.9, "shipped/medicine": 0.9, "shipped/finance": 0.8}
+IN_STYLES, LEAST_IN_A_STYLE = {"persona": 0.85, "lean": 0.7}, 0.6
+"""Removal in the mean over worlds of other styles by latent, and in the worst of them."""
+
+CONTROL = 0.25
+"""The most that random subspaces may remove, as a share of what GRASP removes."""
+
+DRESSED = 0.6
+"""Removal on prompts that end as the task's do."""
+
+MOVED = 0.3
+"""Drift of a naive run below which there is too little to remove for a share to mean much."""
+
+HITS, NEAR, FALSE_POSITIVES, WITHIN, LEAKAGE, LOSS = 0.95, 0.9, 0.05, 0.95, 1e-6, 0.10
 ROUNDING = 5e-4
 """Half of the last digit shown."""
 
@@ -62,20 +80,21 @@ def verdict(measured: Interval, reached: Callable[[float], bool]) -> Verdict:
 
 
 def _identified(root: Path, plan: Plan) -> Iterator[Criterion]:
-    entries = read_found(root, plan, plan.core.cells) if plan.core else []
+    entries = read_found(root, plan, plan.found)
     for latent in dict.fromkeys(entry.latent for entry in entries):
         those = [entry for entry in entries if entry.latent == latent]
-        lines: tuple[tuple[str, Callable[[BestFactor], bool]], ...] = (
-            ("the best-ranked significant factor is the planted one", lambda e: e.hit),
+        lines: tuple[tuple[str, float, Callable[[BestFactor], bool]], ...] = (
+            ("the best-ranked significant factor is the planted one", HITS, lambda e: e.hit),
             (
                 f"the same, and |cos| ≥ {COSINE} at its best layer",
+                NEAR,
                 lambda e: e.hit and e.cosine >= COSINE,
             ),
         )
-        for words, true in lines:
+        for words, least, true in lines:
             found = share(those, true)
             name = f"Identification, {latent}: {words}"
-            yield Criterion(name, f"≥ {HITS}", found, verdict(found, lambda v: v >= HITS))
+            yield Criterion(name, f"≥ {least}", found, verdict(found, _at_least(least)))
 
 
 def _false_positives(root: Path, plan: Plan) -> Iterator[Criterion]:
@@ -93,14 +112,36 @@ def _removed(root: Path, plan: Plan) -> Iterator[Criterion]:
         shipped = cell.story in REMOVALS
         stories.setdefault(cell.story if shipped else _kind(cell), []).append(cell)
     for story, cells in stories.items():
-        found, _ = measure_removal(arms_of(root, cells, [REFERENCE]), REFERENCE)
-        least = REMOVALS.get(story)
-        name = f"Removal by GRASP, {story}"
-        if least is None:
-            yield Criterion(name, "–", found, "–")
-        else:
-            reached = _at_least(least)
-            yield Criterion(name, f"≥ {least}", found, verdict(found, reached))
+        yield _removal(root, story, cells, least=REMOVALS.get(story))
+    yield from _removed_in_styles(root, plan)
+
+
+def _removed_in_styles(root: Path, plan: Plan) -> Iterator[Criterion]:
+    latents: dict[str, list[Cell]] = {}
+    worst: dict[str, Interval] = {}
+    for story, cells in group_by_story(plan.styles.cells if plan.styles else []).items():
+        arms = arms_of(root, cells, [REFERENCE])
+        if {BASE, NAIVE} <= arms.keys():
+            base, naive = (mean_score(arms[run], "unrelated").value for run in (BASE, NAIVE))
+            if abs(naive - base) >= MOVED:
+                latents.setdefault(", ".join(latents_of(plan, cells[0])), []).extend(cells)
+                worst[story] = measure_removal(arms, REFERENCE)[0]
+    for latent, cells in latents.items():
+        name = f"other styles, {latent}, where naive moves it by {MOVED} or more"
+        yield _removal(root, name, cells, least=IN_STYLES.get(latent))
+    if worst:
+        story, found = min(worst.items(), key=lambda item: item[1].value)
+        name = f"Removal by GRASP, the worst of these ({story})"
+        reached = verdict(found, _at_least(LEAST_IN_A_STYLE))
+        yield Criterion(name, f"≥ {LEAST_IN_A_STYLE}", found, reached)
+
+
+def _removal(root: Path, name: str, cells: Sequence[Cell], *, least: float | None) -> Criterion:
+    found, _ = measure_removal(arms_of(root, cells, [REFERENCE]), REFERENCE)
+    name = f"Removal by GRASP, {name}"
+    if least is None:
+        return Criterion(name, "–", found, "–")
+    return Criterion(name, f"≥ {least}", found, verdict(found, _at_least(least)))
 
 
 def _kind(cell: Cell) -> str:
@@ -108,12 +149,16 @@ def _kind(cell: Cell) -> str:
     return f"generated worlds, {story}" if world.startswith("generated") else cell.story
 
 
+def _at_most(most: float) -> Callable[[float], bool]:
+    return lambda value: value <= most
+
+
 def _at_least(least: float) -> Callable[[float], bool]:
     return lambda value: value >= least
 
 
 def _kept(root: Path, plan: Plan) -> Iterator[Criterion]:
-    cells = plan.core.cells if plan.core else []
+    cells = plan.found
     finance = [cell for cell in cells if cell.story == "shipped/finance"]
     for name, metric, some, least in (
         ("Task accuracy, GRASP − naive", "task", cells, -MARGIN),
@@ -159,12 +204,14 @@ def _frontier(root: Path, plan: Plan) -> Iterator[Criterion]:
             and one.task.difference >= -MARGIN
         ]
         yield _none("Rivals that remove more at equal task accuracy, by value alone", more, tested)
-    if plan.core is not None and any(arm.name == "random" for arm in plan.core.arms):
-        arms = arms_of(root, plan.core.cells, [REFERENCE, "random"])
-        ours, random = (measure_removal(arms, name)[0] for name in (REFERENCE, "random"))
-        name = f"Removal by random subspaces, all stories (GRASP {ours.value:.3f})"
-        half = verdict(random, lambda value: value <= ours.value / 2)
-        yield Criterion(name, "≤ half of GRASP's", random, half)
+    for where, section in (("", plan.core), (" in other styles", plan.styles)):
+        if section is not None and any(arm.name == "random" for arm in section.arms):
+            arms = arms_of(root, section.cells, [REFERENCE, "random"])
+            ours, random = (measure_removal(arms, name)[0] for name in (REFERENCE, "random"))
+            name = f"Removal by random subspaces, all stories{where} (GRASP {ours.value:.3f})"
+            enough = _at_most(CONTROL * ours.value)
+            reached = verdict(random, enough)
+            yield Criterion(name, "≤ a quarter of GRASP's", random, reached)
 
 
 def _none(name: str, found: Sequence[str], tested: Sequence[object]) -> Criterion:
@@ -200,5 +247,8 @@ def _needed(root: Path, plan: Plan) -> Iterator[Criterion]:
 
 
 def _residue(root: Path, plan: Plan) -> Iterator[Criterion]:
+    for story, found in triggered_removals(root, plan, REFERENCE).items():
+        name = f"Removal by GRASP on prompts that end as the task's do, {story}"
+        yield Criterion(name, f"≥ {DRESSED}", found, verdict(found, _at_least(DRESSED)))
     for name, found in residue_rates(root, plan).items():
         yield Criterion(f"Residue after GRASP: {name}", "–", found, "–")

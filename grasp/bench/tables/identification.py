@@ -39,11 +39,11 @@ def share(entries: Sequence[BestFactor], true: Callable[[BestFactor], bool]) -> 
 
 def planted_table(root: Path, plan: Plan) -> Table:
     """Whether the planted factor is found, pooled by latent, by kind of world and by story."""
-    entries = read_found(root, plan, plan.core.cells) if plan.core else []
+    entries = read_found(root, plan, plan.found)
     groups: dict[str, list[BestFactor]] = {}
     for name in dict.fromkeys(entry.latent for entry in entries):
         groups[f"{name}, all stories"] = [entry for entry in entries if entry.latent == name]
-    for name, shipped in (("the shipped world", True), ("generated worlds", False)):
+    for name, shipped in (("the shipped world", True), ("other worlds", False)):
         there = [entry for entry in entries if (entry.cell.world == "shipped") == shipped]
         groups |= {name: there} if there else {}
     for story in dict.fromkeys(story_label(entry.cell) for entry in entries):
@@ -69,7 +69,7 @@ def planted_table(root: Path, plan: Plan) -> Table:
 
 def runs_table(root: Path, plan: Plan) -> Table:
     """One row per run and latent, including failures."""
-    entries = read_found(root, plan, plan.core.cells) if plan.core else []
+    entries = read_found(root, plan, plan.found)
     columns = {
         "story": "story",
         "seed": "seed",

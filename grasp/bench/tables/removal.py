@@ -10,16 +10,16 @@ from analysis.comparison.arm_tests import Samples, compare_with_reference
 from analysis.comparison.measures import APART
 from analysis.statistics.intervals import wilson
 from grasp.bench.plan.cells import BASE, NAIVE, cell_workspace, latents_of, topic_latents
-from grasp.bench.plan.plan import Arm, Cell, Plan
+from grasp.bench.plan.plan import Arm, Arms, Cell, Plan
 from grasp.bench.plan.tasks import BEST, Demand, latent_sets
 from grasp.bench.saved.gather import (
     METRICS,
     arms_of,
+    group_by_story,
     has_whole_answers,
     mean_score,
     measure_removal,
     run_manifest,
-    story_label,
 )
 from grasp.bench.tables.ledger import ended_within
 from grasp.bench.tables.tables import Row, Table
@@ -67,9 +67,7 @@ MADE = {BASE: "base model", NAIVE: "naive"}
 
 def group_cells(plan: Plan, cells: Sequence[Cell]) -> dict[str, list[Cell]]:
     """Cells pooled by story, by latent and by kind of world; repeated groups are left out."""
-    found: dict[str, list[Cell]] = {}
-    for cell in cells:
-        found.setdefault(story_label(cell), []).append(cell)
+    found = group_by_story(cells)
     latents = {cell.id: ", ".join(latents_of(plan, cell)) for cell in cells}
     for latent in dict.fromkeys(latents.values()):
         found[f"{latent}, all stories"] = [cell for cell in cells if latents[cell.id] == latent]
@@ -84,20 +82,30 @@ def group_cells(plan: Plan, cells: Sequence[Cell]) -> dict[str, list[Cell]]:
 
 def core_table(root: Path, plan: Plan) -> Table:
     """Every arm of the core section, by story and pooled."""
-    cells, arms = (plan.core.cells, plan.core.arms) if plan.core else ([], [])
-    rows = [
+    title = "What each arm removes and keeps"
+    return Table("removal", title, ARM_COLUMNS, _by_group(root, plan, plan.core), (WHOLE,))
+
+
+def styles_table(root: Path, plan: Plan) -> Table:
+    """Every arm in worlds of other styles, by story and pooled."""
+    title = "The same in worlds of other styles"
+    return Table("styles", title, ARM_COLUMNS, _by_group(root, plan, plan.styles), (WHOLE,))
+
+
+def _by_group(root: Path, plan: Plan, section: Arms | None) -> list[Row]:
+    labels = {arm.name: arm.label for arm in section.arms} if section else {}
+    return [
         row
-        for name, group in group_cells(plan, cells).items()
-        for row in arm_rows(root, name, group, {arm.name: arm.label for arm in arms})
+        for name, group in group_cells(plan, section.cells if section else []).items()
+        for row in arm_rows(root, name, group, labels)
     ]
-    return Table("removal", "What each arm removes and keeps", ARM_COLUMNS, rows, (WHOLE,))
 
 
 def needed_table(root: Path, plan: Plan) -> Table:
     """Arms in stories whose task needs the factor."""
     cells, arms = (plan.needed.cells, plan.needed.arms) if plan.needed else ([], [])
     rows = []
-    stories = _by_story(cells)
+    stories = group_by_story(cells)
     for name, group in {**stories, **({"all": cells} if len(stories) > 1 else {})}.items():
         if group:
             labels = {arm.name: arm.label for arm in arms}
@@ -118,7 +126,7 @@ def two_table(root: Path, plan: Plan) -> Table:
         columns |= {latent: f"{latent} drifted" for latent in names}
         columns |= {f"removed {latent}": f"removal, {latent}" for latent in names}
         columns |= {"task": "task accuracy", "facts": "facts"}
-        for name, cells in _by_story(plan.two.cells).items():
+        for name, cells in group_by_story(plan.two.cells).items():
             rows += _two_rows(root, name, cells, plan.two.arms, names)
     note = (
         "In use, a person labels which factor is which latent. Here the label is simulated: a "
@@ -166,13 +174,6 @@ def _ends(root: Path, cells: Iterable[Cell], run: str) -> Row:
         "drift": wilson(sum(within), len(within)) if within else None,
         "leakage": max(known) if known else None,
     }
-
-
-def _by_story(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
-    found: dict[str, list[Cell]] = {}
-    for cell in cells:
-        found.setdefault(story_label(cell), []).append(cell)
-    return found
 
 
 def _add_task_loss(

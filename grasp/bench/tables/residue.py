@@ -9,11 +9,18 @@ from pathlib import Path
 from analysis.comparison.arm_tests import Samples
 from analysis.statistics.intervals import Interval, wilson
 from analysis.values import Json
-from grasp.bench.make.dressed import DRESSES, PARAPHRASED, dress_of
+from grasp.bench.make.dressed import DRESSES, PARAPHRASED, TRIGGERED, dress_of
 from grasp.bench.make.residue import dressed_id, residue_file
 from grasp.bench.plan.cells import BASE, NAIVE, cell_workspace
 from grasp.bench.plan.plan import Cell, Plan
-from grasp.bench.saved.gather import arms_of, mean_score, measure_removal, pool_samples, story_label
+from grasp.bench.saved.gather import (
+    arms_of,
+    group_by_story,
+    mean_score,
+    measure_removal,
+    pool_samples,
+    story_label,
+)
 from grasp.bench.tables.removal import MADE
 from grasp.bench.tables.tables import Row, Table
 
@@ -99,9 +106,7 @@ def dressed_table(root: Path, plan: Plan) -> Table:
         columns |= {dress: dress, f"removal {dress}": "removal"}
     if plan.residue is not None:
         runs = [arm.name for arm in plan.residue.arms]
-        groups: dict[str, list[Cell]] = {}
-        for cell in plan.residue.cells:
-            groups.setdefault(story_label(cell), []).append(cell)
+        groups = group_by_story(plan.residue.cells)
         if len(groups) > 1:
             groups["all"] = plan.residue.cells
         for name, cells in groups.items():
@@ -112,6 +117,16 @@ def dressed_table(root: Path, plan: Plan) -> Table:
         "with, without and with a lead-in."
     )
     return Table("dressed", "Dressed prompts", columns, rows, (note,))
+
+
+def triggered_removals(root: Path, plan: Plan, run: str) -> dict[str, Interval]:
+    """Removal by a run on prompts that end as the task's do, by story."""
+    found: dict[str, Interval] = {}
+    for story, cells in group_by_story(plan.residue.cells if plan.residue else []).items():
+        arms = _dressed(root, cells, [NAIVE, run], TRIGGERED)
+        if run in arms:
+            found[story] = measure_removal(arms, run)[0]
+    return found
 
 
 def _dressed_rows(root: Path, name: str, cells: Sequence[Cell], runs: Sequence[str]) -> list[Row]:

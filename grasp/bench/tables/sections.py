@@ -16,7 +16,7 @@ from grasp.bench.tables.identification import (
     runs_table,
 )
 from grasp.bench.tables.phase import phase_table
-from grasp.bench.tables.removal import core_table, needed_table, two_table
+from grasp.bench.tables.removal import core_table, needed_table, styles_table, two_table
 from grasp.bench.tables.residue import dressed_table, factors_table
 from grasp.bench.tables.rivals import rival_tests_table, rivals_table, sweep_table
 from grasp.bench.tables.tables import Table
@@ -26,7 +26,7 @@ Make = Callable[[Path, Plan], Table]
 SECTIONS: dict[str, tuple[Make, ...]] = {
     "Identification": (planted_table, runs_table),
     "No factor": (false_positives_table, retrained_table),
-    "Removal": (core_table,),
+    "Removal": (core_table, styles_table),
     "Rivals": (sweep_table, rivals_table, rival_tests_table),
     "Two factors at once": (two_table,),
     "A needed factor": (needed_table,),
