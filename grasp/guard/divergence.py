@@ -1,7 +1,7 @@
 """Divergence from the base model in what is said: KL(base ‖ adapted) of next-token distributions.
 
-Σ_v p⁰(v) (log p⁰(v) − log p(v)), in nats, mean over the tokens of a site.  It is 0 where B = 0, and
-its gradient then is too.
+Σ_v p⁰(v) (log p⁰(v) − log p(v)), in nats, mean over those tokens of a site that predict a token of
+an answer: what comes after it is no part of it.  It is 0 where B = 0, and its gradient then is too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from analysis.errors import InputError
-from grasp.data.sites import site_mask
+from grasp.data.sites import predicting
 from grasp.guard.text import pad_right_on
 from grasp.model.forward import Batch, Forward, tokens_of, without_adapter
 from grasp.model.loading import device_of
@@ -43,9 +43,13 @@ class Divergence:
     """
 
     def __init__(self, model: PeftModel, batches: Sequence[Batch], *, site: Site) -> None:
-        if not batches:
-            raise InputError("A divergence needs text to be measured on; none was given.")
-        self._batches = [pad_right_on(batch, device_of(model)) for batch in batches]
+        device = device_of(model)
+        padded = [pad_right_on(batch, device) for batch in batches]
+        self._batches = [batch for batch in padded if predicting(batch, site).any()]
+        if not self._batches:
+            raise InputError(
+                "A divergence needs text with answers to be measured on; none was given."
+            )
         self._model = model
         self._forward = Forward(model)
         self._site: Site = site
@@ -56,4 +60,4 @@ class Divergence:
         tokens = tokens_of(batch)
         with torch.no_grad(), without_adapter(self._model):
             base = self._forward.logits(tokens)
-        return divergence(base, self._forward.logits(tokens), site_mask(batch, self._site))
+        return divergence(base, self._forward.logits(tokens), predicting(batch, self._site))
