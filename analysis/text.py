@@ -75,6 +75,15 @@ def count_text(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def duration_text(seconds: float) -> str:
+    """A length of time, such as 8 s, 2 min 5 s or 1 h 12 min."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def items_text(n: float, items: float | None) -> str:
     """What an interval rests on, such as "14 items, n = 42"; n alone if items are not recorded."""
     if items is None or not math.isfinite(items):

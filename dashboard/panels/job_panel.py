@@ -13,6 +13,7 @@ from analysis.store.database import Job
 from analysis.store.logs import read_tail
 from analysis.store.retrain_line import read_retrain
 from analysis.store.workspace import Workspace
+from analysis.text import duration_text
 from dashboard.figures import training
 from dashboard.queue import commands
 from dashboard.queue.worker_process import ensure_worker
@@ -48,28 +49,16 @@ def show(workspace: Workspace, job_id: int) -> None:
         st.fragment(_panel, run_every=POLL_SECONDS if active else None)(workspace, job_id, active)
 
 
-def format_duration(seconds: float) -> str:
-    """A length of time, such as 8 s, 2 min 5 s or 1 h 12 min."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def progress_text(job: Job, moment: datetime) -> str:
-    """Steps, time since the start and an estimate of what is left."""
+    """Steps and time since the start; the message says what is left of the stage."""
     if job.status == "queued":
         waited = (moment - job.created).total_seconds()
-        return f"Waiting in the queue for {format_duration(waited)}."
+        return f"Waiting in the queue for {duration_text(waited)}."
     counted = bool(job.total) and job.status != "succeeded"
     words = [f"step {job.step} of {job.total}"] if counted else []
     if job.started:
         elapsed = ((job.finished or moment) - job.started).total_seconds()
-        words.append(f"{format_duration(elapsed)} elapsed")
-        if job.status == "running" and 0 < job.step < job.total:
-            left = elapsed * (job.total - job.step) / job.step
-            words.append(f"about {format_duration(left)} left")
+        words.append(f"{duration_text(elapsed)} elapsed")
     return ", ".join(words)
 
 

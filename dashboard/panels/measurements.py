@@ -16,7 +16,7 @@ from analysis.store.evidence import Evidence, was_measured_with
 from analysis.store.factor_table import FactorTable
 from analysis.store.records import EvidenceKind, RunManifest
 from analysis.store.workspace import Workspace, evidence_id
-from analysis.text import number_text, true_minus
+from analysis.text import duration_text, number_text, true_minus
 from dashboard.figures import measurements as figures
 from dashboard.panels import job_panel
 from dashboard.queue import commands
@@ -212,7 +212,7 @@ def _validation(
 
 
 def _took(run: RunManifest) -> str:
-    return "an unknown time" if run.seconds is None else job_panel.format_duration(run.seconds)
+    return "an unknown time" if run.seconds is None else duration_text(run.seconds)
 
 
 def _steered(answers: pd.DataFrame) -> str:

@@ -13,6 +13,7 @@ from analysis.store.factor_table import FactorTable
 from analysis.store.records import RunManifest
 from analysis.store.retrain_line import Retrain
 from analysis.store.workspace import Workspace
+from analysis.text import duration_text
 from dashboard.panels import job_panel, method_form, missing_settings
 from dashboard.panels.frame import show_run_header
 from dashboard.queue import commands, runs
@@ -199,8 +200,8 @@ def time_estimate(run: RunManifest, method: str) -> str:
     else:
         factor = 1.5 if protection.anchor_task or protection.clamp else 1.2
     return (
-        f"The naive run took {job_panel.format_duration(run.seconds)}; expect about "
-        f"{job_panel.format_duration(factor * run.seconds)} of training, plus the evaluation."
+        f"The naive run took {duration_text(run.seconds)}; expect about "
+        f"{duration_text(factor * run.seconds)} of training, plus the evaluation."
     )
 
 
