@@ -41,8 +41,8 @@ _ADVICE = "Give the base model that it was trained on"
 def attach_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
     """The model with a saved adapter on it, in evaluation mode.
 
-    An embedding of which the file holds fewer rows is cut first; more are added by `load_base`, with
-    the tokenizer that knows them.
+    An embedding of which the file holds fewer rows is cut first; more are added by `load_base`,
+    with the tokenizer that knows them.
 
     Raises:
         InputError: the adapter is not for generating text, or it does not fit: a tensor of its file
