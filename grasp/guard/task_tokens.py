@@ -186,7 +186,8 @@ class TaskText:
             self._paused = not torch.is_grad_enabled()
             if self._paused:
                 return
-            given = dict(zip(inspect.signature(module.forward).parameters, args)) | given
+            named = inspect.signature(module.forward).parameters
+            given = dict(zip(named, args, strict=False)) | given
             inputs = {k: v for k, v in given.items() if v is not None and k not in _NO_INPUT}
             if "input_ids" not in inputs:
                 raise InputError(
