@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from analysis.adapters.config import check_generates
 from analysis.adapters.files import CONFIG
 from analysis.errors import InputError
 from analysis.store.records import RunManifest
@@ -119,6 +120,7 @@ def lora_settings(adapter: Path) -> LoraSettings:
             f"{file} sets {', '.join(beyond)}, which retraining does not support; the run cannot "
             "be retrained as it was made."
         )
+    check_generates(config, adapter)
     if "target_modules" not in taken:
         taken["target_modules"] = None
     return check_settings(LoraSettings, taken, str(file))

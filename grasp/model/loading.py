@@ -25,14 +25,24 @@ from transformers import (
 )
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from analysis.adapters.config import check_generates
+from analysis.adapters.files import CONFIG, read_json
 from analysis.base_model.files import is_gguf
 from analysis.errors import GraspError, InputError, NotFoundError
 from analysis.store.records import RunManifest
 from analysis.values import Json
 from grasp.hub.repository import pin_revision
+from grasp.model.attach import attach_adapter
 from grasp.model.gguf_file import check_gguf, complete_model, locate_in_folder, unpack_weights
 from grasp.model.parts import text_config
-from grasp.settings.model import NO_OPTIONS, ModelOptions, ModelSettings, settings_beside
+from grasp.model.vocabulary import check_vocabulary, fit_vocabulary, own_tokenizer, stop_at
+from grasp.settings.model import (
+    NO_OPTIONS,
+    ModelOptions,
+    ModelSettings,
+    opened_beside,
+    settings_beside,
+)
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -112,11 +122,16 @@ def load_base(
             **placed,
             **_placed(device, settings),
         )
-        tokenizer = AutoTokenizer.from_pretrained(place, **where)
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(place, **where)
     except _UNREADABLE as error:
         raise _unloadable(reference, error) from None
     if is_gguf(reference):
         complete_model(model, tokenizer, reference)
+    if settings.tokenizer is not None:
+        tokenizer = own_tokenizer(Path(settings.tokenizer), tokenizer)
+        fit_vocabulary(model, Path(settings.tokenizer), own_tokenizer=True)
+        check_vocabulary(model, tokenizer, settings.tokenizer)
+        stop_at(model, tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if settings.device_map is None and settings.quantization is None:
@@ -141,9 +156,11 @@ def load_tokenizer(reference: str, settings: ModelSettings | None = None) -> Tok
     _check_there(reference, settings)
     try:
         place, where = _where(reference, settings)
-        return AutoTokenizer.from_pretrained(place, **where)
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(place, **where)
     except _UNREADABLE as error:
         raise _unloadable(reference, error) from None
+    own = settings.tokenizer
+    return tokenizer if own is None else own_tokenizer(Path(own), tokenizer)
 
 
 def count_layers(reference: str, settings: ModelSettings | None = None) -> int:
@@ -175,17 +192,21 @@ def load_adapted(
 ) -> LoadedModel[PeftModel]:
     """Load a base model with a PEFT adapter on it, in eval mode; not to be trained.
 
-    The base is loaded as the run that the adapter belongs to says, but for the options.  The last
-    model is kept, so that a worker's next job on the same adapter finds it loaded; it goes before
-    another is loaded.
+    The base is loaded as the run that the adapter belongs to says, but for the options, and with
+    the adapter's own tokenizer where it has one.  The last model is kept, so that a worker's next
+    job on the same adapter finds it loaded; it goes before another is loaded.
+
+    Raises:
+        GraspError: as `load_base` and `attach_adapter`.
     """
     changed = max((file.stat().st_mtime_ns for file in adapter.glob("*")), default=0)
     settings = options.apply_to(settings_beside(adapter, reference))
     key = (reference, adapter.resolve(), changed, settings)
     if key not in _KEPT:
+        check_generates(read_json(adapter, CONFIG), adapter)  # before a base model is loaded
         forget()
-        base = load_base(reference, settings)
-        adapted = PeftModel.from_pretrained(base.model, str(adapter)).eval()
+        base = load_base(reference, opened_beside(settings, adapter))
+        adapted = attach_adapter(base.model, adapter)
         _KEPT[key] = LoadedModel(adapted, base.tokenizer, settings, base.commit)
     return _KEPT[key]
 

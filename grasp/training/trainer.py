@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -103,6 +103,7 @@ class GraspMixin(_AnyTrainer):
             naive=None if naive is None else Path(naive),
         )
         self._task_penalty: torch.Tensor | None = None
+        self._has_loss = False
         self._optimizer_hook = ExitStack()
         self.add_callback(_GuardInCheckpoints(self))
 
@@ -142,13 +143,27 @@ class GraspMixin(_AnyTrainer):
             penalty = self.guard.penalty()
             if penalty is not None and penalty.requires_grad:
                 self.accelerator.backward(penalty / self.current_gradient_accumulation_steps)
+        self._has_loss = False
         loss = super().training_step(*args, **kwargs)
+        if self.guard is not None and self.guard.protection.on_task and not self._has_loss:
+            raise InputError(
+                f"{type(self).__name__} computes its loss in a training step of its own, where the "
+                "protection cannot add to it on the task's tokens; use one on neutral text, such "
+                "as the method grasp."
+            )
         added, self._task_penalty = self._task_penalty, None
         return loss if added is None else loss - added  # what is logged is the task's own
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """The trainer's own loss, and in training what its forward pass adds to it."""
+        """The trainer's own loss, and in training what its forward passes add to it.
+
+        Raises:
+            InputError: as `Guard.task_penalty`.
+        """
+        if self.guard is not None:  # now, since some losses take the labels out
+            self.guard.label(inputs.get("labels") if isinstance(inputs, Mapping) else None)
         result = super().compute_loss(model, inputs, *args, **kwargs)
+        self._has_loss = True
         penalty = self.guard.task_penalty() if self.guard and model.training else None
         if penalty is None:
             return result

@@ -23,6 +23,7 @@ from grasp.evaluation.answers import LAYER
 from grasp.foreign.settings import run_settings
 from grasp.guard.naive import follow_naive
 from grasp.guard.plan import GuardPlan
+from grasp.model.attach import attach_adapter
 from grasp.model.forward import without_adapter
 from grasp.model.loading import load_base
 from grasp.model.parts import base_of
@@ -107,7 +108,7 @@ def _naive_model(
 ) -> tuple[PeftModel, TrainConfig, Tokenizer]:
     config = run_settings(run, adapter).map_paths(workspace.resolve)
     base = load_base(config.base_model, config.model)
-    model = PeftModel.from_pretrained(base.model, str(adapter), is_trainable=True).eval()
+    model = attach_adapter(base.model, adapter, trainable=True)
     return model, config, base.tokenizer
 
 
