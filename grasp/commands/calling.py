@@ -25,9 +25,12 @@ class Result:
 def call(args: argparse.Namespace, **extra: object) -> Result | None:
     """Call the function of the command in `args`."""
     from grasp.model.out_of_memory import explain_shortage
+    from grasp.settings.trust import consent
 
     function = getattr(import_module(f"grasp.commands.{args.where}"), args.what)
-    with explain_shortage(args.command):
+    # A job was written down by somebody; what it says is no consent.
+    trusted = bool(getattr(args, "trust_remote_code", None)) and args.job is None
+    with consent(trusted), explain_shortage(args.command):
         result: Result | None = function(args, **extra)
     return result
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from analysis.errors import GraspError
+from analysis.interpreter import module_command
 from analysis.store.workspace import Workspace
 from grasp.commands.calling import FAILED, INTERRUPTED, OK, call, exit_code
 from grasp.commands.parser import build_parser
@@ -99,7 +100,7 @@ def _parsed(workspace: Workspace, job_id: int, argv: list[str]) -> argparse.Name
 
 
 def _start(workspace: Workspace, job_id: int, argv: list[str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "grasp", *_attached(workspace, job_id, argv)]
+    command = module_command("grasp", *_attached(workspace, job_id, argv))
     with log_path(workspace, job_id).open("ab") as log:
         child = subprocess.Popen(
             command,
