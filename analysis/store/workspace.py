@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,7 @@ _SCHEMAS: dict[Kind, type[Manifest]] = {
     "evaluations": EvaluationManifest,
     "evidence": EvidenceManifest,
 }
+_NUMBER_FILE = "workspace.id"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -73,14 +75,31 @@ class Workspace:
             raise InputError(f"{root} is a file, but a workspace is a folder; give another path.")
         for name in (*_SCHEMAS, "models", "data"):
             (workspace.root / name).mkdir(parents=True, exist_ok=True)
+        workspace._number()
         workspace.database.create()
         return workspace
 
     @cached_property
     def database(self) -> Database:
-        """Label events and jobs: workspace.db, or the database that GRASP_DATABASE_URL names."""
-        url = os.environ.get("GRASP_DATABASE_URL") or f"sqlite:///{self.root / 'workspace.db'}"
-        return Database(url)
+        """Label events and jobs: workspace.db, or the database that GRASP_DATABASE_URL names.
+
+        Several workspaces may share the latter; each sees its own rows.
+        """
+        if shared := os.environ.get("GRASP_DATABASE_URL"):
+            return Database(shared, workspace=self._number())
+        return Database(f"sqlite:///{self.root / 'workspace.db'}")
+
+    def _number(self) -> str:
+        """The workspace's own number, which goes with it wherever it is; made if it is missing."""
+        file = self.root / _NUMBER_FILE
+        if not file.exists():
+            self.root.mkdir(parents=True, exist_ok=True)
+            new = file.with_name(f".{file.name}.{os.getpid()}")
+            new.write_text(str(uuid.uuid4()), encoding="ascii")
+            with suppress(FileExistsError):  # the first of several processes wins
+                os.link(new, file)
+            new.unlink()
+        return file.read_text(encoding="ascii").strip()[:36]
 
     def folder(self, kind: Kind, record_id: str) -> Path:
         """The path of a record, existing or not.

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from importlib import import_module
 
-from analysis.errors import GraspError, OutOfMemory
+from analysis.errors import DatabaseUnavailable, GraspError, OutOfMemory
 from analysis.values import Json
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -36,8 +36,8 @@ def call(args: argparse.Namespace, **extra: object) -> Result | None:
 
 
 def exit_code(error: GraspError) -> int:
-    """Exit code of a command that ended with an error: FAILED if memory ran out, else BAD_INPUT."""
-    return FAILED if isinstance(error, OutOfMemory) else BAD_INPUT
+    """Exit code of a command that ended with an error: BAD_INPUT, or FAILED if memory ran out or the database is away."""
+    return FAILED if isinstance(error, (OutOfMemory, DatabaseUnavailable)) else BAD_INPUT
 
 
 def to_json(value: object) -> object:

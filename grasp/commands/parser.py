@@ -348,6 +348,14 @@ def _worker(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--idle-timeout", type=float, metavar="S", help="stop after S seconds without a job"
     )
+    p.add_argument(
+        "--limit-hours",
+        type=float,
+        default=24.0,
+        metavar="H",
+        help="end a job that is no training after H hours; default: 24",
+    )
+    p.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
 
 
 def _jobs(p: argparse.ArgumentParser) -> None:
