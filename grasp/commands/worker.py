@@ -49,12 +49,14 @@ def run_jobs(
     except Timeout:
         print("A worker is already running for this workspace.", file=sys.stderr)
         return
-    with lock:
+    try:
         queue.reconcile(workspace.database)
         if queue.worker_alive(workspace.database):  # on another machine
             print("A worker is already running for this workspace.", file=sys.stderr)
             return
         _Worker(workspace, limit_hours).serve(idle_timeout)
+    finally:
+        lock.release()
 
 
 class _ShortJobs:
