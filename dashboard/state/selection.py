@@ -87,6 +87,7 @@ class Key:
     COMPUTE_FACTORS = "compute-factors"
     TOKENS_BASE = "tokens-base"
     TOKENS_READ = "tokens-read"
+    PRESSES = "presses"
     LABEL_NAME = "label-name"
     LABEL_SPURIOUS = "label-spurious"
     LABEL_POLARITY = "label-polarity"
@@ -233,15 +234,23 @@ def pick(
     format_func: Callable[[str], str] = str,
     hidden_label: bool = False,
     widget: Literal["list", "buttons"] = "list",
+    choose: Callable[[str], None] | None = None,
 ) -> str | None:
-    """Draw a select box or a row of buttons bound to a URL parameter; None if no options."""
+    """Draw a select box or a row of buttons bound to a URL parameter; None if no options.
+
+    `choose` takes what was picked; without it, that is remembered.
+    """
     value = resolve_choice(parameter, options, default=default)
     if value is None:
         return None
     st.session_state[key] = value
 
     def changed() -> None:
-        remember(parameter, st.session_state[key] or value)
+        found = st.session_state[key] or value
+        if choose is None:
+            remember(parameter, found)
+        else:
+            choose(found)
 
     visibility: Literal["collapsed", "visible"] = "collapsed" if hidden_label else "visible"
     if widget == "buttons":
