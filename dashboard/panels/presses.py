@@ -32,7 +32,9 @@ def read_presses(session: str, *, after: int, acts: Sequence[str]) -> list[tuple
         return []
     rows = sent.get("acts")
     pressed = [_press(row) for row in rows] if isinstance(rows, list) else []
-    return sorted({number: act for number, act in pressed if number > after and act in acts}.items())
+    return sorted(
+        {number: act for number, act in pressed if number > after and act in acts}.items()
+    )
 
 
 def _press(row: Any) -> tuple[int, str]:

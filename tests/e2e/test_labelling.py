@@ -58,6 +58,7 @@ def open_as(page: Page, annotator: str) -> None:
     name.fill(annotator)
     name.press("Enter")
     name.blur()
+    page.wait_for_timeout(400)
     settled(page)
 
 
@@ -74,3 +75,27 @@ def test_keys_are_saved_in_order(
         last = first_factors(workspace)[-1][0]
         expect(page.get_by_text(f"Saved: {last} is labelled {NAMES[-1]}")).to_be_visible()
     assert given(workspace, person) == first_factors(workspace)
+
+
+def test_clicks_keys_and_words_keep_their_order(
+    workspace: Workspace, server: Server, browser: Browser
+) -> None:
+    person = "mixed"
+    with opened(browser, f"{server.url}/factors?run={RUN}", person) as page:
+        open_as(page, person)
+        field = page.locator(".st-key-label-name input")
+        expect(field).to_have_count(1)
+        field.fill("of my own")
+        for act in ("label-save", "factor-next", "label-2", "label-save"):
+            page.locator(f".st-key-{act} button").first.evaluate(
+                "one => { one.focus(); one.click(); }"
+            )
+            page.wait_for_timeout(50)
+        for key in "n s".split():
+            page.keyboard.press(key)
+        (w2, _), (w1, _), (r1, _), *_ = first_factors(workspace)
+        expect(page.get_by_text(f"Saved: {w1} is labelled {NAMES[1]}")).to_be_visible()
+        refused = page.get_by_text("A label needs a name")
+        expect(refused).to_contain_text(f"Not saved for {r1.rpartition('/')[2]}")
+        expect(page.get_by_text("pressed, not handled yet")).to_have_count(0)
+    assert given(workspace, person) == [(w2, "of my own"), (w1, NAMES[1])]
