@@ -365,7 +365,7 @@ def _jobs(p: argparse.ArgumentParser) -> None:
 
 
 def _bench(p: argparse.ArgumentParser) -> None:
-    choices = ("identification", "removal", "report", "speed")
+    choices = ("identification", "removal", "report", "speed", "real")
     p.add_argument("what_to_measure", metavar="WHAT", choices=choices, help=", ".join(choices))
     plan = p.add_mutually_exclusive_group()
     plan.add_argument(
@@ -379,6 +379,7 @@ def _bench(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--processes", type=int, metavar="N", help="default: one per core; 1 for your own data"
     )
+    p.add_argument("--base", metavar="MODEL", help="real: the model to fine-tune, folder or Hub id")
     p.add_argument("--out", metavar="FILE.md", help="page that report or speed writes")
     p.add_argument("--notes", metavar="FILE", help="notes for the page; default: <FILE>-notes.md")
     p.add_argument(
