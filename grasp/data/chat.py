@@ -223,9 +223,7 @@ def shared_start(one: Sequence[object], other: Sequence[object]) -> int:
     return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def _render(
-    tokenizer: Tokenizer, messages: Sequence[Message], *, generate: bool = False
-) -> str:
+def _render(tokenizer: Tokenizer, messages: Sequence[Message], *, generate: bool = False) -> str:
     text: str = _apply(tokenizer, messages, tokenize=False, add_generation_prompt=generate)
     return text
 
