@@ -94,7 +94,7 @@ def check_generates(config: Json, folder: Path) -> None:
         raise AdapterError(
             f"The adapter in {folder} has the task_type {_shown(task)}: it was trained for another "
             "task than writing text, and can neither answer nor be trained as a causal language "
-            "model (CAUSAL_LM). Spectra and factors of its weights are available."
+            "model (CAUSAL_LM). Its spectra, and factors with --weights-only, can be looked at."
         )
 
 
