@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.adapters.files import WEIGHTS, own_file, read_json
-from analysis.adapters.place import TEMPLATE, TOKENIZER, VOCABULARIES
+from analysis.adapters.place import TEMPLATE, TOKENIZER, VOCABULARIES, has_tokenizer
 from analysis.adapters.tensors import PREFIX
 from analysis.errors import InputError
 
@@ -64,8 +64,13 @@ def own_tokenizer(folder: Path, base: Tokenizer) -> Tokenizer:
     That is the chat template, or all but the template.
 
     Raises:
-        InputError: it cannot be loaded.
+        InputError: there is none, or it cannot be loaded.
     """
+    if not has_tokenizer(folder):
+        raise InputError(
+            f"The settings name the tokenizer in {folder}, where there is none; put it back, or "
+            "take `tokenizer` out of the model settings to use the base model's."
+        )
     template = _template(folder)
     if not any((folder / name).is_file() for name in VOCABULARIES):
         own = copy.deepcopy(base)
