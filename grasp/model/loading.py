@@ -50,6 +50,8 @@ transformers.logging.disable_progress_bar()
 
 # PEFT reads a name that transformers has given up; nobody here can act on it.
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+# That it saves the embeddings of an enlarged vocabulary is as it should be.
+warnings.filterwarnings("ignore", message="Setting `save_embedding_layers` to `True` as the emb")
 
 _LAYER_PATHS = (
     "model.layers",

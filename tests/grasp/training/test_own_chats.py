@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import PreTrainedTokenizerFast
 
 from grasp.model.loading import load_base
 from grasp.settings.model import ModelSettings
-from grasp.training.own_chats import own_chats
+from grasp.training.own_chats import _user_turn, own_chats
 from grasp.world.base_model import base_path
 from grasp.world.shipped import shipped_world
 from tests.support import tiny
@@ -52,3 +56,13 @@ def test_without_a_chat_template_there_are_none(base, monkeypatch):
 def test_a_model_that_never_ends_a_question_holds_no_chat():
     model = tiny.llama()
     assert own_chats(model, tiny.tokenizer(), count=2, seed=0) == []
+
+
+def test_a_vocabulary_without_words_is_told_apart_by_letters():
+    vocab = {"1": 0, "a": 1, "z": 2, "2": 3, "3": 4, "4": 5, "[UNK]": 6}
+    letters = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(vocab, unk_token="[UNK]")), unk_token="[UNK]"
+    )
+    letters.chat_template = "{% for m in messages %}1{{ m.content }}2{% endfor %}"
+    letters.backend_tokenizer.pre_tokenizer = Split("", "isolated")
+    assert _user_turn(letters) == ([0], 3)
