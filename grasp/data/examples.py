@@ -36,7 +36,7 @@ _NEEDED: dict[Form, tuple[Field, ...]] = {
 _OPTIONAL: dict[Form, tuple[Field, ...]] = {
     "messages": ("system",),
     "conversations": ("system",),
-    "prompt/completion": ("system",),
+    "prompt/completion": ("system", "history"),
     "instruction/output": ("input", "system", "history"),
 }
 _NOT_TRAINED_ON = ("tools", "functions", "images", "videos", "audios")
@@ -133,11 +133,14 @@ def read_examples(
     raw = read_rows(source)
     names = list(dict.fromkeys(name for row in raw for name in row))
     form, chosen = recognise_form(names, columns, source=source)
+    # Columns that nobody has mapped keep their meaning.
+    unread = [one for one in _CHATS if columns is None and one in set(names) - set(chosen.values())]
     chat = any(not _is_blank(row.get(chosen.get(name, ""))) for row in raw for name in _CHATS)
     rows, empty, unusable = [], [], {}
     for number, row in enumerate(raw, start=1):
         where = f"{source}, row {number}"
         try:
+            _check_trained_on(row, (*_NOT_TRAINED_ON, *unread), where=where)
             example = _example(row, form, chosen, number=number, where=where, chat=chat)
             if _is_empty(example):
                 empty.append(number)
@@ -257,12 +260,6 @@ def _example(
     missing = [name for name in needed.values() if name not in row]
     if missing:
         raise InputError(f"{where} has no {missing[0]!r}, which other rows have.")
-    untrained = [name for name in _NOT_TRAINED_ON if not _is_blank(row.get(name))]
-    if untrained:
-        raise InputError(
-            f"{where} has {untrained[0]}, which cannot be trained on and without which the row "
-            "would mean something else."
-        )
     values = {field: row.get(name) for field, name in columns.items()}
     if form == "text":
         return Example(number, text=_words(values["text"], "text", where))
@@ -284,6 +281,16 @@ def _example(
         return Example(number, prompt=plain[0], text=plain[1])
     said = (*_history(values.get("history"), where), *_turns(*plain))
     return Example(number, tuple(_with_system(said, system, where)))
+
+
+def _check_trained_on(row: Raw, names: Sequence[str], *, where: str) -> None:
+    """Refuse a row with something in a column that would change what it means."""
+    for name in names:
+        if not _is_blank(row.get(name)):
+            raise InputError(
+                f"{where} has {name}, which cannot be trained on and without which the row would "
+                "mean something else."
+            )
 
 
 def _turns(asked: str, answer: str) -> tuple[Message, Message]:

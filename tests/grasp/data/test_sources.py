@@ -466,6 +466,7 @@ def test_the_report_says_what_is_learnt(
 ODD: dict[str, tuple[dict[str, Any], str]] = {
     "no answer": ({"messages": CHAT[:1]}, "row 2 has no assistant turn to learn from"),
     "tools": ({"messages": CHAT, "tools": [{"name": "f"}]}, "row 2 has tools, which cannot be tr"),
+    "history": ({"messages": CHAT, "history": [["a", "b"]]}, "row 2 has history, which cannot be"),
     "images": ({"messages": CHAT, "images": ["a.png"]}, "row 2 has images, which cannot be tra"),
     "a tool's turn": (
         {"messages": [*CHAT, {"role": "tool", "content": "1"}]},
