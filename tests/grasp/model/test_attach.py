@@ -130,6 +130,15 @@ def test_what_peft_says_of_a_misfit_is_one_sentence(tmp_path: Path) -> None:
         attach_adapter(tiny.llama(), narrow)
 
 
+def test_memory_that_runs_out_is_no_misfit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(PeftModel, "load_adapter", short)
+    with pytest.raises(torch.OutOfMemoryError):
+        attach_adapter(tiny.llama(), saved(tmp_path))
+
+
 @pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS", "FEATURE_EXTRACTION"])
 def test_only_language_models_are_loaded(task: str, tmp_path: Path) -> None:
     config = saved(tmp_path) / "adapter_config.json"
