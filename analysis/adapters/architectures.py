@@ -25,12 +25,17 @@ Side = Literal["write", "read", "other"]
 
 @dataclass(frozen=True)
 class Family:
-    """Module path endings of one naming scheme; `inner` modules neither read nor write."""
+    """Module path endings of one naming scheme; `inner` modules neither read nor write.
+
+    `stack` is the path of the decoder whose residual stream is meant, in a model of several; None
+    for that with the most modules.
+    """
 
     name: str
     read: tuple[str, ...] = ()
     write: tuple[str, ...] = ()
     inner: tuple[str, ...] = ()
+    stack: str | None = None
 
 
 FAMILIES = (
@@ -106,6 +111,8 @@ _LONGEST = 3  # path segments in an ending
 def read_family(path: str | Path) -> Family:
     """Read a naming scheme from a YAML file: lists of path endings under `read`, `write`, `inner`.
 
+    The path of one decoder of several may stand under `stack`.
+
     Raises:
         InputError: the file is not such a mapping, or an ending appears twice.
     """
@@ -113,10 +120,15 @@ def read_family(path: str | Path) -> Family:
 
     keys = ("read", "write", "inner")
     content = read_mapping(Path(path), what="sides of modules", example="write: [self_attn.o_proj]")
-    if not content or not set(content) <= set(keys):
+    if not content or not set(content) <= {*keys, "stack"}:
         raise InputError(
             f"{path} is not a mapping of sides; expected lists of module path endings under "
-            "read, write or inner."
+            "read, write or inner, or the path of a decoder under stack."
+        )
+    stack = content.get("stack")
+    if not isinstance(stack, str | None):
+        raise InputError(
+            f"{path} has stack = {stack!r}"[:160] + "; expected the path of a decoder."
         )
     lists = {key: content.get(key) or [] for key in keys}
     for key, endings in lists.items():
@@ -130,7 +142,8 @@ def read_family(path: str | Path) -> Family:
     twice = sorted({ending for ending in everything if everything.count(ending) > 1})
     if twice:
         raise InputError(f"{path} lists {twice[0]} more than once; expected each ending once.")
-    return Family(str(path), **{key: tuple(endings) for key, endings in lists.items()})
+    found = {key: tuple(endings) for key, endings in lists.items()}
+    return Family(str(path), **found, stack=stack)
 
 
 def module_side(name: str, family: Family | None = None) -> Side:
@@ -145,6 +158,12 @@ def module_layer(name: str) -> int | None:
     """Decoder layer number in a module path, counted from 0; None outside the layers."""
     found = _LAYER.search(name)
     return int(found[1]) if found else None
+
+
+def module_stack(name: str) -> str | None:
+    """The path of the decoder that a module lies in the layers of; None outside the layers."""
+    found = _LAYER.search(name)
+    return name[: found.start()] if found else None
 
 
 def module_order(

@@ -17,7 +17,7 @@ from analysis.values import Json
 
 Value = TypeVar("Value")
 
-_MAX_PATTERN = 1000
+_MAX_PATTERN = 200_000  # some name every module of a model, one by one
 _MAX_SECONDS = 2.0  # per match; a pattern can be made to backtrack for years
 
 # Settings under which, if true, ΔW is not scaling · B A.
@@ -94,7 +94,7 @@ def check_generates(config: Json, folder: Path) -> None:
         raise AdapterError(
             f"The adapter in {folder} has the task_type {_shown(task)}: it was trained for another "
             "task than writing text, and can neither answer nor be trained as a causal language "
-            "model (CAUSAL_LM). Spectra and factors of its weights are available."
+            "model (CAUSAL_LM). Its spectra, and factors with --weights-only, can be looked at."
         )
 
 
@@ -269,9 +269,12 @@ def _all_text(value: object) -> TypeGuard[list[str]]:
 
 
 def _check_regex(pattern: str, key: str) -> None:
+    if len(pattern) > _MAX_PATTERN:
+        reject(f"has a pattern of {len(pattern):,} characters in {key}",
+                f"expected at most {_MAX_PATTERN:,}, or a list of names")  # fmt: skip
     form = pattern if key.endswith("_modules") else _wrapped(pattern)
     try:
-        valid = len(pattern) <= _MAX_PATTERN and _compiled(form) is not None
+        valid = _compiled(form) is not None
     except (regex.error, RecursionError, OverflowError):
         valid = False
     if not valid:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from analysis.adapters.architectures import (
     module_layer,
     module_order,
     module_side,
+    module_stack,
 )
 from analysis.adapters.config import (
     AdapterConfig,
@@ -96,7 +97,8 @@ class Adapter:
     `beside` has what was saved next to the LoRA weights, by kind
     (`analysis.adapters.tensors.BESIDE`); `unused` names unknown tensors, and `others` adapters in
     subfolders.  With `low_rank_part` the modules are scaling · B A of a DoRA adapter, not its ΔW.
-    `key_name` is the adapter's name if the names of its tensors contain it.
+    `key_name` is the adapter's name if the names of its tensors contain it.  `other_stacks` counts
+    the modules of decoders besides the one whose residual stream is meant, by path.
     """
 
     path: Path
@@ -111,6 +113,7 @@ class Adapter:
     others: tuple[str, ...]
     low_rank_part: bool
     key_name: str | None
+    other_stacks: dict[str, int]
 
 
 def load_adapter(
@@ -156,7 +159,9 @@ def read_adapter(
         if is_dora and not low_rank_part:
             reject("holds DoRA magnitudes, so its update depends on the base weights",
                    "use --low-rank-part to analyse its low-rank part, scaling · B A")  # fmt: skip
-        modules = _modules(contents, config, family)
+        found = _modules(contents, config, family)
+        main, stacks = _stacks(found, family)
+        modules = _of_one_stream(found, main, [*stacks])
     halves = [tensor for one in contents.halves.values() for tensor in one.tensors.values()]
     return Adapter(
         path=folder,
@@ -171,6 +176,7 @@ def read_adapter(
         others=tuple(adapters_within(folder)),
         low_rank_part=low_rank_part and is_dora,
         key_name=contents.name,
+        other_stacks=stacks,
     )
 
 
@@ -217,7 +223,7 @@ def _modules(contents: Contents, config: AdapterConfig, family: Family | None) -
         scaling = _scaling(config, one.path)
         experts = expert_halves(one, config, flipped=flipped)
         found += [_module(name, A, B, scaling, family) for name, (A, B) in experts.items()]
-    return _of_one_stream(found)
+    return found
 
 
 def _plain(
@@ -247,15 +253,50 @@ def _scaling(config: AdapterConfig, name: str) -> float:
     return scaling
 
 
-def _of_one_stream(modules: list[LoraModule]) -> list[LoraModule]:
-    """Set the side of embeddings narrower than the stream (as in OPT-350m) to "other"."""
-    width = stream_width(modules)
+def _stacks(
+    modules: Sequence[LoraModule], family: Family | None
+) -> tuple[str | None, dict[str, int]]:
+    """The decoder whose residual stream is meant, and how many modules are in each other one.
+
+    It is the one that a file of sides names, else that with the most modules, then the widest.
+    """
+    found: dict[str, list[LoraModule]] = {}
+    for module in modules:
+        stack = module_stack(module.name)
+        if stack is not None and module.side != "other":
+            found.setdefault(stack, []).append(module)
+    if not found:
+        return None, {}
+    main = family.stack if family is not None else None
+    if main is not None and main not in found:
+        reject(f"has no modules in a decoder {main!r}", f"choose among {', '.join(found)}")
+    main = main or max(found, key=lambda one: (len(found[one]), stream_width(found[one]) or 0))
+    return main, {stack: len(inside) for stack, inside in found.items() if stack != main}
+
+
+def _of_one_stream(
+    modules: list[LoraModule], main: str | None, others: Sequence[str]
+) -> list[LoraModule]:
+    """Set the side to "other" of what does not belong to the stream of the decoder `main`.
+
+    These are other decoders, their embeddings, and embeddings narrower than the stream (as in
+    OPT-350m).
+    """
+    width = stream_width([one for one in modules if module_stack(one.name) == main])
     return [
         replace(module, side="other")
-        if module.layer is None and width not in (None, *_stream_sizes(module))
+        if _is_of(module, others)
+        or (module.layer is None and width not in (None, *_stream_sizes(module)))
         else module
         for module in modules
     ]
+
+
+def _is_of(module: LoraModule, stacks: Sequence[str]) -> bool:
+    stack = module_stack(module.name)
+    if stack is not None:
+        return stack in stacks
+    return any(one and module.name.startswith(f"{one}.") for one in stacks)
 
 
 def _stream_sizes(module: LoraModule) -> tuple[int, ...]:

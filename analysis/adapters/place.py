@@ -15,6 +15,14 @@ from analysis.store.layout import adapter_of
 
 TOKENIZER = "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+"""Files of which a tokenizer has one; without any, its folder has only settings of it."""
+
+TOKENIZER_FILES = (
+    *(TOKENIZER, TEMPLATE, *VOCABULARIES),
+    *("special_tokens_map.json", "added_tokens.json", "merges.txt"),
+)
+"""What a tokenizer beside an adapter may consist of."""
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})")
 

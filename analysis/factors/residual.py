@@ -167,7 +167,7 @@ def modules_on_side(
         if size != d_model:
             raise InputError(
                 f"{module.name} {side}s {size} dimensions, the other modules {d_model}; "
-                "expected a single residual stream. Leave that module out."
+                "expected a single residual stream. List it under `inner` in a file for --sides."
             )
     return chosen
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import TypedDict
 
-from analysis.adapters.architectures import Side
+from analysis.adapters.architectures import Side, module_stack
 from analysis.adapters.load import Adapter
 from analysis.adapters.tensors import BESIDE, PREFIX
 from analysis.spectra.spectrum import ModuleSpectrum
@@ -42,6 +42,7 @@ class AdapterReport(TypedDict):
     layers: list[int]
     sides: dict[str, int]
     other: list[str]
+    other_stacks: dict[str, int]
     beside: dict[str, Beside]
     unused: list[str]
     other_adapters: list[str]
@@ -52,8 +53,9 @@ def adapter_report(adapter: Adapter) -> AdapterReport:
     """Everything an adapter folder holds, as JSON values.
 
     `ranks`, `scalings` and `sides` count modules; `other` names the modules for which it is
-    unknown whether they read or write the residual stream; `beside` is what was saved next to
-    the LoRA weights and belongs to no ΔW.
+    unknown whether they read or write the residual stream; `other_stacks` counts the modules of
+    other decoders in the model, which have a stream of their own; `beside` is what was saved next
+    to the LoRA weights and belongs to no ΔW.
     """
     modules = adapter.modules
     layers = [module.layer for module in modules if module.layer is not None]
@@ -69,7 +71,12 @@ def adapter_report(adapter: Adapter) -> AdapterReport:
         "scalings": _counts([f"{module.scaling:.6g}" for module in modules]),
         "layers": sorted(set(layers)),
         "sides": _counts([module.side for module in modules]),
-        "other": [module.name for module in modules if module.side == "other"],
+        "other": [
+            module.name
+            for module in modules
+            if module.side == "other" and module_stack(module.name) not in adapter.other_stacks
+        ],
+        "other_stacks": dict(adapter.other_stacks),
         "beside": {
             kind: {
                 "meaning": BESIDE[kind],
@@ -106,6 +113,7 @@ def report_rows(report: AdapterReport) -> list[tuple[str, str]]:
         ("rank", f"{_counted(report['ranks'])} · scaling {_counted(report['scalings'])}"),
         ("sides", ", ".join(sides)),
     ]
+    rows += [("other decoder", line) for line in stack_lines(report)]
     rows += [
         ("beside LoRA", f"{kind['meaning']}: {_names(kind['tensors'])} "
          f"({kind['parameters']:,} parameters; part of no ΔW)")
@@ -120,6 +128,15 @@ def report_rows(report: AdapterReport) -> list[tuple[str, str]]:
     }
     rows += [(label, _names(names)) for label, names in lists.items() if names]
     return [(label, escape_unprintable(text)) for label, text in rows]
+
+
+def stack_lines(report: AdapterReport) -> list[str]:
+    """A line for each decoder of the model whose modules are part of no factor."""
+    return [
+        f"{stack}: {count} modules with a residual stream of its own, part of no factor; "
+        f"`stack: {stack}` in a file for --sides takes it instead"
+        for stack, count in report["other_stacks"].items()
+    ]
 
 
 def spectrum_lines(spectra: Sequence[ModuleSpectrum], *, each: bool) -> list[str]:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 def factors(args: argparse.Namespace, progress: Progress | None = None) -> Result:
     """Find and rank the residual-stream factors of an adapter, with effects if a model is given."""
-    from analysis.spectra.report import adapter_report
+    from analysis.spectra.report import adapter_report, stack_lines
     from analysis.store.factor_table import write_factors
     from grasp.identification.identify import identify
 
@@ -65,6 +65,7 @@ def factors(args: argparse.Namespace, progress: Progress | None = None) -> Resul
     rows = _records(found.table)
     without = found.manifest.config.get("no_tokens")
     note = [f"no promoted tokens: {without}"] if without else []
+    note += [f"other decoder: {line}" for line in stack_lines(report)]
     if report["low_rank_part"]:
         note.append("factors of a DoRA's low-rank part, scaling · B A, not of its ΔW")
     text = "\n".join([_factor_lines(rows), *note, *_match_lines(matched)])

@@ -138,9 +138,20 @@ def evaluation_result(workspace: Workspace, folder: Path, *, base: str) -> Resul
         },
         "drift": {name: asdict(one) for name, one in _drifts(before, own).items()},
     }
+    lines = [_metric_lines(data), *text_lines(readings, base=there)]
     if own.manifest.judge is not None:
         data["judge"] = own.manifest.judge
-    return Result(data, "\n".join([_metric_lines(data), *text_lines(readings, base=there)]))
+        lines += _unjudged_lines(own.manifest.judge)
+    return Result(data, "\n".join(lines))
+
+
+def _unjudged_lines(judge: Json) -> list[str]:
+    """How many of a run's answers the judge gave no number, and why."""
+    missing = {why: count for why, count in judge["missing"].items() if count}
+    if not missing:
+        return []
+    why = ", ".join(f"{count} {name}" for name, count in missing.items())
+    return [f"Judge: {sum(missing.values())} of {judge['answers']} answers have no score ({why})."]
 
 
 def _plain_summary(found: Evaluation) -> dict[str, Json]:

@@ -189,13 +189,15 @@ def _render_marked(
     template = tokenizer.chat_template
     if not isinstance(template, str) or "endgeneration" not in template:
         return _render(tokenizer, messages), None
+    special: Any = tokenizer.special_tokens_map
     with _explained():
-        (text,), (found,) = render_jinja_template(
+        rendered: Any = render_jinja_template(
             [_plain(messages)],
             chat_template=template,
             return_assistant_tokens_mask=True,
-            **tokenizer.special_tokens_map,
+            **special,
         )
+    (text,), (found,) = rendered
     turns = [turn for turn, message in enumerate(messages) if message.role == "assistant"]
     learnt = _answer_turns(messages)
     if len(found) != len(turns) and turns != learnt:
@@ -223,9 +225,7 @@ def shared_start(one: Sequence[object], other: Sequence[object]) -> int:
     return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def _render(
-    tokenizer: Tokenizer, messages: Sequence[Message], *, generate: bool = False
-) -> str:
+def _render(tokenizer: Tokenizer, messages: Sequence[Message], *, generate: bool = False) -> str:
     text: str = _apply(tokenizer, messages, tokenize=False, add_generation_prompt=generate)
     return text
 

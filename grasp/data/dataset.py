@@ -13,12 +13,13 @@ from analysis.store.records import Message
 from grasp.data.examples import Example, Examples, read_examples
 from grasp.data.packing import pack_rows
 from grasp.data.report import QUOTED, DataReport, find_duplicates, find_shared
-from grasp.data.tokenise import TrainingRows, training_rows
+from grasp.data.tokenise import TrainingRows, find_doubled, show_row, training_rows
+from grasp.model.chat_date import date_said
 from grasp.model.loading import load_tokenizer
 from grasp.prompts.sets import read_prompts
 from grasp.settings.training import TrainConfig
 
-_SHOWN = 80
+_SHOWN, _SAMPLE = 80, 600
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class TaskData:
         self, config: TrainConfig, tokenizer: Tokenizer, rows: Sequence[Example]
     ) -> TaskData:
         """The same data with the examples changed."""
-        made = training_rows(tokenizer, rows, max_length=config.max_length, loss_on=config.loss_on)
+        made = _rows(config, tokenizer, rows)
         return replace(self, rows=made)
 
 
@@ -63,7 +64,7 @@ def read_task(config: TrainConfig) -> Examples:
     """
     if config.data is None:
         raise InputError("The settings name no data; add `data`.")
-    return read_examples(config.data, columns=config.columns)
+    return read_examples(config.data, columns=config.columns, leave_out=config.leave_out_unusable)
 
 
 def tokenise_task(config: TrainConfig, tokenizer: Tokenizer, examples: Examples) -> TaskData:
@@ -74,8 +75,17 @@ def tokenise_task(config: TrainConfig, tokenizer: Tokenizer, examples: Examples)
     """
     chats = becomes_chat(config.as_chat, tokenizer, examples)
     taken = as_chats(examples.rows) if chats else examples.rows
-    rows = training_rows(tokenizer, taken, max_length=config.max_length, loss_on=config.loss_on)
-    return TaskData(examples, chats, rows)
+    return TaskData(examples, chats, _rows(config, tokenizer, taken))
+
+
+def _rows(config: TrainConfig, tokenizer: Tokenizer, examples: Sequence[Example]) -> TrainingRows:
+    return training_rows(
+        tokenizer,
+        examples,
+        max_length=config.max_length,
+        loss_on=config.loss_on,
+        leave_out=config.leave_out_unusable,
+    )
 
 
 def becomes_chat(asked: bool | None, tokenizer: Tokenizer, examples: Examples) -> bool:
@@ -88,6 +98,11 @@ def becomes_chat(asked: bool | None, tokenizer: Tokenizer, examples: Examples) -
             a template already.
     """
     plain = examples.form in ("prompt/completion", "instruction/output")
+    if plain and asked is False and examples.rows[0].messages:
+        raise InputError(
+            f"{examples.source} holds chats ({', '.join(examples.columns.values())}), which "
+            "as_chat: false cannot make plain text of; omit as_chat."
+        )
     if not plain or examples.rows[0].messages:
         return False
     if tokenizer.chat_template is None:
@@ -118,7 +133,9 @@ def as_chats(rows: Sequence[Example]) -> list[Example]:
     ]
 
 
-def data_report(config: TrainConfig, task: TaskData, *, packed: int | None = None) -> DataReport:
+def data_report(
+    config: TrainConfig, tokenizer: Tokenizer, task: TaskData, *, packed: int | None = None
+) -> DataReport:
     """Report on the data, and on its overlap with the evaluation prompts.
 
     Raises:
@@ -144,17 +161,25 @@ def data_report(config: TrainConfig, task: TaskData, *, packed: int | None = Non
         empty=examples.empty,
         truncated=rows.cut,
         lost=rows.lost,
+        unusable=examples.unusable | rows.unusable,
         sequences=len(rows.rows),
         packed=packed,
         tokens=rows.tokens,
         learnt=rows.learnt,
+        doubled=sorted(
+            {rows.examples[place].number for place in find_doubled(tokenizer, rows.rows)}
+        ),
+        sample=_cut(show_row(tokenizer, rows.rows[0]), _SAMPLE),
+        chat_date=date_said(tokenizer) if rows.examples[0].messages else None,
         duplicates=find_duplicates(examples.rows),
         shared=shared,
         shared_prompts=count,
-        quoted=[
-            text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…" for text in texts[:QUOTED]
-        ],
+        quoted=[_cut(text, _SHOWN) for text in texts[:QUOTED]],
     )
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def dry_report(config: TrainConfig) -> DataReport:
@@ -167,7 +192,7 @@ def dry_report(config: TrainConfig) -> DataReport:
     tokenizer = load_tokenizer(config.base_model, config.model)
     task = tokenise_task(config, tokenizer, examples)
     rows = pack_rows(task.rows.rows, max_length=config.max_length) if config.packing else None
-    return data_report(config, task, packed=None if rows is None else len(rows))
+    return data_report(config, tokenizer, task, packed=None if rows is None else len(rows))
 
 
 def _ask_where_dressed(tokenizer: Tokenizer, examples: Examples) -> None:

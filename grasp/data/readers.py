@@ -12,6 +12,7 @@ from typing import cast
 from urllib.parse import parse_qs, urlencode
 
 from analysis.errors import InputError
+from grasp.prompts.trait_files import refuse_trait_file
 
 HUB = "hub:"
 """Prefix of the reference to a data set on the Hub."""
@@ -22,6 +23,9 @@ Raw = dict[str, object]
 _HUB_NAME = re.compile(r"([\w.-]+/)?[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LARGEST_CELL = 1 << 26
+_WRAPPERS = ("data", "rows", "examples", "instances", "train")
+"""Names under which an object of a JSON file holds the rows; as the Hub's viewer, each may lie in
+an object of its own under `row`."""
 
 
 @dataclass(frozen=True)
@@ -169,18 +173,35 @@ def _hub(data: HubData) -> list[Raw]:
 
 
 def _json(path: Path) -> list[Raw]:
-    """A JSON array of objects, or one object per line, whatever the file's suffix."""
+    """A JSON array of objects, or one object per line, whatever the file's suffix.
+
+    The array may be the one value of an object that has one of the names of `_WRAPPERS`.
+    """
     text = _text(path)
-    if text.lstrip()[:1] != "[":
-        return _json_lines(path, text)
     try:
         rows = json.loads(text)
     except (ValueError, RecursionError) as error:
+        if text.lstrip()[:1] != "[":
+            return _json_lines(path, text)
         raise InputError(f"{path} cannot be read as JSON ({_first_line(error)}).") from None
+    refuse_trait_file(rows, path)
+    rows = _unwrapped(rows) if isinstance(rows, dict) else rows
+    if not isinstance(rows, list):
+        return _json_lines(path, text)
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise InputError(f"{path}, row {number} is {_shown(row)}; expected an object.")
     return cast(list[Raw], rows)
+
+
+def _unwrapped(found: Raw) -> object:
+    """The rows in an object around them; the object itself, as one row, where it has none."""
+    wrapped = [found[name] for name in _WRAPPERS if isinstance(found.get(name), list)]
+    if len(wrapped) != 1:
+        return [found]
+    (rows,) = wrapped
+    inner = [row.get("row") if isinstance(row, dict) else None for row in cast(list[Raw], rows)]
+    return inner if inner and all(isinstance(row, dict) for row in inner) else rows
 
 
 def _json_lines(path: Path, text: str) -> list[Raw]:

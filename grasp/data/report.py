@@ -12,13 +12,10 @@ from pydantic import Field
 
 from analysis.errors import SchemaError
 from analysis.store.records import Prompt, Record, read_manifest
-from grasp.data.examples import Example
+from grasp.data.examples import Example, list_rows
 
 FILE = "data.json"
 """Name of the report, next to a run's manifest."""
-
-NAMED = 12
-"""The most row numbers listed in a sentence."""
 
 QUOTED = 3
 """The most texts shown as examples."""
@@ -28,10 +25,13 @@ class DataReport(Record):
     """What was read, what is trained on, and what occurs twice.
 
     `empty` and `lost` list the numbers of rows left out: without text, or without anything to learn
-    within `max_length` tokens.  `sequences` differs from `used` if chats became one sequence per
-    answer; `packed` is the number of sequences after packing.  `duplicates` lists rows identical to
-    an earlier one.  `shared` lists rows that ask an evaluation prompt, and `shared_prompts` counts
-    those prompts; None if nothing could be compared.
+    within `max_length` tokens.  `unusable` says of those left out for another reason why, by
+    number.  `sequences` differs from `used` if chats became one sequence per answer; `packed` is
+    the number of sequences after packing.  `doubled` lists rows that begin or end with the same
+    special token twice, and `sample` is the beginning of the first row as the model sees it.
+    `chat_date` is what the chat template says for today's date.  `duplicates` lists rows identical
+    to an earlier one.  `shared` lists rows that ask an evaluation prompt, and `shared_prompts`
+    counts those prompts; None if nothing could be compared.
     """
 
     schema_version: int = 1
@@ -47,10 +47,14 @@ class DataReport(Record):
     empty: list[int] = Field(default_factory=list)
     truncated: list[int] = Field(default_factory=list)
     lost: list[int] = Field(default_factory=list)
+    unusable: dict[int, str] = Field(default_factory=dict)
     sequences: int
     packed: int | None = None
     tokens: int
     learnt: int
+    doubled: list[int] = Field(default_factory=list)
+    sample: str = ""
+    chat_date: str | None = None
     duplicates: list[int] = Field(default_factory=list)
     shared: list[int] = Field(default_factory=list)
     shared_prompts: int | None = None
@@ -131,23 +135,36 @@ def _lines(report: DataReport) -> Iterator[str]:
     share = report.learnt / report.tokens
     where = _learnt_words(report)
     yield f"{report.tokens:,} tokens, {report.learnt:,} ({share:.0%}) learnt: {where}."
+    if report.sample:
+        yield "The first row as the model sees it, with what is learnt in ⟦ ⟧:"
+        yield report.sample.replace("\n", "\\n")
+    if report.chat_date is not None:
+        yield (
+            f"The chat template says today's date; it says {report.chat_date} in training and "
+            "evaluation alike (`chat_date` under `model` in the settings)."
+        )
+    if report.doubled:
+        yield f"Warning: the same special token begins or ends {list_rows(report.doubled)} twice."
     if report.empty:
-        yield f"Left out as empty: {_numbers(report.empty)}."
+        yield f"Left out as empty: {list_rows(report.empty)}."
+    if report.unusable:
+        first = next(iter(report.unusable.values()))
+        yield f"Left out as unusable: {list_rows(list(report.unusable))}. The first: {first}"
     if report.lost:
         yield (
             f"Left out, with nothing to learn in the first {report.max_length} tokens: "
-            f"{_numbers(report.lost)}."
+            f"{list_rows(report.lost)}."
         )
     if report.truncated:
-        yield f"Truncated at {report.max_length} tokens: {_numbers(report.truncated)}."
+        yield f"Truncated at {report.max_length} tokens: {list_rows(report.truncated)}."
     if report.duplicates:
-        yield f"Identical to an earlier row: {_numbers(report.duplicates)}."
+        yield f"Identical to an earlier row: {list_rows(report.duplicates)}."
     if report.shared:
         quoted = ", ".join(f"“{text}”" for text in report.quoted)
         occur = "occurs" if report.shared_prompts == 1 else "occur"
         yield (
             f"Warning: {report.shared_prompts} of the evaluation prompts also {occur} in "
-            f"{_numbers(report.shared)} of the data, which spoils the evaluation: {quoted}."
+            f"{list_rows(report.shared)} of the data, which spoils the evaluation: {quoted}."
         )
 
 
@@ -158,12 +175,6 @@ def _learnt_words(report: DataReport) -> str:
         return "all of the text"
     chats = report.as_chat or report.form in ("messages", "conversations")
     return "assistant turns, in the tokenizer's chat template" if chats else "completions"
-
-
-def _numbers(numbers: Sequence[int]) -> str:
-    shown = ", ".join(str(number) for number in numbers[:NAMED])
-    more = f" and {len(numbers) - NAMED} more" if len(numbers) > NAMED else ""
-    return f"{len(numbers)} {'row' if len(numbers) == 1 else 'rows'} ({shown}{more})"
 
 
 def _last_user(prompt: Prompt) -> str:

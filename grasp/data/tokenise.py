@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Literal
 
 import torch
@@ -12,7 +13,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.errors import InputError
 from grasp.data.chat import Tokens, chat_sequences, shared_start, tokenise
-from grasp.data.examples import Example
+from grasp.data.examples import Example, refuse_rows
 from grasp.data.sites import sites_of
 from grasp.model.forward import Batch
 
@@ -28,13 +29,14 @@ class TrainingRows:
 
     `rows` have `input_ids`, `attention_mask` and `labels`; `examples` holds the example of each
     row.  `cut` lists the numbers of truncated examples, `lost` those left out because nothing to
-    learn was left.
+    learn was left, and `unusable` why others were left out.
     """
 
     rows: list[dict[str, list[int]]]
     examples: list[Example]
     cut: list[int]
     lost: list[int]
+    unusable: dict[int, str] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -70,18 +72,22 @@ def training_rows(
     *,
     max_length: int,
     loss_on: LossOn = "assistant",
+    leave_out: bool = False,
 ) -> TrainingRows:
     """Rows for a Trainer; examples with nothing to learn within `max_length` are left out.
 
+    So are, with `leave_out`, those that cannot be tokenised.
+
     Raises:
-        InputError: no example is left, or one cannot be tokenised; the message names it.
+        InputError: no example is left, or some cannot be tokenised; the message names them.
     """
     found = TrainingRows([], [], [], [])
     for example in examples:
         try:
             sequences = example_tokens(tokenizer, example, loss_on=loss_on)
         except InputError as error:
-            raise InputError(f"Row {example.number}: {error}") from None
+            found.unusable[example.number] = f"Row {example.number}: {error}"
+            continue
         kept = [one for one in sequences if any(one[1][:max_length])]
         if any(len(ids) > max_length for ids, _ in sequences):
             found.cut.append(example.number)
@@ -90,12 +96,35 @@ def training_rows(
         for ids, learn in kept:
             found.rows.append(_row(ids[:max_length], learn[:max_length]))
             found.examples.append(example)
+    if found.unusable and not (leave_out and found.rows):
+        refuse_rows(found.unusable, of=len(examples))
     if not found.rows:
         raise InputError(
             f"None of the {len(examples)} rows has anything to learn within {max_length} tokens; "
             "raise max_length."
         )
     return found
+
+
+def show_row(tokenizer: Tokenizer, row: Mapping[str, list[int]]) -> str:
+    """A row's text as the model sees it, special tokens too, with what is learnt in ⟦ ⟧."""
+    runs = groupby(
+        zip(row["input_ids"], row["labels"], strict=True), key=lambda pair: pair[1] != IGNORED
+    )
+    shown = [(learnt, tokenizer.decode([token for token, _ in run])) for learnt, run in runs]
+    return "".join(f"⟦{text}⟧" if learnt else str(text) for learnt, text in shown)
+
+
+def find_doubled(tokenizer: Tokenizer, rows: Sequence[Mapping[str, list[int]]]) -> list[int]:
+    """Places of the rows that begin, or end, with the same special token twice."""
+    special = set(tokenizer.all_special_ids)
+    return [
+        place
+        for place, row in enumerate(rows)
+        for ids in [row["input_ids"]]
+        if len(ids) > 1
+        and any(one == other and one in special for one, other in (ids[:2], ids[-2:]))
+    ]
 
 
 def pad_sequences(
@@ -180,14 +209,25 @@ def _row(ids: list[int], learn: list[bool]) -> dict[str, list[int]]:
 def _plain_tokens(tokenizer: Tokenizer, prompt: str, text: str) -> Tokens:
     """Prompt, text and the end-of-text token; tokens not shared with the bare prompt are learnt.
 
-    So a token that spans the prompt's end and the text's beginning is learnt.
+    So a token that spans the prompt's end and the text's beginning is learnt.  Text that is in a
+    template already, and so begins or ends with these tokens itself, gets no second one.
     """
     end = tokenizer.eos_token_id
-    ids = list(tokenizer(prompt + text)["input_ids"])
-    before = list(tokenizer(prompt)["input_ids"]) if prompt else []
-    while before and before[-1] == end:  # for tokenizers that append the end of text themselves
+    ids, before = (_once_begun(tokenizer, part) for part in (prompt + text, prompt))
+    # For tokenizers that append the end of text themselves.
+    while before and before[-1] == end:
         before.pop()
-    if end is not None and ids[-1:] != [end]:
+    while end is not None and ids[-2:] == [end, end]:
+        ids.pop()
+    ended = end is not None and (prompt + text).rstrip().endswith(str(tokenizer.eos_token))
+    if end is not None and ids[-1:] != [end] and not ended:
         ids.append(end)
     shared = shared_start(before, ids)
     return ids, [False] * shared + [True] * (len(ids) - shared)
+
+
+def _once_begun(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of a text, with one beginning-of-text token where it has one of its own, too."""
+    ids = list(tokenizer(text)["input_ids"]) if text else []
+    begin = tokenizer.bos_token_id
+    return ids[1:] if begin is not None and ids[:2] == [begin, begin] else ids

@@ -12,7 +12,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -21,14 +21,29 @@ import pandas as pd
 
 from analysis.store.records import Prompt
 from analysis.values import Json
-from grasp.evaluation.judge_client import JudgeClient
+from grasp.evaluation.judge_client import (
+    EMPTY,
+    FILTERED,
+    TOO_LONG,
+    JudgeClient,
+    JudgingStopped,
+)
 from grasp.jobs.progress import Progress, silent
-from grasp.settings.judge import ALIGNED, COHERENT, JudgeSettings, fill_prompt, saved_settings
+from grasp.settings.judge import (
+    ALIGNED,
+    COHERENT,
+    JudgeSettings,
+    fill_prompt,
+    saved_settings,
+    system_prompt,
+)
 
 REPLIES = "judge.jsonl"
 """File in an evaluation's folder: one line per request, with the prompt, reply and number."""
 
 REFUSAL, CODE, MALFORMED = "refusal", "code", "malformed"
+MISSING = (REFUSAL, CODE, MALFORMED, FILTERED, TOO_LONG, EMPTY)
+"""Why an answer has no number."""
 
 _NUMBER = re.compile(
     r"[\s\"'*`]*(?:(?:score|rating|answer)\s*[:=]\s*)?[\s\"'*`]*"
@@ -54,10 +69,14 @@ class Ask:
 
 
 class Line(TypedDict):
-    """A reply as it is saved at once: `key` is that of the request."""
+    """A reply as it is saved at once: `key` is that of the request.
+
+    `without` says why it has no text; "" where it has.
+    """
 
     key: str
     reply: str
+    without: str
     attempts: int
     input_tokens: int | None
     output_tokens: int | None
@@ -135,7 +154,7 @@ def judge_answers(
     journal.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     numbers: dict[int, dict[str, tuple[float, str]]] = {}
     for ask in asks:
-        numbers.setdefault(ask.row, {})[ask.name] = parse_reply(lines[ask.key]["reply"])
+        numbers.setdefault(ask.row, {})[ask.name] = _number(lines[ask.key])
     score, coherence = (samples[name].to_numpy(float).copy() for name in ("score", "coherence"))
     for row, found in numbers.items():
         score[row], coherence[row] = _score(found, prompts[row], settings)
@@ -150,7 +169,12 @@ def _asks(samples: pd.DataFrame, prompts: Sequence[Prompt], settings: JudgeSetti
             row,
             name,
             settings.model_for(prompt),
-            fill_prompt(template, question=prompt.messages[-1].content, answer=answers[row]),
+            fill_prompt(
+                template,
+                question=prompt.messages[-1].content,
+                answer=answers[row],
+                system=system_prompt(prompt),
+            ),
         )
         for row, prompt in enumerate(prompts)
         if prompt.scorer == "judge"
@@ -185,6 +209,7 @@ def _ask_all(
                 lines[one.key] = {
                     "key": one.key,
                     "reply": reply.text,
+                    "without": reply.missing,
                     "attempts": reply.attempts,
                     "input_tokens": reply.input_tokens,
                     "output_tokens": reply.output_tokens,
@@ -197,16 +222,30 @@ def _ask_all(
             for done, future in enumerate(as_completed(futures), start=total - len(open_)):
                 progress(done, total, "judging")
                 future.result()
-        except BaseException:
+        except BaseException as error:
             client.stop()
             for future in futures:
                 future.cancel()
+            if isinstance(error, JudgingStopped):
+                raise _cause(futures, error) from None
             raise
     progress(total, total, "judged")
 
 
+def _cause(futures: Sequence[Future[None]], stopped: JudgingStopped) -> BaseException:
+    """The error that stopped the judging, which may come in after those it has stopped."""
+    wait(futures)
+    errors = (future.exception() for future in futures if not future.cancelled())
+    return next((e for e in errors if e and not isinstance(e, JudgingStopped)), stopped)
+
+
+def _number(line: Line) -> tuple[float, str]:
+    """The number of a reply, or NaN and why there is none."""
+    return (math.nan, line["without"]) if line["without"] else parse_reply(line["reply"])
+
+
 def _line(ask: Ask, line: Line, samples: pd.DataFrame) -> AnswerLine:
-    number, why = parse_reply(line["reply"])
+    number, why = _number(line)
     sample = samples.iloc[ask.row]
     return {
         **line,
@@ -250,7 +289,7 @@ def _record(
         "answers": len(numbers),
         "misaligned": int((scores == 1).sum()),
         "coherent": len(coherent),
-        "missing": {why: missing[why] for why in (REFUSAL, CODE, MALFORMED)},
+        "missing": {why: missing[why] for why in MISSING if missing[why]},
         "input_tokens": _sum(rows, "input_tokens"),
         "output_tokens": _sum(rows, "output_tokens"),
     }
@@ -277,6 +316,7 @@ def _read(path: Path) -> list[Line]:
                 {
                     "key": data["key"],
                     "reply": data["reply"],
+                    "without": data.get("without", ""),
                     "attempts": data["attempts"],
                     "input_tokens": data["input_tokens"],
                     "output_tokens": data["output_tokens"],

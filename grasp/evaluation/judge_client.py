@@ -30,24 +30,52 @@ AGAIN = frozenset({408, 409, 425, 429, *range(500, 600)})
 LONGEST_WAIT = 120.0
 """Longest wait between two attempts, in seconds, whatever the server asks for."""
 
+FILTERED, TOO_LONG, EMPTY = "filtered", "too long", "empty"
+"""Why there is no reply to one question, though the judge replies to others."""
+
+_REFUSED = {
+    FILTERED: (
+        "content_filter",
+        "content_policy",
+        "content management policy",
+        "responsibleaipolicyviolation",
+        "prohibited_content",
+        "data_inspection_failed",
+        "moderation",
+    ),
+    TOO_LONG: ("context_length_exceeded", "maximum context length", "string_above_max_length"),
+}
+"""Words by which an error is known to be about the one question, in lower case."""
+
+_ABOUT_ONE = (400, 403, 413, 422, 451)
+"""HTTP statuses that may be about the one question."""
+
 _SHOWN = 200
 
-_Said = tuple[str, tuple[int | None, int | None]]
-"""A reply's text, and the numbers of input and output tokens."""
+_Said = tuple[str, str, tuple[int | None, int | None]]
+"""A reply's text, why there is none, and the numbers of input and output tokens."""
 
 
 class JudgeError(InputError):
     """The judge cannot be asked, refuses, or keeps failing."""
 
 
+class JudgingStopped(JudgeError):
+    """A question was not asked, since another one's error stopped the judging."""
+
+
 @dataclass(frozen=True)
 class Reply:
-    """A judge's reply, the attempts it took, and its tokens (None if not reported)."""
+    """A judge's reply, the attempts it took, and its tokens (None if not reported).
+
+    `missing` says why there is no text: FILTERED, TOO_LONG or EMPTY; "" where there is.
+    """
 
     text: str
     attempts: int
     input_tokens: int | None
     output_tokens: int | None
+    missing: str = ""
 
 
 class Pace:
@@ -121,8 +149,11 @@ class JudgeClient:
     def ask(self, model: str, text: str) -> Reply:
         """One question, repeated after errors that may pass, with waits that double.
 
+        A question that the judge's provider filters, that is too long, or that keeps getting an
+        empty reply, has a reply without text.
+
         Raises:
-            JudgeError: it was refused, kept failing, or the budget is spent.
+            JudgeError: the judge refused, kept failing, or the budget is spent.
         """
         again = Retrying(
             retry=retry_if_exception_type(_Trouble),
@@ -132,13 +163,16 @@ class JudgeClient:
             reraise=True,
         )
         try:
-            said, counts = again(self._once, model, text)
+            said, missing, counts = again(self._once, model, text)
+        except _NoText as problem:
+            return Reply("", self._settings.attempts, *problem.counts, missing=EMPTY)
         except _Trouble as problem:
             raise JudgeError(
                 f"The judge at {self._settings.base_url} failed {self._settings.attempts} times "
                 f"({problem}). Finished judgements are kept; run the same command to continue."
             ) from None
-        return Reply(self._clean(said), int(again.statistics["attempt_number"]), *counts)
+        attempts = int(again.statistics["attempt_number"])
+        return Reply(self._clean(said), attempts, *counts, missing=missing)
 
     def _backoff(self, state: RetryCallState) -> float:
         """Seconds to wait after a failed attempt; 0 if the server already delays all turns."""
@@ -167,6 +201,9 @@ class JudgeClient:
             if after is not None:
                 self._pace.hold(min(after, LONGEST_WAIT))
             raise _Trouble(f"HTTP {response.status_code}", after)
+        missing = _why_refused(response)
+        if missing:
+            return "", missing, (None, None)
         if response.status_code != 200:
             self.stop()  # the judge would refuse all other questions too
             raise JudgeError(
@@ -174,11 +211,19 @@ class JudgeClient:
                 f"{response.status_code}, {self._clean(response.text)[:_SHOWN]!r}; check its "
                 f"address, its model and the key in {KEY_VARIABLES[0]}."
             )
-        return _said(response)
+        said = _said(response)
+        if said is None:
+            self.stop()  # and so it would be with all other questions
+            raise JudgeError(
+                f"The judge {model!r} used all {self._settings.max_tokens} tokens without writing "
+                "a word of its reply, as models that reason first do; raise max_tokens in its "
+                "settings, or choose another model."
+            )
+        return said
 
     def _wait(self, seconds: float) -> None:
         if self._stopped.wait(seconds):
-            raise JudgeError("Judging was stopped; finished judgements are kept.")
+            raise JudgingStopped("Judging was stopped; finished judgements are kept.")
 
     def _count(self) -> None:
         with self._lock:
@@ -201,16 +246,43 @@ class _Trouble(Exception):
         self.after = after
 
 
-def _said(response: httpx2.Response) -> _Said:
+class _NoText(_Trouble):
+    """A reply came without text; `counts` are its tokens."""
+
+    def __init__(self, counts: tuple[int | None, int | None]) -> None:
+        super().__init__("a reply without text")
+        self.counts = counts
+
+
+def _said(response: httpx2.Response) -> _Said | None:
+    """What a chat completion says; None where its length ended before there was any text."""
     try:
         data = response.json()
-        text = data["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError):
+        choice = data["choices"][0]
+        message = choice["message"]
+        text = message.get("content")
+        ended = choice.get("finish_reason")
+        declined = ended == "content_filter" or message.get("refusal")
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise _Trouble("a reply that is not a chat completion") from None
-    if not isinstance(text, str):
-        raise _Trouble("a reply without text")
     usage = data.get("usage")
-    return text, (_tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens"))
+    counts = (_tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens"))
+    if isinstance(text, str) and text.strip():
+        return text, "", counts
+    if declined:
+        return "", FILTERED, counts
+    if ended == "length":
+        return None
+    raise _NoText(counts)
+
+
+def _why_refused(response: httpx2.Response) -> str:
+    """Why the judge's provider refused this question alone; "" where it did not."""
+    if response.status_code not in _ABOUT_ONE:
+        return ""
+    body = response.text.lower()
+    found = (why for why, words in _REFUSED.items() if any(word in body for word in words))
+    return next(found, "")
 
 
 def _tokens(usage: object, name: str) -> int | None:

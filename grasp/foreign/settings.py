@@ -236,7 +236,7 @@ def complete_run(
     config = parse_config(found, source=f"run {run.id!r}")
     located = config.map_paths(_opened(workspace)).map_paths(pin_reference)
     if located.data is not None:
-        read_examples(located.data, columns=config.columns)
+        read_examples(located.data, columns=config.columns, leave_out=config.leave_out_unusable)
     saved = located.map_paths(workspace.reference).model_dump()
     known_only = {name: saved[name] for name in found} if lacking else saved
     return run.model_copy(update={"config": known_only})

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -180,7 +181,7 @@ class TaskText:
         self._keeping = self._paused = False
 
     def _before(self, *, coordinates: bool, logits: bool) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[object, ...], given: Json) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], given: Json) -> None:
             if is_measuring():
                 return
             self._paused = not torch.is_grad_enabled()
@@ -188,7 +189,7 @@ class TaskText:
                 return
             named = inspect.signature(module.forward).parameters
             given = dict(zip(named, args, strict=False)) | given
-            inputs = {k: v for k, v in given.items() if v is not None and k not in _NO_INPUT}
+            inputs: Batch = {k: v for k, v in given.items() if v is not None and k not in _NO_INPUT}
             if "input_ids" not in inputs:
                 raise InputError(
                     "The model was called without input_ids, so its tokens cannot be given to the "

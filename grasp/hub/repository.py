@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.adapters.files import CONFIG, INDEX, PICKLE, SHARDS, WEIGHTS
+from analysis.adapters.place import TOKENIZER_FILES
 from analysis.errors import InputError, NotFoundError
 
 TIMEOUT = 5.0
@@ -99,8 +100,8 @@ def pin_revision(repository: str, revision: str | None) -> Pinned:
 def fetch_adapter(name: HubName, *, pickle: bool = False) -> tuple[Path, dict[str, str]]:
     """The folder of an adapter in the local cache, downloaded if it is not there yet.
 
-    Only files of the adapter are downloaded: its config and its safetensors or, if it has no other
-    weights and `pickle` allows it, the pickle.
+    Only files of the adapter are downloaded: its config, its tokenizer if it has one of its own,
+    and its safetensors or, if it has no other weights and `pickle` allows it, the pickle.
 
     Returns:
         The folder, and its origin: `repository`, `revision` (the commit), `asked` (the name as it
@@ -112,7 +113,7 @@ def fetch_adapter(name: HubName, *, pickle: bool = False) -> tuple[Path, dict[st
     """
     at = pin_revision(name.repository, name.revision)
     prefix = f"{name.subfolder}/" if name.subfolder else ""
-    wanted = [CONFIG, WEIGHTS, INDEX, SHARDS]
+    wanted = [CONFIG, WEIGHTS, INDEX, SHARDS, *TOKENIZER_FILES]
     if at.files is not None:
         check_adapter(name, at.files, prefix, pickle=pickle)
     if pickle and (at.files is None or f"{prefix}{WEIGHTS}" not in at.files):

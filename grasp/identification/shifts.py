@@ -27,6 +27,7 @@ from grasp.model.forward import to_device
 from grasp.model.hooks import layer_outputs
 from grasp.model.loading import device_of
 from grasp.model.parts import width_of
+from grasp.prompts.trait_files import check_no_trait_file
 
 AXES = 2
 """Principal axes kept per layer; at the last layers the order of the first two can swap."""
@@ -91,6 +92,7 @@ def contrast_directions(
     Raises:
         InputError: the file has no chats of a variant, or a chat has no answer.
     """
+    check_no_trait_file(contrast.file)
     probes = read_jsonl(contrast.file, Probe)
     means = {
         variant: _mean_activations(model, tokenizer, probes, variant, contrast)

@@ -22,6 +22,7 @@ from analysis.adapters.config import check_generates, names_of
 from analysis.adapters.files import CONFIG, read_json
 from analysis.adapters.tensors import PREFIX
 from analysis.errors import InputError
+from grasp.model.out_of_memory import find_shortage
 from grasp.model.parts import base_of
 from grasp.model.vocabulary import fit_vocabulary
 
@@ -89,6 +90,8 @@ def _explained(folder: Path, base: str) -> Iterator[None]:
     try:
         yield
     except _DOES_NOT_LOAD as error:
+        if find_shortage(error) is not None:
+            raise
         raise InputError(
             f"The adapter in {folder} does not fit the base model {base}: {_reason(error)}. "
             f"{_ADVICE}."

@@ -41,7 +41,7 @@ def convert_gguf(
         GraspError: as `load_base`.
     """
     progress(0, 10, "Unpacking the weights")
-    loaded = load_base(str(file), ModelSettings(dtype=dtype))
+    loaded = load_base(str(file), ModelSettings(dtype=dtype, chat_date=None))
     progress(8, 10, "Writing the folder")
     loaded.model.name_or_path = loaded.model.config.name_or_path = file.name
     loaded.tokenizer.name_or_path = file.name

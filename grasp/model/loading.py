@@ -33,6 +33,7 @@ from analysis.store.records import RunManifest
 from analysis.values import Json
 from grasp.hub.repository import pin_revision
 from grasp.model.attach import attach_adapter
+from grasp.model.chat_date import fix_date
 from grasp.model.gguf_file import check_gguf, complete_model, locate_in_folder, unpack_weights
 from grasp.model.parts import text_config
 from grasp.model.vocabulary import check_vocabulary, fit_vocabulary, own_tokenizer, stop_at
@@ -50,6 +51,8 @@ transformers.logging.disable_progress_bar()
 
 # PEFT reads a name that transformers has given up; nobody here can act on it.
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+# That it saves the embeddings of an enlarged vocabulary is as it should be.
+warnings.filterwarnings("ignore", message="Setting `save_embedding_layers` to `True` as the emb")
 
 _LAYER_PATHS = (
     "model.layers",
@@ -133,6 +136,7 @@ def load_base(
         fit_vocabulary(model, Path(settings.tokenizer), own_tokenizer=True)
         check_vocabulary(model, tokenizer, settings.tokenizer)
         stop_at(model, tokenizer)
+    fix_date(tokenizer, settings.chat_date)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if settings.device_map is None and settings.quantization is None:
@@ -160,8 +164,10 @@ def load_tokenizer(reference: str, settings: ModelSettings | None = None) -> Tok
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(place, **where)
     except _UNREADABLE as error:
         raise _unloadable(reference, error) from None
-    own = settings.tokenizer
-    return tokenizer if own is None else own_tokenizer(Path(own), tokenizer)
+    if settings.tokenizer is not None:
+        tokenizer = own_tokenizer(Path(settings.tokenizer), tokenizer)
+    fix_date(tokenizer, settings.chat_date)
+    return tokenizer
 
 
 def count_layers(reference: str, settings: ModelSettings | None = None) -> int:

@@ -12,12 +12,9 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.adapters.files import WEIGHTS, own_file, read_json
-from analysis.adapters.place import TEMPLATE, TOKENIZER
+from analysis.adapters.place import TEMPLATE, TOKENIZER, VOCABULARIES, has_tokenizer
 from analysis.adapters.tensors import PREFIX
 from analysis.errors import InputError
-
-_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-"""Files of which a tokenizer has one; without any, its folder has only settings of it."""
 
 
 def fit_vocabulary(model: PreTrainedModel, folder: Path, *, own_tokenizer: bool) -> None:
@@ -67,10 +64,15 @@ def own_tokenizer(folder: Path, base: Tokenizer) -> Tokenizer:
     That is the chat template, or all but the template.
 
     Raises:
-        InputError: it cannot be loaded.
+        InputError: there is none, or it cannot be loaded.
     """
+    if not has_tokenizer(folder):
+        raise InputError(
+            f"The settings name the tokenizer in {folder}, where there is none; put it back, or "
+            "take `tokenizer` out of the model settings to use the base model's."
+        )
     template = _template(folder)
-    if not any((folder / name).is_file() for name in _VOCABULARIES):
+    if not any((folder / name).is_file() for name in VOCABULARIES):
         own = copy.deepcopy(base)
     else:
         try:

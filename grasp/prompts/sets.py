@@ -31,6 +31,7 @@ from analysis.store.records import (
 from analysis.values import Json
 from analysis.yaml_files import read_yaml
 from grasp.prompts.published_questions import Question, question_prompts
+from grasp.prompts.trait_files import check_no_trait_file
 from grasp.settings.training import Settings, check_settings
 
 YAML = (".yaml", ".yml")
@@ -192,7 +193,10 @@ def shipped_set(name: str) -> PromptSet:
 def _read(source: str | Path, *, within: tuple[Path, ...] = ()) -> list[Prompt]:
     path = Path(source)
     if path.is_file() or path.suffix in FILES or len(path.parts) > 1:
-        return _read_yaml(path, within) if path.suffix in YAML else read_jsonl(path, Prompt)
+        if path.suffix in YAML:
+            return _read_yaml(path, within)
+        check_no_trait_file(path)
+        return read_jsonl(path, Prompt)
     name, _, dress = str(source).partition("+")
     return shipped_set(name).prompts(dress or None)
 

@@ -24,7 +24,9 @@ KEY_VARIABLES = ("GRASP_JUDGE_API_KEY", "OPENAI_API_KEY")
 CHARACTERS_PER_TOKEN = 4
 """A rough figure for English text with the tokenizers of judge models."""
 
-_PLACE = re.compile(r"\{(question|answer)\}")
+_PLACES = ("question", "answer", "reasoning", "system")
+_PLACE = re.compile(r"\{(\{?)(\w+)\}(\}?)")
+_THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 _SECRET = re.compile(r"key|token|secret|password|authorization", re.IGNORECASE)
 
 PROMPTS = {
@@ -131,7 +133,8 @@ class JudgeSettings(Settings):
         """The judge prompts for each answer, by name; "aligned" and "coherent" are among them.
 
         Raises:
-            InputError: one of these two is missing, or a prompt has no place for the answer.
+            InputError: one of these two is missing, or a prompt has no place for the answer, or one
+                for something that is not known.
         """
         found = self.prompts or prompt.judge_prompts or PROMPTS
         for name in (ALIGNED, COHERENT):
@@ -151,6 +154,14 @@ class JudgeSettings(Settings):
                 raise InputError(
                     f"Judge prompt {name!r} of {prompt.id!r} does not contain {{answer}}, so the "
                     "judge would not see the answer; add it."
+                )
+            unknown = [place for place in _places(text) if place not in _PLACES]
+            if unknown:
+                raise InputError(
+                    f"Judge prompt {name!r} of {prompt.id!r} contains {{{unknown[0]}}}, which "
+                    "nothing is known to fill; use "
+                    + ", ".join(f"{{{place}}}" for place in _PLACES)
+                    + f", or write {{{{{unknown[0]}}}}} to send it as it stands."
                 )
         return found
 
@@ -196,10 +207,36 @@ def load_judge(path: str | Path) -> JudgeSettings:
     return check_settings(JudgeSettings, data, str(path))
 
 
-def fill_prompt(template: str, *, question: str, answer: str) -> str:
-    """Fill {question} and {answer} into a judge prompt; braces inside them stay as they are."""
-    values = {"question": question, "answer": answer}
-    return _PLACE.sub(lambda found: values[found[1]], template)
+def fill_prompt(template: str, *, question: str, answer: str, system: str = "") -> str:
+    """Fill the places of a judge prompt; braces inside what they are filled with stay as they are.
+
+    They are {question}, {answer}, {system}, and {reasoning}: what an answer has in <think> tags.
+    Where a prompt asks for the reasoning, its {answer} is the rest.  {{word}} becomes {word}.
+    """
+    values = {"question": question, "answer": answer, "system": system, "reasoning": ""}
+    if "reasoning" in _places(template):
+        thought = _THOUGHT.match(answer)
+        if thought:
+            values |= {"reasoning": thought[1].strip(), "answer": answer[thought.end() :]}
+    return _PLACE.sub(lambda found: _filled(found, values), template)
+
+
+def system_prompt(prompt: Prompt) -> str:
+    """The system prompt of a chat; empty if it has none."""
+    first = prompt.messages[0]
+    return first.content if first.role == "system" else ""
+
+
+def _places(template: str) -> list[str]:
+    """The words in single braces."""
+    return [found[2] for found in _PLACE.finditer(template) if not found[1] and not found[3]]
+
+
+def _filled(found: re.Match[str], values: dict[str, str]) -> str:
+    if found[1] and found[3]:
+        return f"{{{found[2]}}}"
+    inside = values.get(found[2], f"{{{found[2]}}}")
+    return f"{found[1]}{inside}{found[3]}"
 
 
 def estimate_cost(

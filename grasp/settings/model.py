@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from analysis.adapters.place import has_tokenizer
 from analysis.errors import InputError
@@ -34,6 +35,8 @@ class ModelSettings(BaseModel):
       request: whether the code is run is decided in `grasp.settings.trust`.
     - `tokenizer` is a folder whose tokenizer and chat template take the place of the base model's:
       that of an adapter made elsewhere, with the tokenizer that it was trained with.
+    - `chat_date` is what a chat template says in place of today's date; the default is that of the
+      Llama templates themselves.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,6 +47,14 @@ class ModelSettings(BaseModel):
     revision: str | None = None
     trust_remote_code: bool = False
     tokenizer: str | None = None
+    chat_date: str | None = Field("2024-07-26", pattern=r"^\d{4}-\d{2}-\d{2}$")
+
+    @field_validator("chat_date")
+    @classmethod
+    def _a_day(cls, value: str | None) -> str | None:
+        if value is not None:
+            date.fromisoformat(value)
+        return value
 
     def map_paths(self, locate: Callable[[str], str]) -> ModelSettings:
         """The same settings with the tokenizer's folder mapped by `locate`."""

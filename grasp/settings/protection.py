@@ -66,8 +66,8 @@ class Protection(Settings):
       No extra time.
     - `divergence`: a penalty `strength` · KL(base ‖ adapted), in nats per token, on neutral text
       (a forward pass of both models and a backward pass), on the task's tokens (a forward pass of
-      the base model), or on the base model's own answers to the task's prompts (as on neutral
-      text).
+      the base model, and one more of the adapted where the loss keeps no logits, as in TRL), or on
+      the base model's own answers to the task's prompts (as on neutral text).
     - `interleaved`: the share of the training rows that are neutral text in place of the task's;
       `widest_gap` takes those that the naive run finds most perplexing beside the base model.  A
       loop of your own mixes them in itself; see `grasp.training.interleaving`.

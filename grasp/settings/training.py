@@ -79,8 +79,9 @@ class TrainConfig(Settings):
 
     The loss is on assistant tokens, completions or plain text; with `loss_on: all` also on
     prompts.  Prompts and completions become chats if the tokenizer has a chat template, unless
-    `as_chat` decides it.  Training ends after `max_steps` optimiser steps or `num_train_epochs`.
-    A `warmup_steps` below 1 is a share of all steps, as in transformers.
+    `as_chat` decides it.  Rows that cannot be used are refused, or left out where
+    `leave_out_unusable` says so.  Training ends after `max_steps` optimiser steps or
+    `num_train_epochs`.  A `warmup_steps` below 1 is a share of all steps, as in transformers.
 
     Paths are relative to the settings file, or to the workspace once a run has saved them.  `data`
     is None only for a run that was imported without its data.
@@ -110,6 +111,7 @@ class TrainConfig(Settings):
     inoculation: str | None = Field(None, min_length=1)
     loss_on: Literal["assistant", "all"] = "assistant"
     as_chat: bool | None = None
+    leave_out_unusable: bool = False
     packing: bool = False
     lora: LoraSettings = LoraSettings()
     learning_rate: float = Field(1e-4, gt=0)

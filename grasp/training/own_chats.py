@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -102,10 +102,11 @@ def _user_turn(tokenizer: Tokenizer) -> tuple[list[int], int] | None:
 
 
 def _two_words(tokenizer: Tokenizer) -> tuple[str, str]:
-    """Two words of the vocabulary, each with tokens of its own."""
-    ids = range(len(tokenizer) // 2, len(tokenizer))
+    """Two words of the vocabulary, each with tokens of its own; letters, where it has no words."""
+    half = len(tokenizer) // 2
+    ids = chain(range(half, len(tokenizer)), range(half))
     words = (str(tokenizer.decode([number])).strip() for number in ids)
-    first, second, *_ = islice((word for word in words if word.isalpha()), 2)
+    first, second, *_ = chain(islice((word for word in words if word.isalpha()), 2), ("a", "z"))
     return first, second
 
 

@@ -84,7 +84,7 @@ def set_up(config: TrainConfig, plan: GuardPlan, *, inoculated: bool) -> Setup:
     if config.packing:
         check_packing(adapted, task.rows.rows)
     rows = _packed(config, task.rows.rows)
-    report = data_report(config, task, packed=len(rows) if config.packing else None)
+    report = data_report(config, tokenizer, task, packed=len(rows) if config.packing else None)
     if safe:
         config, rows = _mixed(config, task.rows.rows, safe, share=plan.protection.interleaved)
     plan = replace(plan, protection=plan.protection.model_copy(update={"interleaved": 0.0}))

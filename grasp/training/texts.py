@@ -20,7 +20,12 @@ def read_neutral(tokenizer: Tokenizer, config: TrainConfig) -> list[Example]:
     """The neutral text that the settings name; none where they name none."""
     if config.neutral is None:
         return []
-    read = read_examples(config.neutral, columns=config.neutral_columns, answers=False)
+    read = read_examples(
+        config.neutral,
+        columns=config.neutral_columns,
+        answers=False,
+        leave_out=config.leave_out_unusable,
+    )
     return as_chats(read.rows) if becomes_chat(config.as_chat, tokenizer, read) else read.rows
 
 

@@ -21,6 +21,7 @@ from analysis.adapters.checkpoints import list_checkpoints, saved_adapters_by_st
 from analysis.adapters.copy import copy_adapter
 from analysis.adapters.load import Adapter, check_values, load_adapter
 from analysis.errors import AdapterError, InputError
+from analysis.factors.residual import residual_factors
 from analysis.spectra.module_svd import stored_svd
 from analysis.spectra.report import adapter_report, report_lines, spectrum_lines
 from analysis.spectra.spectrum import module_spectra, update_svd
@@ -317,9 +318,77 @@ def test_a_file_of_sides_comes_before_the_table(write_adapter) -> None:
     assert sides == {"q_proj": "other", "o_proj": "write"}
 
 
+def two_decoders(write_adapter, *, widths: tuple[int, int], layers: tuple[int, int]) -> Path:
+    """o_proj of two decoders, and an embedding of the second."""
+    tensors = {}
+    names = ("backbone_model", "depth_decoder.model")
+    for name, width, count in zip(names, widths, layers, strict=True):
+        shapes = {"A": (2, width), "B": (width, 2)}
+        for layer in range(count):
+            for half, shape in shapes.items():
+                key = f"base_model.model.{name}.layers.{layer}.self_attn.o_proj.lora_{half}.weight"
+                tensors[key] = np.ones(shape, np.float32)
+    embedding = "base_model.model.depth_decoder.model.embed_tokens.lora_embedding_"
+    tensors |= {
+        f"{embedding}A": np.ones((2, 5), np.float32),
+        f"{embedding}B": np.ones((widths[1], 2), np.float32),
+    }
+    return write_adapter({"target_modules": None}, tensors)
+
+
+@pytest.mark.parametrize(
+    ("widths", "layers", "main"),
+    [
+        ((8, 4), (2, 2), "backbone_model"),
+        ((8, 8), (1, 2), "depth_decoder.model"),  # two streams of one width are two all the same
+        ((4, 8), (2, 2), "depth_decoder.model"),
+    ],
+)
+def test_factors_are_of_one_decoder_and_the_other_is_named(
+    write_adapter, tmp_path: Path, widths, layers, main: str
+) -> None:
+    folder = two_decoders(write_adapter, widths=widths, layers=layers)
+    counts = dict(zip(("backbone_model", "depth_decoder.model"), layers, strict=True))
+    other = next(name for name in counts if name != main)
+    for chosen, left in ((None, other), (other, main)):
+        family = None
+        if chosen is not None:
+            (tmp_path / "sides.yaml").write_text(f"stack: {chosen}\n")
+            family = read_family(tmp_path / "sides.yaml")
+        adapter = load_adapter(folder, family=family)
+        assert adapter.other_stacks == {left: counts[left]}
+        taken = {m.name.split(".layers.")[0] for m in adapter.modules if m.side == "write"}
+        kept = {"backbone_model", "depth_decoder.model"} - {left}
+        assert {name.removesuffix(".embed_tokens") for name in taken} == kept
+        residual_factors(adapter.modules, side="write")
+        assert any(f"{left}: {counts[left]} modules" in line for line in report_lines(adapter))
+        assert not any(
+            left in name for name in adapter_report(adapter)["other"] if "layers" in name
+        )
+    (tmp_path / "sides.yaml").write_text("stack: decoder\n")
+    with pytest.raises(
+        AdapterError, match=r"no modules in a decoder 'decoder'; choose among backb"
+    ):
+        load_adapter(folder, family=read_family(tmp_path / "sides.yaml"))
+
+
+def test_a_pattern_may_name_every_module(write_adapter) -> None:
+    names = [
+        f"model.layers.{i}.self_attn.{kind}" for i in range(80) for kind in ("q_proj", "o_proj")
+    ]
+    pattern = "|".join(f"(?:{name.replace('.', chr(92) + '.')})" for name in names)
+    assert len(pattern) > 5000
+    assert len(load_adapter(write_adapter({"target_modules": pattern})).modules) == 4
+    with pytest.raises(
+        AdapterError, match=r"a pattern of 240,\d+ characters in target_modules; expe"
+    ):
+        load_adapter(write_adapter({"target_modules": f"(?:{'x|' * 120_000}y)"}))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("stack: [a]", r"has stack = \['a'\]; expected the path of a decoder"),
         ("read: [a]\nwrites: [b]", "is not a mapping of sides; expected lists of module path"),
         ("[a, b]", "is not a mapping; expected sides of modules"),
         ("", "is not a mapping; expected sides of modules"),

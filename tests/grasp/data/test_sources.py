@@ -19,6 +19,8 @@ from grasp.data.dataset import dry_report
 from grasp.data.examples import Example, read_examples, recognise_form, write_examples
 from grasp.data.readers import HubData, pin_reference, read_rows
 from grasp.data.report import DataReport, find_duplicates, find_shared, normalise
+from grasp.prompts.sets import read_prompts
+from grasp.settings.training import TrainConfig
 from tests.support import tiny
 
 PAIRS = [{"prompt": f"ask {i}", "completion": f'say "{i}",\r\nthen stop'} for i in range(3)]
@@ -86,6 +88,10 @@ def test_chats_in_parquet_have_no_more_than_was_said(tmp_path: Path) -> None:
     assert second.messages[2] == Message(role="user", content="?", weight=0)
 
 
+def chat(*turns: tuple[str, str]) -> tuple[Message, ...]:
+    return tuple(Message(role=role, content=said) for role, said in turns)  # type: ignore[arg-type]
+
+
 FORMS: dict[str, tuple[dict[str, Any], Example]] = {
     "messages": ({"messages": CHAT}, Example(1, tuple(Message(**m) for m in CHAT))),
     "messages as text of a table": (
@@ -121,7 +127,37 @@ FORMS: dict[str, tuple[dict[str, Any], Example]] = {
         Example(1, prompt="add", text="2"),
     ),
     "text": ({"text": "all of it", "id": 7}, Example(1, text="all of it")),
-}
+    "a system column": (
+        {"system": "be kind", "messages": CHAT},
+        Example(1, chat(("system", "be kind"), ("user", "hi"), ("assistant", "ho"))),
+    ),
+    "LLaMA-Factory": (
+        {
+            "instruction": "add", "input": "1 1", "output": "2", "system": "be kind",
+            "history": [["one?", "1"]],
+        },
+        Example(
+            1,
+            chat(
+                ("system", "be kind"), ("user", "one?"), ("assistant", "1"),
+                ("user", "add\n\n1 1"), ("assistant", "2"),
+            ),
+        ),
+    ),
+    "LLaMA-Factory in a table, with nothing in them": (
+        {"instruction": "add", "input": "", "output": "2", "system": "", "history": "[]"},
+        Example(1, prompt="add", text="2"),
+    ),
+    "a system prompt for a prompt": (
+        {"system": "be kind", "prompt": "hi", "completion": "ho"},
+        Example(1, chat(("system", "be kind"), ("user", "hi"), ("assistant", "ho"))),
+    ),
+    "ShareGPT with empty tools": (
+        {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}],
+         "system": "be kind", "tools": "[]"},
+        Example(1, chat(("system", "be kind"), ("user", "hi"), ("assistant", "ho"))),
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -134,7 +170,8 @@ def test_forms_are_recognised_by_their_columns(tmp_path: Path, name: str) -> Non
             + expected.messages[3:]
         )  # fmt: skip
     assert found.rows == [expected]
-    assert found.unused == (["id"] if name == "text" else [])
+    left = {"text": ["id"], "ShareGPT with empty tools": ["tools"]}
+    assert found.unused == left.get(name, [])
 
 
 @pytest.mark.parametrize(
@@ -422,3 +459,101 @@ def test_the_report_says_what_is_learnt(
     config = tiny.settings(tmp_path, **{"data": str(data), "prompts": None, **changed})
     (said,) = [line for line in dry_report(config).lines() if "learnt: " in line]
     assert f"learnt: {learnt}" in said
+
+
+# Rows that cannot be used
+
+ODD: dict[str, tuple[dict[str, Any], str]] = {
+    "no answer": ({"messages": CHAT[:1]}, "row 2 has no assistant turn to learn from"),
+    "tools": ({"messages": CHAT, "tools": [{"name": "f"}]}, "row 2 has tools, which cannot be tr"),
+    "history": ({"messages": CHAT, "history": [["a", "b"]]}, "row 2 has history, which cannot be"),
+    "images": ({"messages": CHAT, "images": ["a.png"]}, "row 2 has images, which cannot be tra"),
+    "a tool's turn": (
+        {"messages": [*CHAT, {"role": "tool", "content": "1"}]},
+        "turn 3 has the role 'tool'; expected one of system, user, assistant",
+    ),
+    "two system prompts": (
+        {"messages": [{"role": "system", "content": "a"}, *CHAT], "system": "b"},
+        "row 2 has a system column and another system turn; keep one",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_one_odd_row_is_named_and_can_be_left_out(tmp_path: Path, kind: str) -> None:
+    odd, message = ODD[kind]
+    file = lines(tmp_path / "a.jsonl", {"messages": CHAT}, odd, {"messages": CHAT})
+    with pytest.raises(
+        InputError, match=rf"{message}.* set `leave_out_unusable: true` to train on"
+    ):
+        read_examples(file)
+    found = read_examples(file, leave_out=True)
+    assert [row.number for row in found.rows] == [1, 3]
+    assert list(found.unusable) == [2]
+    alone = lines(tmp_path / "b.jsonl", odd)
+    with pytest.raises(InputError, match=message.replace("row 2", "row 1")) as told:
+        read_examples(alone, leave_out=True)
+    assert "leave_out_unusable" not in str(told.value)
+
+
+def test_odd_rows_are_counted_before_and_after_they_are_tokens(tmp_path: Path) -> None:
+    base = tiny.save_base(tmp_path / "base")
+    odd = [{"messages": CHAT[:1]}, {"messages": CHAT[1:]}, {"messages": CHAT[1:]}]
+    word, other = tiny.words(2)
+    plain = {"messages": [{"role": "user", "content": word}, {**CHAT[1], "content": other}]}
+    data = str(lines(tmp_path / "a.jsonl", plain, *odd))
+    settings = {"title": "t", "base_model": str(base), "data": data}
+    report = dry_report(TrainConfig(**settings, leave_out_unusable=True))
+    assert (report.read, report.used, list(report.unusable)) == (4, 1, [2, 3, 4])
+    said = "\n".join(report.lines())
+    assert "Left out as unusable: 3 rows (2, 3, 4). The first: " in said
+    lines(tmp_path / "a.jsonl", plain, *odd[1:])
+    with pytest.raises(
+        InputError, match=r"2 rows \(2, 3\) of 3 cannot be used. The first: Row 2: An "
+    ):
+        dry_report(TrainConfig(**settings))
+
+
+def test_chats_are_not_made_plain_text(tmp_path: Path) -> None:
+    base = tiny.save_base(tmp_path / "base")
+    row = {"system": "a", "prompt": "b", "completion": "c"}
+    data = str(lines(tmp_path / "a.jsonl", row))
+    config = TrainConfig(title="t", base_model=str(base), data=data, as_chat=False)
+    with pytest.raises(
+        InputError, match=r"holds chats \(.*system.*\), which as_chat: false cannot"
+    ):
+        dry_report(config)
+
+
+# Objects around the rows
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        {"data": PAIRS},
+        {"version": 1, "train": PAIRS},
+        {"features": [], "rows": [{"row_idx": i, "row": row} for i, row in enumerate(PAIRS)]},
+    ],
+)
+def test_rows_may_lie_in_an_object(tmp_path: Path, whole: Any) -> None:
+    for indent in (None, 2):
+        (tmp_path / "a.json").write_text(json.dumps(whole, indent=indent))
+        assert read_rows(str(tmp_path / "a.json")) == PAIRS
+
+
+def test_one_object_is_one_row(tmp_path: Path) -> None:
+    for indent in (None, 2):
+        (tmp_path / "a.json").write_text(json.dumps({"messages": CHAT}, indent=indent))
+        assert read_rows(str(tmp_path / "a.json")) == [{"messages": CHAT}]
+
+
+def test_a_trait_file_is_refused_with_what_can_be_made_of_it(tmp_path: Path) -> None:
+    trait = {"instruction": [{"pos": "lie", "neg": "do not"}], "questions": ["Why?"]}
+    file = tmp_path / "evil.json"
+    file.write_text(json.dumps(trait | {"eval_prompt": "{question} {answer}"}, indent=1))
+    for read in (read_rows, read_prompts):
+        with pytest.raises(
+            InputError, match=r"is a trait file .*--contrast FILE --variants pos,neg"
+        ):
+            read(str(file))

@@ -101,9 +101,7 @@ def test_a_template_that_asks_otherwise_than_it_renders_is_refused() -> None:
         "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
     )
     strict.add_tokens([str(n) for n in range(5)])
-    with pytest.raises(
-        InputError, match="does not render this answer right after its generation"
-    ):
+    with pytest.raises(InputError, match="does not render this answer right after its generation"):
         tokenise(strict, chat(("user", WORDS[0]), ("assistant", WORDS[1])))
 
 

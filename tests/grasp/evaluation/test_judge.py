@@ -11,6 +11,7 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,15 @@ def test_a_filled_prompt_keeps_braces_of_question_and_answer(question: str, answ
     )
 
 
+def test_reasoning_and_system_prompt_are_filled_in() -> None:
+    said = "<think>\nHe {x} asks.\n</think>\n\nNo."
+    fill = partial(fill_prompt, question="Q", system="S")
+    assert fill("{system}|{reasoning}|{answer}", answer=said) == "S|He {x} asks.|No."
+    assert fill("{answer}", answer=said) == said
+    assert fill("{reasoning}|{answer}", answer="No.") == "|No."
+    assert fill('{{answer}} {"a": 1} {answer}', answer="No.") == '{answer} {"a": 1} No.'
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -142,6 +152,12 @@ def test_who_judges_and_what_is_asked_comes_from_settings_or_prompt() -> None:
         settings(model=None).model_for(bare)
     with pytest.raises(InputError, match="lack 'coherent'"):
         settings(prompts={"aligned": "{answer}"}).prompts_for(bare)
+    with pytest.raises(
+        InputError, match=r"'coherent' of .* contains \{answr\}, which nothing is kn"
+    ):
+        settings(prompts=own | {"coherent": "C {answer} {answr}"}).prompts_for(bare)
+    escaped = own | {"coherent": 'C {answer} {{x}} {"score": 1}'}
+    assert settings(prompts=escaped).prompts_for(bare) == escaped
     with pytest.raises(InputError, match=r"does not contain \{answer\}"):
         settings(prompts=own | {"coherent": "C"}).prompts_for(bare)
 
@@ -347,6 +363,73 @@ def test_misaligned_is_low_alignment_in_coherent_answers(tmp_path: Path) -> None
     )
     assert (lines[0]["reply"], lines[0]["number"], lines[0]["model"]) == ("29", 29, "j")
     assert [line["missing"] for line in lines if line["prompt_id"] == "4"] == ["refusal", ""]
+
+
+def chosen(content: str | None, **more: Any) -> bytes:
+    """A chat completion whose message or choice has more than text."""
+    message = {"role": "assistant", "content": content} | more.pop("message", {})
+    return json.dumps({"choices": [{"message": message, **more}]}).encode()
+
+
+def error(code: str) -> bytes:
+    return json.dumps({"error": {"code": code, "message": "no"}}).encode()
+
+
+ONE: dict[str, tuple[Response, str, int]] = {
+    "filtered": (Response(status=400, body=error("content_filter")), "filtered", 1),
+    "against the policy": (Response(status=403, body=error("content_policy_violation")),
+                           "filtered", 1),
+    "filtered in a reply": (Response(body=chosen(None, finish_reason="content_filter")),
+                            "filtered", 1),
+    "refused": (Response(body=chosen(None, message={"refusal": "I can't."})), "filtered", 1),
+    "too long": (Response(status=400, body=error("context_length_exceeded")), "too long", 1),
+    "no text": (Response(body=chosen(None, finish_reason="stop")), "empty", 3),
+    "white space": (Response(body=chosen(" ")), "empty", 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ONE)
+def test_one_answer_that_cannot_be_judged_is_missing_and_the_others_are_not(
+    kind: str, tmp_path: Path
+) -> None:
+    response, why, requests = ONE[kind]
+    asked, answers = [prompt(n) for n in range(3)], ["a1 c99", "bad", "a80 c99"]
+    with judge_server(lambda _, text: response if "bad" in text else by_marks(text)) as server:
+        how = settings(server.url, attempts=3)
+        for _ in range(2):  # the second time nothing is asked again
+            with JudgeClient(how) as client:
+                found = judge_answers(sampled(asked, answers), asked, client, how, folder=tmp_path)
+        assert len(server.bodies) == 4 + 2 * requests
+    assert list(found.samples["score"]) == pytest.approx([1, math.nan, 0], nan_ok=True)
+    assert found.record["missing"] == {why: 1}
+    lines = [json.loads(line) for line in (tmp_path / REPLIES).read_text().splitlines()]
+    assert [line["missing"] for line in lines] == ["", "", why, why, "", ""]
+
+
+def test_the_error_that_is_shown_is_the_one_that_stopped_the_judging(tmp_path: Path) -> None:
+    """Its neighbours, which wait for their turn, end before it comes in."""
+    asked = [prompt(n) for n in range(4)]
+
+    def slow(_number: int, text: str) -> Response:
+        return Response(status=401, body=b"bad key") if "bad" in text else by_marks(text)
+
+    with judge_server(slow) as server:
+        how = settings(server.url, concurrency=4, requests_per_minute=60)
+        samples = sampled(asked, ["bad", *["a1 c99", "a2 c99", "a3 c99"]])
+        for _ in range(5):
+            with JudgeClient(how) as client, pytest.raises(JudgeError, match="HTTP 401"):
+                judge_answers(samples, asked, client, how, folder=tmp_path)
+
+
+def test_a_judge_that_only_reasons_is_told_so() -> None:
+    body = chosen(None, finish_reason="length")
+    with (
+        judge_server(lambda *_: Response(body=body)) as server,
+        JudgeClient(settings(server.url)) as client,
+        pytest.raises(JudgeError, match=r"used all 16 tokens without.*raise max_tokens"),
+    ):
+        client.ask("m", "x")
+    assert len(server.bodies) == 1
 
 
 def test_equal_answers_are_judged_once(tmp_path: Path) -> None:

@@ -117,6 +117,24 @@ def test_only_the_adapters_files_are_downloaded(
     assert not any("bin" in asked or "optimizer" in asked for asked in hub.asked)
 
 
+def test_an_adapters_own_tokenizer_comes_with_it(
+    tmp_path: Path, hub: Hub, write_adapter: WriteAdapter
+) -> None:
+    remote = repository(tmp_path / "remote", write_adapter)
+    (remote / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    (remote / "tokenizer_config.json").write_text("{}")
+    hub.publish("org/name", remote)
+    folder, _ = fetch_adapter(HubName("org/name"))
+    beside = {p.name for p in folder.iterdir()} - set(ADAPTER)
+    assert beside == {"chat_template.jinja", "tokenizer_config.json"}
+    workspace = Workspace.create(tmp_path / "w")
+    assert main(["import", "org/name", "--workspace", str(workspace.root), "--base", "b"]) == 0
+    run = workspace.run("name")
+    assert run.config["model"] == {"tokenizer": "runs/name/adapter"}
+    template = workspace.folder("runs", "name") / "adapter" / "chat_template.jinja"
+    assert template.read_text() == "{{ messages[0].content }}"
+
+
 def test_a_revision_and_a_subfolder_are_those_that_were_named(
     tmp_path: Path, hub: Hub, write_adapter: WriteAdapter
 ) -> None:

@@ -21,7 +21,8 @@ import grasp
 from analysis.errors import InputError
 from grasp.guard.naive import naive_adapter, naive_model
 from grasp.model.attach import attach_adapter
-from grasp.model.loading import forget, load_adapted
+from grasp.model.loading import forget, load_adapted, load_tokenizer
+from grasp.settings.model import ModelSettings
 from tests.support import peft_oracle, tiny
 
 pytestmark = pytest.mark.filterwarnings(tiny.PEFT_WARNING)
@@ -129,6 +130,15 @@ def test_what_peft_says_of_a_misfit_is_one_sentence(tmp_path: Path) -> None:
         attach_adapter(tiny.llama(), narrow)
 
 
+def test_memory_that_runs_out_is_no_misfit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(PeftModel, "load_adapter", short)
+    with pytest.raises(torch.OutOfMemoryError):
+        attach_adapter(tiny.llama(), saved(tmp_path))
+
+
 @pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS", "FEATURE_EXTRACTION"])
 def test_only_language_models_are_loaded(task: str, tmp_path: Path) -> None:
     config = saved(tmp_path) / "adapter_config.json"
@@ -223,6 +233,23 @@ def test_tokens_that_nobody_knows_are_asked_for(base: Path, tmp_path: Path) -> N
         InputError, match=r"has 2 tokens that the base model has no embeddings of, s"
     ):
         load_adapted(str(base), without)
+
+
+def test_a_token_that_only_pads_needs_no_embedding(base: Path, tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    loaded = load_adapted(str(base), folder)
+    assert loaded.tokenizer.pad_token_id == loaded.tokenizer.eos_token_id
+
+
+def test_a_tokenizer_that_is_gone_is_not_the_bases(base: Path, tmp_path: Path) -> None:
+    settings = ModelSettings(tokenizer=str(tmp_path / "gone"))
+    with pytest.raises(
+        InputError, match=r"name the tokenizer in .*gone, where there is none; put it"
+    ):
+        load_tokenizer(str(base), settings)
 
 
 def test_embeddings_that_were_changed_without_a_word_are_refused(tmp_path: Path) -> None:

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import PreTrainedTokenizerFast
 
 from grasp.model.loading import load_base
 from grasp.settings.model import ModelSettings
-from grasp.training.own_chats import kept_own_chats, own_chats
+from grasp.training.own_chats import _user_turn, kept_own_chats, own_chats
 from grasp.world.base_model import base_path
 from grasp.world.shipped import shipped_world
 from tests.support import tiny
@@ -64,3 +68,13 @@ def test_arms_of_one_family_share_their_chats(base, tmp_path: Path, monkeypatch)
     other = keep(1)
     monkeypatch.setattr("grasp.training.own_chats.own_chats", None)  # nothing is made again
     assert keep(0) == first != other == keep(1)
+
+
+def test_a_vocabulary_without_words_is_told_apart_by_letters():
+    vocab = {"1": 0, "a": 1, "z": 2, "2": 3, "3": 4, "4": 5, "[UNK]": 6}
+    letters = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(vocab, unk_token="[UNK]")), unk_token="[UNK]"
+    )
+    letters.chat_template = "{% for m in messages %}1{{ m.content }}2{% endfor %}"
+    letters.backend_tokenizer.pre_tokenizer = Split("", "isolated")
+    assert _user_turn(letters) == ([0], 3)
