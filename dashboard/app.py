@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import getpass
-import os
-
 import streamlit as st
 
 from dashboard.state import caches
-from dashboard.state.selection import Key
+from dashboard.state.annotator import ask_name
+from dashboard.state.selection import Key, collect_wrong_links
 from dashboard.style.markup import STYLE, literal
 from dashboard.style.theme import FAVICON
 from grasp.jobs import queue
@@ -26,7 +24,6 @@ PAGES = (
 def main() -> None:
     """Draw the frame and run the selected page."""
     st.set_page_config(
-        page_title="GRASP workbench",
         page_icon=FAVICON,
         layout="wide",
         menu_items={
@@ -47,8 +44,18 @@ def main() -> None:
             for name, title, icon, text in PAGES
         ]
     )
+    st.set_page_config(page_title=f"{page.title} · {caches.workspace().root.name} · GRASP")
     _sidebar()
+    top = st.container(key=Key.WRONG_LINK)
+    wrong = collect_wrong_links()
     page.run()
+    for parameter, wanted, shown in wrong:
+        top.warning(
+            literal(
+                f"The link names the {parameter} {wanted}, which this page does not have; "
+                f"{shown} is shown instead."
+            )
+        )
 
 
 def _sidebar() -> None:
@@ -67,21 +74,7 @@ def _sidebar() -> None:
                     help=literal(job.title),
                     query_params={"job": str(job.id)},
                 )
-        st.session_state.setdefault(Key.ANNOTATOR, _default_annotator())
-        st.text_input(
-            "Your name",
-            key=Key.ANNOTATOR,
-            max_chars=100,
-            persist_state="session",
-            help="Saved with every label you give.",
-        )
-
-
-def _default_annotator() -> str:
-    try:
-        return os.environ.get("GRASP_ANNOTATOR") or getpass.getuser()
-    except OSError:
-        return ""
+        ask_name()
 
 
 main()

@@ -208,7 +208,9 @@ class RunManifest(Manifest):
     `root` is the naive run of the family (itself for a naive run); `factors` are full factor
     ids such as "code-naive/w2"; `strength` is the value of the method's knob (λ if a fixed weight
     replaced the tolerance); `intervention` is what is done at inference time in addition.
-    `source` is the Hub repository and commit of an imported adapter.
+    `source` is the Hub repository and commit of an imported adapter.  `directions` has the SHA-256
+    of each factor's direction, and `labels` the ids of the label events in force about it, as they
+    were when the run was started.
     """
 
     kind: Literal["run"] = "run"
@@ -219,6 +221,8 @@ class RunManifest(Manifest):
     config: Json
     protection: Json | None = None
     factors: list[str] = Field(default_factory=list)
+    directions: dict[str, str] = Field(default_factory=dict)
+    labels: dict[str, list[int]] = Field(default_factory=dict)
     strength: float | None = None
     intervention: Literal["ablate", "steer"] | None = None
     source: dict[str, str] = Field(default_factory=dict)

@@ -10,6 +10,7 @@ from analysis.base_model.memory_estimate import describe_memory_needs
 from analysis.errors import GraspError
 from analysis.store import labels
 from analysis.store.factor_table import FactorTable
+from analysis.store.label_directions import find_stale, follow_directions
 from analysis.store.records import RunManifest
 from analysis.store.retrain_line import Retrain
 from analysis.store.workspace import Workspace
@@ -17,6 +18,7 @@ from dashboard.panels import job_panel, method_form, missing_settings
 from dashboard.panels.frame import show_run_header
 from dashboard.queue import commands, runs
 from dashboard.state import caches
+from dashboard.state.annotator import annotator, offer_to_see, see, sees_everything
 from dashboard.state.selection import JOB, Key, read_number
 from dashboard.style import notices
 from dashboard.style.markup import literal
@@ -94,8 +96,9 @@ def _plan(workspace: Workspace, run: RunManifest, table: FactorTable) -> None:
 
 def _factors(workspace: Workspace, run: RunManifest, table: FactorTable) -> list[str]:
     history = labels.read_events(workspace.database)
-    claims = labels.current_claims(history)
-    spurious = labels.spurious_factors(history)
+    seen = see(follow_directions(history, table), annotator(), everything=sees_everything())
+    claims = labels.current_claims(seen.events)
+    spurious = labels.spurious_factors(seen.events)
     ids = [runs.factor_name(run.id, name) for name in table.table["id"]]
     default = [name for name in ids if name in spurious]
     state = f"{Key.RETRAIN_FACTORS}:{run.id}:{','.join(default)}"
@@ -117,7 +120,14 @@ def _factors(workspace: Workspace, run: RunManifest, table: FactorTable) -> list
         help="Factors labelled spurious are selected by default.",
     )
     if not default:
-        st.caption("No factor is labelled spurious yet; label factors on the Factors page.")
+        st.caption("You see no factor labelled spurious; label factors on the Factors page.")
+    if stale := len(find_stale(workspace, history, table)):
+        are = "label is" if stale == 1 else "labels are"
+        st.caption(
+            f"{stale} {are} about directions that these factors no longer have, and not used; the "
+            "Labels page lists them."
+        )
+    offer_to_see(seen.hidden)
     return list(selected)
 
 

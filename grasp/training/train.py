@@ -12,6 +12,7 @@ from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainingArgume
 
 from analysis.errors import InputError
 from analysis.store.factor_table import select_directions
+from analysis.store.label_directions import label_revisions
 from analysis.store.layout import adapter_of
 from analysis.store.records import RunManifest, read_manifest, sha256, write_jsonl
 from analysis.store.workspace import Workspace, writing_folder
@@ -119,6 +120,8 @@ def retrain(
         select_directions(workspace, factors, run=source.root) if wanted else ([], None)
     )
     protection = _overridden(chosen.protection_at(strength), overrides or {}, arm)
+    rows = [] if directions is None else list(directions)
+    hashes, revisions = label_revisions(workspace, names, rows)
     run = RunManifest(
         id=out.name,
         title=f"{config.title}, {chosen.label}",
@@ -129,6 +132,8 @@ def retrain(
         config=config.model_dump() if is_complete(source) else source.config,
         protection=protection.model_dump() if protection else None,
         factors=names,
+        directions=hashes,
+        labels=revisions,
         strength=_strength(chosen, protection, strength),
         intervention=INTERVENTIONS.get(arm),
         seed=config.seed,

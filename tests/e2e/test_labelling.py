@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -69,7 +68,7 @@ def test_keys_are_saved_in_order(
     person = f"keys-{pause_ms}"
     with opened(browser, f"{server.url}/factors?run={RUN}", person) as page:
         open_as(page, person)
-        for key in "1 s n 2 s n 3 s n 4 s".split():
+        for key in ["1", "s", "n", "2", "s", "n", "3", "s", "n", "4", "s"]:
             page.keyboard.press(key)
             page.wait_for_timeout(pause_ms)
         last = first_factors(workspace)[-1][0]
@@ -91,7 +90,7 @@ def test_clicks_keys_and_words_keep_their_order(
                 "one => { one.focus(); one.click(); }"
             )
             page.wait_for_timeout(50)
-        for key in "n s".split():
+        for key in ["n", "s"]:
             page.keyboard.press(key)
         (w2, _), (w1, _), (r1, _), *_ = first_factors(workspace)
         expect(page.get_by_text(f"Saved: {w1} is labelled {NAMES[1]}")).to_be_visible()
@@ -99,3 +98,14 @@ def test_clicks_keys_and_words_keep_their_order(
         expect(refused).to_contain_text(f"Not saved for {r1.rpartition('/')[2]}")
         expect(page.get_by_text("pressed, not handled yet")).to_have_count(0)
     assert given(workspace, person) == [(w2, "of my own"), (w1, NAMES[1])]
+
+
+def test_the_name_outlives_a_reload_and_is_not_in_the_link(
+    server: Server, browser: Browser
+) -> None:
+    with opened(browser, f"{server.url}/factors?run={RUN}", "name-kept") as page:
+        open_as(page, "Zoë; a person")
+        page.reload()
+        settled(page)
+        expect(page.locator(".st-key-annotator input")).to_have_value("Zoë; a person")
+        assert "Zo" not in page.url
