@@ -205,10 +205,10 @@ def resolve_choice(
     """
     if not options:
         return None
-    fallback = default if default in options else options[0]
+    fallback = default if default is not None and default in options else options[0]
     asked = st.query_params.get(parameter)
     from_link = asked != st.session_state.get(_memory(parameter))
-    value = (
+    value: str = (
         parse_choice(read_parameter(parameter), options)
         or parse_choice(st.session_state.get(_memory(parameter)), options)
         or fallback

@@ -29,7 +29,7 @@ from dashboard.state import caches
 from dashboard.state.selection import FAMILY, RUN, SPLIT, Key, pick, read_parameter
 from dashboard.style import notices
 from dashboard.style.markup import escape, html_table, interval, literal
-from dashboard.style.theme import method_style
+from dashboard.style.theme import arm_styles
 
 SPLITS = {"confirmation": "Confirmation", "exploration": "Exploration"}
 
@@ -199,8 +199,9 @@ def _arms_table(
     cells = {(row["run"], row["metric"]): row for row in table.to_dict("records")}
     factors = {run.id: ", ".join(name.rpartition("/")[2] for name in run.factors) for run in arms}
     rows = []
+    styles = arm_styles(figures.run_methods(table))
     for run, group in table.groupby("run", sort=False):
-        colour, _ = method_style(str(group["method"].iloc[0]))
+        colour, _ = styles[str(run)]
         held = f" protecting {factors[str(run)]}" if factors.get(str(run)) else ""
         name = (
             f'<span class="swatch" style="background:{colour}"></span>'
