@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -209,15 +210,21 @@ def start_job(workspace: Workspace, *, kind: str, title: str, argv: list[str], o
     return job
 
 
-def show_latest(workspace: Workspace, *, kind: str, argv: list[str]) -> None:
-    """Draw the panel of the newest job with exactly this command, if there is one."""
+def show_latest(
+    workspace: Workspace, *, kind: str, argv: list[str], others: Sequence[list[str]] = ()
+) -> None:
+    """Draw the panel of the newest job with exactly this command, if there is one.
+
+    With other commands, such as those of further runs, the one that runs is drawn.
+    """
     same = [
         job
         for job in queue.list_recent(workspace.database)
-        if job.kind == kind and job.argv == argv
+        if job.kind == kind and job.argv in (argv, *others)
     ]
     if same:
-        show(workspace, same[0].id)
+        shown = next((job for job in same if job.status == "running"), same[0])
+        show(workspace, shown.id)
 
 
 def _link_to_result(workspace: Workspace, job: Job) -> None:

@@ -72,6 +72,8 @@ class Key:
     FACTOR_PREVIOUS = "factor-previous"
     FACTOR_NEXT = "factor-next"
     EVIDENCE = "factor-evidence"
+    EVIDENCE_SET = "factor-evidence-set"
+    EVIDENCE_START = "factor-evidence-start"
     LAYER = "factor-layer"
     HISTOGRAM = "factor-histogram"
     HISTOGRAM_BY = "factor-histogram-by"
@@ -121,8 +123,8 @@ class Key:
     RETRAIN_START = "retrain-start"
     RETRAIN_BACK = "retrain-back"
     MISSING = "missing"
-    MISSING_DATA = "missing-data"
-    MISSING_SETTINGS = "missing-lines"
+    MISSING_LENGTH = "missing-length-unit"
+    MISSING_OTHERS = "missing-others"
     MISSING_KEEP = "missing-keep"
     JOB_PANEL = "job-panel"
     JOB_CANCEL = "job-cancel"
@@ -135,6 +137,8 @@ class Key:
     # compare
     FAMILY = "compare-family"
     SPLIT = "compare-split"
+    EVALUATE = "compare-evaluate"
+    EVALUATE_SET = "compare-evaluate-set"
     ARMS_TABLE = "arms-table"
     INSTRUMENTS = "instruments-table"
     FRONTIER = "compare-frontier"
@@ -157,6 +161,11 @@ class Key:
     def label(position: int) -> str:
         """Key of the button for the label name at `position`, counted from 1."""
         return f"label-{position}"
+
+    @staticmethod
+    def missing(setting: str) -> str:
+        """Key of the field for a setting that a run made elsewhere lacks."""
+        return f"missing-{setting}"
 
     @staticmethod
     def measure(kind: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import streamlit as st
@@ -16,7 +17,7 @@ from analysis.store.retrain_line import Retrain
 from analysis.store.workspace import Workspace
 from dashboard.panels import job_panel, method_form, missing_settings
 from dashboard.panels.frame import show_run_header
-from dashboard.queue import commands, runs
+from dashboard.queue import commands, preflight, runs
 from dashboard.state import caches
 from dashboard.state.annotator import annotator, offer_to_see, see, sees_everything
 from dashboard.state.selection import JOB, Key, read_number
@@ -64,9 +65,10 @@ def _plan(workspace: Workspace, run: RunManifest, table: FactorTable) -> None:
         out = _name(workspace, run, method.name)
     with right, st.container(border=True):
         try:
+            chosen = preflight.drop_dependent(workspace, factors, run=run.id)
             asked = Retrain(
                 run.id,
-                tuple(factors),
+                tuple(chosen.factors),
                 method=method.name,
                 out=out,
                 strength=settings.strength,
@@ -86,11 +88,14 @@ def _plan(workspace: Workspace, run: RunManifest, table: FactorTable) -> None:
             st.markdown("This method trains, so first fill in the missing settings above.")
             return
         _what_will_happen(workspace, run, asked, method, argv)
+        _left_out(chosen)
         _data(workspace, run)
-        taken = out in _taken(workspace)
-        if taken:
-            st.warning(literal(f"A run named {out} already exists; choose another name."))
-        if st.button("Start …", key=Key.RETRAIN_REVIEW, type="primary", disabled=taken):
+        problems = preflight.find_problems(workspace, run, asked)
+        if out in _taken(workspace):
+            problems.append(f"A run named {out} already exists; choose another name.")
+        for problem in problems:
+            st.warning(literal(problem))
+        if st.button("Start …", key=Key.RETRAIN_REVIEW, type="primary", disabled=bool(problems)):
             _confirm(workspace, run, method.name, argv, out)
 
 
@@ -180,6 +185,18 @@ def _what_will_happen(
     if method.trains and base.exists():
         st.caption(literal(describe_memory_needs(base, run.config)))
     st.code(commands.command_line(argv), language="bash", wrap_lines=True)
+
+
+def _left_out(chosen: preflight.Selection) -> None:
+    """Factors that were selected and add nothing."""
+    for name, parts in chosen.left_out.items():
+        told = re.sub(r"\S+/", "", parts)
+        st.caption(
+            literal(
+                f"{name.rpartition('/')[2]} is left out: it lies in the span of {told}, so it is "
+                "protected with them."
+            )
+        )
 
 
 def _data(workspace: Workspace, run: RunManifest) -> None:

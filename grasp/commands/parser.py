@@ -150,7 +150,11 @@ def _import(p: argparse.ArgumentParser) -> None:
 
 def _record(p: argparse.ArgumentParser) -> None:
     p.add_argument("run", metavar="RUN", help="id or folder of a run")
-    p.add_argument("--probes", metavar="FILE", help="chats to record; default: the run's own")
+    p.add_argument(
+        "--probes",
+        metavar="FILE",
+        help="chats to record, or a shipped set of pairs; default: the run's own",
+    )
     p.add_argument(
         "--layers", type=_layer_list, metavar="L,L…", help="layers to record; default: all"
     )

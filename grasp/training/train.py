@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainingArguments
 
 from analysis.errors import InputError
+from analysis.factors.independence import require_independent
 from analysis.store.factor_table import select_directions
 from analysis.store.label_directions import label_revisions
 from analysis.store.layout import adapter_of
@@ -119,6 +120,8 @@ def retrain(
     names, directions = (
         select_directions(workspace, factors, run=source.root) if wanted else ([], None)
     )
+    if directions is not None:
+        require_independent(names, directions)
     protection = _overridden(chosen.protection_at(strength), overrides or {}, arm)
     rows = [] if directions is None else list(directions)
     hashes, revisions = label_revisions(workspace, names, rows)
