@@ -258,6 +258,7 @@ def _map(workspace: Workspace, run: str, factor: str, layer: int) -> None:
         st.markdown(literal(f"{len(rows)} of {len(points)} probes"))
         st.dataframe(
             rows[["group", "variant", "move", "text", "id"]],
+            placeholder="–",
             hide_index=True,
             height=380,
             key=Key.SHIFT_TABLE,

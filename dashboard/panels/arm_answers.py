@@ -79,6 +79,7 @@ def _draw_flips(found: pd.DataFrame, names: dict[str, str], *, arms: tuple[str, 
     }
     st.dataframe(
         found.rename(columns=columns),
+        placeholder="–",
         hide_index=True,
         height=min(260, 38 + 35 * len(found)),
         key=Key.FLIPS,

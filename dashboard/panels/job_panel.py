@@ -20,7 +20,7 @@ from dashboard.queue.worker_process import ensure_worker
 from dashboard.state import caches
 from dashboard.state.selection import JOB, Key, remember
 from dashboard.style import notices
-from dashboard.style.markup import literal
+from dashboard.style.markup import literal, prose
 from grasp.jobs import queue
 from grasp.settings.methods import METHODS
 
@@ -174,7 +174,7 @@ def _ending(workspace: Workspace, job: Job, folder: Path | None) -> None:
         _link_to_result(workspace, job)
         return
     if job.error:
-        st.error(literal(job.error))
+        st.error(prose(job.error))
     if folder is not None:
         st.markdown(literal(checkpoint_text(folder)))
     st.button(

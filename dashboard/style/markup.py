@@ -24,6 +24,17 @@ def literal(text: str) -> str:
     return _SPECIAL.sub(r"\\\1", text.replace("\n", " "))
 
 
+def prose(text: str) -> str:
+    """Escape a message for Markdown, with what it puts between backticks as code."""
+    parts = text.replace("\n", " ").split("`")
+    if len(parts) % 2 == 0:  # one of them has no partner
+        return literal(text)
+    return "".join(
+        literal(part) if position % 2 == 0 else f"`{part}`" if part.strip() else literal(f"`{part}`")
+        for position, part in enumerate(parts)
+    )
+
+
 def escape(text: object) -> str:
     """Escape `text` for HTML, so that it is shown literally."""
     return html.escape(str(text), quote=True)

@@ -105,6 +105,7 @@ def _list(workspace: Workspace, table: FactorTable, factor: str) -> None:
             ],
             column_config=_columns(),
             alt="Factors, best score first",
+            placeholder="–",
         )  # fmt: skip
     notices.explain(
         "Select a row to see its evidence. Significant factors come first, then the highest "

@@ -81,8 +81,12 @@ def _standing(workspace: Workspace, history: list[LabelEvent], seen: list[LabelE
     if not rows:
         st.caption("There is no label in force that you may see.")
         return
-    st.dataframe(pd.DataFrame(rows), hide_index=True, placeholder="", alt="Current labels")
-    if any(row["stale"] for row in rows):
+    stale = any(row["stale"] for row in rows)
+    table = pd.DataFrame(rows)
+    if not stale:
+        table = table.drop(columns="stale")
+    st.dataframe(table, hide_index=True, placeholder="", alt="Current labels")
+    if stale:
         notices.explain(
             "A stale label is about a direction that the run's factors no longer have, since they "
             "were computed again. It counts for nothing until it is given anew."

@@ -22,7 +22,7 @@ from dashboard.state import caches
 from dashboard.state.annotator import annotator, offer_to_see, see, sees_everything
 from dashboard.state.selection import JOB, Key, read_number
 from dashboard.style import notices
-from dashboard.style.markup import literal
+from dashboard.style.markup import literal, prose
 from grasp.data.report import read_report
 from grasp.foreign.settings import is_complete
 from grasp.jobs import queue
@@ -81,7 +81,7 @@ def _plan(workspace: Workspace, run: RunManifest, table: FactorTable) -> None:
             workspace.folder("runs", out)
         except GraspError as error:
             st.markdown("**What will happen**")
-            st.markdown(literal(str(error)))
+            st.markdown(prose(str(error)))
             return
         if method.trains and not is_complete(run):
             st.markdown("**What will happen**")
@@ -94,7 +94,7 @@ def _plan(workspace: Workspace, run: RunManifest, table: FactorTable) -> None:
         if out in _taken(workspace):
             problems.append(f"A run named {out} already exists; choose another name.")
         for problem in problems:
-            st.warning(literal(problem))
+            st.warning(prose(problem))
         if st.button("Start …", key=Key.RETRAIN_REVIEW, type="primary", disabled=bool(problems)):
             _confirm(workspace, run, method.name, argv, out)
 

@@ -170,7 +170,7 @@ def _origin(root: str, family: list[RunManifest]) -> None:
     if table.empty:
         st.caption("These runs have the same settings.")
         return
-    st.dataframe(table, hide_index=True, alt=f"Settings of the runs of {root}")
+    st.dataframe(table, hide_index=True, placeholder="", alt=f"Settings of the runs of {root}")
     if not everything:
         notices.explain("Shows only settings that differ between these runs.")
 
