@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import getpass
 import os
+from contextlib import suppress
 
 import streamlit as st
 
+from analysis.errors import DatabaseUnavailable
 from dashboard.state import caches
 from dashboard.state.selection import Key
+from dashboard.style import notices
 from dashboard.style.markup import STYLE, literal
 from dashboard.style.theme import FAVICON
 from grasp.jobs import queue
@@ -47,13 +50,15 @@ def main() -> None:
             for name, title, icon, text in PAGES
         ]
     )
-    _sidebar()
-    page.run()
+    with notices.catch_errors("This page"):
+        _sidebar()
+        page.run()
 
 
 def _sidebar() -> None:
     workspace = caches.workspace()
-    queue.reconcile(workspace.database)
+    with suppress(DatabaseUnavailable):  # which may only be locked, or read-only
+        queue.reconcile(workspace.database)
     active = [job for job in queue.list_recent(workspace.database) if job.status in queue.ACTIVE]
     with st.sidebar:
         st.caption("Workspace")

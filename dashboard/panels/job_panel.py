@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 import streamlit as st
 
 from analysis.adapters.checkpoints import saved_adapters_by_step
-from analysis.errors import GraspError, InputError
+from analysis.errors import DatabaseUnavailable, GraspError, InputError
 from analysis.store.database import Job
 from analysis.store.logs import read_tail
 from analysis.store.retrain_line import read_retrain
@@ -27,6 +28,7 @@ POLL_SECONDS = 1.0
 LOG_LINES = 12
 
 WORDS = {
+    "held": ("Held", "orange"),
     "queued": ("Queued", "gray"),
     "running": ("Running", "blue"),
     "succeeded": ("Succeeded", "green"),
@@ -76,7 +78,8 @@ def progress_text(job: Job, moment: datetime) -> str:
 def _panel(workspace: Workspace, job_id: int, was_active: bool) -> None:
     job = queue.get(workspace.database, job_id)
     if job.status == "running":
-        queue.reconcile(workspace.database)
+        with suppress(DatabaseUnavailable):
+            queue.reconcile(workspace.database)
         job = queue.get(workspace.database, job_id)
     if was_active and job.status not in queue.ACTIVE:
         st.rerun(scope="app")
@@ -174,7 +177,9 @@ def _ending(workspace: Workspace, job: Job, folder: Path | None) -> None:
         return
     if job.error:
         st.error(literal(job.error))
-    if folder is not None:
+    if job.status == "held":
+        st.code(commands.command_line(job.argv), language="bash", wrap_lines=True)
+    elif folder is not None:
         st.markdown(literal(checkpoint_text(folder)))
     st.button(
         "Queue again",

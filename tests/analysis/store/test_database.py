@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -200,3 +203,43 @@ def test_what_a_database_cannot_be_opened_with_is_said(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(InputError, match=r"psycopg.*pip install \"grasp-workbench\[postgresql\]\""):
         Database("postgresql://x/y").create()
+
+
+_READS = """
+import os, sys
+from analysis.errors import DatabaseUnavailable
+from analysis.store.labels import Claim, add_label, read_events
+from analysis.store.workspace import Workspace
+from grasp.jobs import queue
+read_events(Workspace.create(sys.argv[2]).database)  # imports what nobody may not read
+os.setuid(65534)
+workspace = Workspace.create(sys.argv[1])
+queue.reconcile(workspace.database)
+print([one.name for one in read_events(workspace.database)])
+try:
+    add_label(workspace.database, factor="f", claim=Claim("x"), annotator="a", direction="d")
+except DatabaseUnavailable as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can read as somebody else")
+def test_a_database_that_may_only_be_read_is_read(tmp_path: Path) -> None:
+    home = Path(tempfile.mkdtemp())
+    home.chmod(0o755)
+    workspace = Workspace.create(home / "w")
+    label(workspace)
+    workspace.database.engine.dispose()
+    out, error = run_python(_READS, str(workspace.root), str(tmp_path)).communicate(timeout=60)
+    shutil.rmtree(home)
+    assert error == ""
+    labelled, refused = out.splitlines()
+    assert labelled == "['persona']"
+    assert "attempt to write a readonly database), so nothing was saved" in refused
+
+
+def test_a_damaged_database_is_said(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    (tmp_path / "workspace.db").write_bytes(b"no database at all" * 100)
+    with pytest.raises(DatabaseUnavailable, match=r"workspace.db did not answer.*not a database"):
+        Workspace.create(workspace.root)
