@@ -62,12 +62,12 @@ def _sidebar() -> None:
     active = [job for job in queue.list_recent(workspace.database) if job.status in queue.ACTIVE]
     with st.sidebar:
         st.caption("Workspace")
-        st.markdown(f"**{literal(workspace.root.name)}**", help=f"`{workspace.root}`")
+        st.markdown(f"**{literal(workspace.root.name)}**", help=literal(str(workspace.root)))
         for job in active[:5]:
             with st.container(key=Key.active(job.id)):
                 st.page_link(
                     "views/retrain.py",
-                    label=f"Job {job.id} {job.status}",
+                    label=f"Job {job.id} {literal(job.status)}",
                     icon=":material/progress_activity:",
                     help=literal(job.title),
                     query_params={"job": str(job.id)},

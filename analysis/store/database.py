@@ -298,7 +298,9 @@ def _lacking(engine: Engine | Connection) -> dict[str, list[str]]:
     tables = set(there.get_table_names())
     found = {}
     for table in DatabaseTable.metadata.sorted_tables:
-        known = {one["name"] for one in there.get_columns(table.name)} if table.name in tables else ()
+        known = (
+            {one["name"] for one in there.get_columns(table.name)} if table.name in tables else ()
+        )
         if missing := [column.name for column in table.columns if column.name not in known]:
             found[table.name] = missing
     return found

@@ -95,7 +95,7 @@ def _panel(workspace: Workspace, job_id: int, was_active: bool) -> None:
 
 
 def _headline(job: Job) -> None:
-    word, colour = WORDS.get(job.status, (job.status, "gray"))
+    word, colour = WORDS.get(job.status, (literal(job.status), "gray"))
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(f"**Job {job.id}: {literal(job.title)}**")
         st.badge(word, color=colour)  # type: ignore[arg-type]
@@ -260,7 +260,7 @@ def show_recent(workspace: Workspace, *, kinds: tuple[str, ...] = (), limit: int
         return
     with st.container(key=Key.JOBS):
         for job in listed:
-            word, colour = WORDS.get(job.status, (job.status, "gray"))
+            word, colour = WORDS.get(job.status, (literal(job.status), "gray"))
             with st.container(horizontal=True, vertical_alignment="center", gap="small"):
                 st.badge(word, color=colour, width=100)  # type: ignore[arg-type]
                 st.button(
@@ -269,6 +269,6 @@ def show_recent(workspace: Workspace, *, kinds: tuple[str, ...] = (), limit: int
                     type="tertiary",
                     on_click=_open,
                     args=(job.id,),
-                    help=f"`{commands.command_line(job.argv)}`",
+                    help=literal(commands.command_line(job.argv)),
                 )
                 st.caption(f"{job.created:%Y-%m-%d %H:%M} UTC")

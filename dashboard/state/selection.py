@@ -12,6 +12,8 @@ from typing import Final, Literal
 
 import streamlit as st
 
+from dashboard.style.markup import literal
+
 Parameter = Literal[
     "run", "family", "module", "factor", "layer", "evidence", "job", "prompt", "split", "role",
     "group",
@@ -249,7 +251,7 @@ def pick(
             label,
             options,
             key=key,
-            format_func=format_func,
+            format_func=lambda option: literal(format_func(option)),
             required=True,
             on_change=changed,
             label_visibility=visibility,

@@ -341,6 +341,13 @@ def _serve_options(p: argparse.ArgumentParser) -> None:
         action="store_true",
         help="let other machines connect; there is no password",
     )
+    p.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also answer to this name, such as that of a proxy; may be repeated",
+    )
     p.add_argument("--open", action="store_true", help="open the page in a browser")
 
 

@@ -219,7 +219,9 @@ class _Worker:
         if taken is not None and taken > self._limit_hours * 3600 and short.job_id is not None:
             job_id = short.job_id
             short.kill()
-            said = f"Ended after {self._limit_hours:g} h; `grasp worker --limit-hours H` allows more."
+            said = (
+                f"Ended after {self._limit_hours:g} h; `grasp worker --limit-hours H` allows more."
+            )
             queue.end_running(self._database, job_id, "failed", error=said)
 
 

@@ -112,7 +112,9 @@ def request_cancel(database: Database, job_id: int) -> None:
             .values(status="cancelled", finished=now())
         )
     if asked is None:
-        raise InputError(f"Job {job_id} is {get(database, job_id).status}; there is nothing to cancel.")
+        raise InputError(
+            f"Job {job_id} is {get(database, job_id).status}; there is nothing to cancel."
+        )
 
 
 def requeue(database: Database, job_id: int) -> None:

@@ -161,9 +161,7 @@ def retrain(
         return made
     if not chosen.trains:
         return make_untrained(workspace, run, source_folder, plan, out=out, overwrite=overwrite)
-    return _fit(
-        workspace, run, plan, out=out, overwrite=overwrite, progress=progress, show=show
-    )
+    return _fit(workspace, run, plan, out=out, overwrite=overwrite, progress=progress, show=show)
 
 
 def _require(chosen: Method, config: TrainConfig, source: RunManifest) -> None:

@@ -21,7 +21,9 @@ def missing() -> str:
         return "PostgreSQL is not installed (Debian's package is postgresql)"
     if find_spec("psycopg") is None:
         return "psycopg is not installed"
-    return "" if os.geteuid() or _user() else "the server refuses to run as root, and nobody else is"
+    return (
+        "" if os.geteuid() or _user() else "the server refuses to run as root, and nobody else is"
+    )
 
 
 class Server:

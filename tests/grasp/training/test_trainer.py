@@ -394,7 +394,9 @@ def test_a_resumed_trainer_goes_on_with_the_moments_of_the_penaltys_own_step(
     assert_same(*(tiny.adapter_weights(run.model) for run in (whole, resumed)), rtol=0, atol=0)
     for lost in (MOMENTS_FILE, GUARD_FILE):
         (checkpoint / lost).unlink()
-        with pytest.raises(InputError, match=r"checkpoint-3 cannot be resumed from: what the guard"):
+        with pytest.raises(
+            InputError, match=r"checkpoint-3 cannot be resumed from: what the guard"
+        ):
             fit(tmp_path / lost, resume=checkpoint, **common)
 
 
