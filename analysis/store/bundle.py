@@ -58,7 +58,7 @@ def _copy_database(workspace: Workspace, target: Path) -> None:
         return
     copy = Database(f"sqlite:///{target}")
     copy.create()
-    columns = [name for name in LabelEvent.__table__.columns.keys() if name != "workspace"]
+    columns = [one.name for one in LabelEvent.__table__.columns if one.name != "workspace"]
     rows = [{name: getattr(event, name) for name in columns} for event in read_events(database)]
     add_events(copy, [LabelEvent(**row) for row in rows])
     copy.engine.dispose()

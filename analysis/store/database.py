@@ -203,9 +203,9 @@ class Database:
                         connection.execute(text(f"SELECT pg_advisory_xact_lock({_CREATING})"))
                     self._make(connection)
                 return
-            with FileLock(self.file.with_name(f".{self.file.name}.lock")):
-                with self.engine.begin() as connection:
-                    self._make(connection)
+            lock = FileLock(self.file.with_name(f".{self.file.name}.lock"))
+            with lock, self.engine.begin() as connection:
+                self._make(connection)
 
     @contextmanager
     def session(self) -> Iterator[Session]:
@@ -241,7 +241,7 @@ class Database:
 
     @property
     def _opened(self) -> URL | str:
-        """The URL that is opened: a file that cannot be written is only read, with no log beside it."""
+        """The URL that is opened: a file that may not be written is only read."""
         if self._is_read_only and self.file is not None:
             return f"sqlite:///{self.file.resolve().as_uri()}?mode=ro&immutable=1&uri=true"
         return self._location

@@ -12,6 +12,7 @@ from analysis.store.database import LabelEvent
 from analysis.store.factor_table import read_run_factors
 from analysis.store.labels import Claim, add_events, label_event, withdrawal_event
 from analysis.store.workspace import Workspace
+from analysis.values import Json
 
 COLUMNS = (
     "id",
@@ -50,8 +51,8 @@ def labels_to_csv(history: Sequence[LabelEvent]) -> str:
 
 def guarded_csv(frame: pd.DataFrame) -> str:
     """A table as CSV; text that a spreadsheet would run as a formula gets a leading quote."""
-    columns = {
-        name: [_guarded(cell) if isinstance(cell, str) else cell for cell in frame[name]]
+    columns: Json = {
+        str(name): [_guarded(cell) if isinstance(cell, str) else cell for cell in frame[name]]
         for name in frame
         if frame[name].dtype == object or pd.api.types.is_string_dtype(frame[name])
     }

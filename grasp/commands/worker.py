@@ -194,11 +194,11 @@ class _Worker:
         if job.kind not in TRAINING:
             short.start(job.id)
             return
-        with log_path(self._workspace, job.id).open("ab") as log:
+        with log_path(self._workspace, job.id).open("ab") as output:
             child = subprocess.Popen(
                 module_command("grasp", *attached_argv(self._workspace, job.id, argv)),
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
@@ -228,7 +228,7 @@ class _Worker:
 def _runs(pid: int, workspace: Workspace, job_id: int) -> bool:
     """Whether a process is that of a job; a row of the database alone is not believed."""
     try:
-        command = psutil.Process(pid).cmdline()
+        command: list[str] = psutil.Process(pid).cmdline()
     except psutil.Error:
         return False
     return command[-4:] == attached_argv(workspace, job_id, [])

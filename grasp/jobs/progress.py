@@ -10,7 +10,6 @@ from analysis.errors import DatabaseUnavailable
 from analysis.store.database import Database
 from grasp.jobs import queue
 
-
 _PAUSE = 5.0
 """Seconds without progress after the database did not take it."""
 

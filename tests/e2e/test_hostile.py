@@ -35,7 +35,7 @@ def test_text_of_others_is_only_text(whole: Workspace, browser: Browser) -> None
     labels.add_label(
         whole.database, factor="code-naive/w2", claim=claim, annotator=EVIL[:50], direction="d"
     )
-    places = ("workspace", "compare?family=code-naive", "factors?run=code-naive&factor=w2",
+    places = ("", "compare?family=code-naive", "factors?run=code-naive&factor=w2",
               "labels", "retrain?run=code-naive", "spectra?run=code-grasp")  # fmt: skip
     with serving(whole.root) as server:
         for place in places:

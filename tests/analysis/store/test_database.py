@@ -1,4 +1,4 @@
-"""The database, as a file and on a real PostgreSQL server: opened by many, away, damaged, shared."""
+"""The database, as a file and on a real PostgreSQL server: opened by many, away, shared."""
 
 from __future__ import annotations
 
