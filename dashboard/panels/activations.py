@@ -210,7 +210,7 @@ def _choice(label: str, options: Mapping[Option, str], *, key: str) -> Option:
         key=key,
         default=next(iter(options)),
         required=True,
-        format_func=lambda one: options[one],
+        format_func=lambda one: literal(options[one]),
         persist_state="session",
     )
     return chosen if chosen is not None else next(iter(options))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 import streamlit as st
 
 from analysis.adapters.checkpoints import saved_adapters_by_step
-from analysis.errors import GraspError, InputError
+from analysis.errors import DatabaseUnavailable, GraspError, InputError
 from analysis.store.database import Job
 from analysis.store.logs import read_tail
 from analysis.store.retrain_line import read_retrain
@@ -28,6 +29,7 @@ POLL_SECONDS = 1.0
 LOG_LINES = 12
 
 WORDS = {
+    "held": ("Held", "orange"),
     "queued": ("Queued", "gray"),
     "running": ("Running", "blue"),
     "succeeded": ("Succeeded", "green"),
@@ -77,7 +79,8 @@ def progress_text(job: Job, moment: datetime) -> str:
 def _panel(workspace: Workspace, job_id: int, was_active: bool) -> None:
     job = queue.get(workspace.database, job_id)
     if job.status == "running":
-        queue.reconcile(workspace.database)
+        with suppress(DatabaseUnavailable):
+            queue.reconcile(workspace.database)
         job = queue.get(workspace.database, job_id)
     if was_active and job.status not in queue.ACTIVE:
         st.rerun(scope="app")
@@ -93,7 +96,7 @@ def _panel(workspace: Workspace, job_id: int, was_active: bool) -> None:
 
 
 def _headline(job: Job) -> None:
-    word, colour = WORDS.get(job.status, (job.status, "gray"))
+    word, colour = WORDS.get(job.status, (literal(job.status), "gray"))
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(f"**Job {job.id}: {literal(job.title)}**")
         st.badge(word, color=colour)  # type: ignore[arg-type]
@@ -175,7 +178,9 @@ def _ending(workspace: Workspace, job: Job, folder: Path | None) -> None:
         return
     if job.error:
         st.error(prose(job.error))
-    if folder is not None:
+    if job.status == "held":
+        st.code(commands.command_line(job.argv), language="bash", wrap_lines=True)
+    elif folder is not None:
         st.markdown(literal(checkpoint_text(folder)))
     st.button(
         "Queue again",
@@ -262,7 +267,7 @@ def show_recent(workspace: Workspace, *, kinds: tuple[str, ...] = (), limit: int
         return
     with st.container(key=Key.JOBS):
         for job in listed:
-            word, colour = WORDS.get(job.status, (job.status, "gray"))
+            word, colour = WORDS.get(job.status, (literal(job.status), "gray"))
             with st.container(horizontal=True, vertical_alignment="center", gap="small"):
                 st.badge(word, color=colour, width=100)  # type: ignore[arg-type]
                 st.button(
@@ -271,6 +276,6 @@ def show_recent(workspace: Workspace, *, kinds: tuple[str, ...] = (), limit: int
                     type="tertiary",
                     on_click=_open,
                     args=(job.id,),
-                    help=f"`{commands.command_line(job.argv)}`",
+                    help=literal(commands.command_line(job.argv)),
                 )
                 st.caption(f"{job.created:%Y-%m-%d %H:%M} UTC")

@@ -13,6 +13,8 @@ from typing import Final, Literal
 
 import streamlit as st
 
+from dashboard.style.markup import literal
+
 Parameter = Literal[
     "run", "family", "module", "factor", "layer", "evidence", "job", "prompt", "split", "role",
     "group",
@@ -294,7 +296,7 @@ def pick(
             options,
             key=shown,
             default=value,
-            format_func=format_func,
+            format_func=lambda option: literal(format_func(option)),
             required=True,
             on_change=changed,
             label_visibility=visibility,

@@ -15,13 +15,20 @@ from analysis import markup as tables
 from analysis.text import items_text, number_text
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|$~:&^])")
+# Addresses become links, and names between colons icons or emoji, in text that is already read.
+_ACTIVE = re.compile(r":(?=//)|:(?=[\w+\-]+(?:/\w+)?:)|(?<=\w)@(?=\w)|\bwww(?=\.)", re.IGNORECASE)
+_JOINER = "\u2060"
 _LOW = (31, 119, 201)
 _HIGH = (213, 94, 0)
 
 
 def literal(text: str) -> str:
-    """Escape `text` for Markdown, so that it is shown literally: no markup, links or maths."""
-    return _SPECIAL.sub(r"\\\1", text.replace("\n", " "))
+    """Escape `text` for Markdown, so that it is shown literally: no markup, links, icons or maths.
+
+    An invisible character of no width keeps apart what Streamlit would turn into a link or an icon.
+    """
+    apart = _ACTIVE.sub(lambda found: found.group() + _JOINER, text.replace("\n", " "))
+    return _SPECIAL.sub(r"\\\1", apart)
 
 
 def prose(text: str) -> str:
@@ -30,7 +37,11 @@ def prose(text: str) -> str:
     if len(parts) % 2 == 0:  # one of them has no partner
         return literal(text)
     return "".join(
-        literal(part) if position % 2 == 0 else f"`{part}`" if part.strip() else literal(f"`{part}`")
+        literal(part)
+        if position % 2 == 0
+        else f"`{part}`"
+        if part.strip()
+        else literal(f"`{part}`")
         for position, part in enumerate(parts)
     )
 

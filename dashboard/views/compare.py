@@ -16,6 +16,7 @@ from analysis.comparison.wording import (
     metric_name,
     metric_title,
 )
+from analysis.store.label_files import guarded_csv
 from analysis.store.records import RunManifest, Split
 from analysis.store.workspace import Workspace
 from analysis.values import TableRow
@@ -190,7 +191,7 @@ def _downloads(
     with st.container(horizontal=True):
         st.download_button(
             "Numbers as CSV",
-            table.to_csv(index=False),
+            guarded_csv(table),
             f"{root}-{split}.csv",
             "text/csv",
             key=Key.COMPARE_CSV,

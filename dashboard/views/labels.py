@@ -82,10 +82,10 @@ def _standing(workspace: Workspace, history: list[LabelEvent], seen: list[LabelE
         st.caption("There is no label in force that you may see.")
         return
     stale = any(row["stale"] for row in rows)
-    table = pd.DataFrame(rows)
+    shown = pd.DataFrame(rows)
     if not stale:
-        table = table.drop(columns="stale")
-    st.dataframe(table, hide_index=True, placeholder="", alt="Current labels")
+        shown = shown.drop(columns="stale")
+    st.dataframe(shown, hide_index=True, placeholder="", alt="Current labels")
     if stale:
         notices.explain(
             "A stale label is about a direction that the run's factors no longer have, since they "

@@ -140,6 +140,13 @@ def _model_options(p: argparse.ArgumentParser) -> None:
     )
 
 
+def _trust(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "model", nargs="?", metavar="MODEL", help="folder or Hub id; default: list the trusted ones"
+    )
+    p.add_argument("--remove", action="store_true", help="trust MODEL no longer")
+
+
 def _import(p: argparse.ArgumentParser) -> None:
     p.add_argument("adapter", metavar="ADAPTER", help="adapter folder or Hub id")
     p.add_argument("--out", metavar="RUN", help="id of the new run; default: the folder's name")
@@ -304,6 +311,9 @@ def _train_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--dry-run", action="store_true", help="only report on the data; do not train")
     p.add_argument("--evaluate", action="store_true", help="evaluate the run after training")
     p.add_argument("--overwrite", action="store_true", help="replace an existing run")
+    p.add_argument(
+        "--trust-remote-code", action="store_true", help="allow the base model's own code to run"
+    )
 
 
 def _compare(p: argparse.ArgumentParser) -> None:
@@ -335,6 +345,13 @@ def _serve_options(p: argparse.ArgumentParser) -> None:
         action="store_true",
         help="let other machines connect; there is no password",
     )
+    p.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also answer to this name, such as that of a proxy; may be repeated",
+    )
     p.add_argument("--open", action="store_true", help="open the page in a browser")
 
 
@@ -342,6 +359,14 @@ def _worker(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--idle-timeout", type=float, metavar="S", help="stop after S seconds without a job"
     )
+    p.add_argument(
+        "--limit-hours",
+        type=float,
+        default=24.0,
+        metavar="H",
+        help="end a job that is no training after H hours; default: 24",
+    )
+    p.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
 
 
 def _jobs(p: argparse.ArgumentParser) -> None:
@@ -386,6 +411,8 @@ _MORE = {
     "base model and prompts, the effect of each factor on the answers is measured too.",
     "model": "The file is your own, or that of a small model that is downloaded from the Python "
     "registry and checked.",
+    "trust": "Its fingerprint is kept outside every workspace, and nothing runs if the code has "
+    "changed. Read the code first.",
     "record": "The dashboard shows them as evidence for a factor.",
     "dose": "Steers the base and the adapted model along the factor and along random directions, "
     "and scores the exploration prompts at every dose.",
@@ -406,6 +433,7 @@ _COMMANDS: dict[str, tuple[str, str, Add]] = {
     "generate": ("models", "Answer prompts with the base and the adapted model", _generate),
     "prompts": ("prompts", "List the prompt sets that come with the workbench", _prompts),
     "model": ("base_models", "Make a base model's folder from a GGUF file", _model),
+    "trust": ("trust", "Let a base model's own Python code run on this machine", _trust),
     "evaluate": ("models", "Score a run on a prompt set, with intervals", _evaluate),
     "dose": ("evidence", "Measure how steering along a factor changes answers", _dose),
     "rows": ("evidence", "Find the training rows that drive a factor", _rows),

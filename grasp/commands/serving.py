@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
+
+from analysis.interpreter import module_command
 
 DEFAULT = "workspace"
 
@@ -22,5 +23,7 @@ def dashboard(args: argparse.Namespace) -> None:
 def serve_dashboard(workspace: str, args: argparse.Namespace) -> None:
     """Replace this process by the dashboard, so that Ctrl-C and signals reach it."""
     arguments = ["--workspace", workspace, "--port", str(args.port), "--host", args.host]
+    arguments += [part for name in args.allow_host for part in ("--allow-host", name)]
     arguments += ["--allow-remote"] * args.allow_remote + ["--open"] * args.open
-    os.execv(sys.executable, [sys.executable, "-m", "dashboard", *arguments])
+    command = module_command("dashboard", *arguments)
+    os.execv(command[0], command)

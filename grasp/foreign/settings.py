@@ -248,6 +248,13 @@ def save_manifest(folder: Path, run: RunManifest) -> None:
 
 
 def _may_be_given(workspace: Workspace, run: RunManifest, given: Mapping[str, object]) -> None:
+    model = given.get("model")
+    if isinstance(model, Mapping) and model.get("trust_remote_code"):
+        raise InputError(
+            "trust_remote_code cannot be given as a setting of a run, because running a model's "
+            "own code is for you to allow: on the command line, run "
+            f"`grasp trust {run.base_model}`."
+        )
     if "adapter" not in run.inputs and is_complete(run):
         raise InputError(
             f"Run {run.id!r} was trained here, so its settings are known; omit --config, --data "

@@ -6,8 +6,12 @@ import sys
 import time
 from typing import Protocol
 
+from analysis.errors import DatabaseUnavailable
 from analysis.store.database import Database
 from grasp.jobs import queue
+
+_PAUSE = 5.0
+"""Seconds without progress after the database did not take it."""
 
 
 class Progress(Protocol):
@@ -47,7 +51,10 @@ class TerminalProgress:
 
 
 class JobProgress:
-    """Progress in a job's row, written at most twice a second."""
+    """Progress in a job's row, written at most twice a second.
+
+    It is left out while the database does not take it: that is no reason to stop the work.
+    """
 
     def __init__(self, database: Database, job_id: int) -> None:
         self._database = database
@@ -60,4 +67,10 @@ class JobProgress:
         if step < total and moment - self._written < 0.5:
             return
         self._written = moment
-        queue.report_progress(self._database, self._job_id, step=step, total=total, message=message)
+        try:
+            queue.report_progress(
+                self._database, self._job_id, step=step, total=total, message=message
+            )
+        except DatabaseUnavailable as error:
+            print(f"Progress is not recorded for now. {error}", file=sys.stderr)
+            self._written = time.monotonic() + _PAUSE

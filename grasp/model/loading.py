@@ -33,6 +33,7 @@ from grasp.hub.repository import pin_revision
 from grasp.model.gguf_file import check_gguf, complete_model, locate_in_folder, unpack_weights
 from grasp.model.parts import text_config
 from grasp.settings.model import NO_OPTIONS, ModelOptions, ModelSettings, settings_beside
+from grasp.settings.trust import may_run_code
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -221,14 +222,19 @@ def _check_there(reference: str, settings: ModelSettings) -> None:
 
 def _where(reference: str, settings: ModelSettings) -> tuple[str, Json]:
     """The folder or repository, and which of its files, without tries where there is no network."""
-    where: Json = {"trust_remote_code": settings.trust_remote_code}
     if is_gguf(reference):
         folder, named = locate_in_folder(Path(reference))
-        return folder, where | named
+        return folder, named | _trusted(folder, None, settings)
     if Path(reference).is_dir():
-        return reference, where
+        return reference, _trusted(reference, None, settings)
     at = pin_revision(reference, settings.revision)
-    return reference, where | {"revision": at.commit, "local_files_only": at.files is None}
+    pinned = {"revision": at.commit, "local_files_only": at.files is None}
+    return reference, pinned | _trusted(reference, at.commit, settings)
+
+
+def _trusted(place: str, commit: str | None, settings: ModelSettings) -> Json:
+    asked = settings.trust_remote_code
+    return {"trust_remote_code": may_run_code(place, commit=commit, asked=asked)}
 
 
 def _placed(device: torch.device, settings: ModelSettings) -> Json:
@@ -262,8 +268,8 @@ def _unloadable(reference: str, error: Exception) -> GraspError:
     if "trust_remote_code" in str(error):
         return InputError(
             f"The base model {reference!r} brings Python code of its own, which is run only where "
-            "it is trusted: set `trust_remote_code: true` under `model:` in the settings, or give "
-            "--trust-remote-code."
+            "it is trusted: read it, then add --trust-remote-code, or run "
+            f"`grasp trust {reference}` once."
         )
     return NotFoundError(
         f"The base model {reference!r} cannot be loaded: {reason}. Give a folder with a "

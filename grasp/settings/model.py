@@ -27,7 +27,8 @@ class ModelSettings(BaseModel):
     - `quantization` keeps the frozen weights in 4 bits (NF4, double quantisation) or 8 bits with
       bitsandbytes.
     - `revision` is a branch, tag or commit on the Hub; a run saves the commit it resolved to.
-    - `trust_remote_code` runs Python code from the model's own repository.
+    - `trust_remote_code` says that the model needs Python code from its own repository.  It is a
+      request: whether the code is run is decided in `grasp.settings.trust`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -43,7 +43,13 @@ INTERVENTIONS: dict[str, Literal["ablate", "steer"]] = {
 
 
 def make_untrained(
-    workspace: Workspace, run: RunManifest, source_folder: Path, plan: GuardPlan, *, out: Path
+    workspace: Workspace,
+    run: RunManifest,
+    source_folder: Path,
+    plan: GuardPlan,
+    *,
+    out: Path,
+    overwrite: bool = False,
 ) -> RunManifest:
     """An arm that keeps the source's adapter and intervenes when it answers, or edits it.
 
@@ -60,7 +66,7 @@ def make_untrained(
         edit_adapter(changed, run.method, strength=run.strength, given=given)
     measured = _measured(workspace, run, source, plan)
     Workspace.create(workspace.root)  # only now, since what is refused should leave nothing behind
-    with writing_folder(out) as folder:
+    with writing_folder(out, replace=overwrite) as folder:
         if changed is not None:
             changed.save_pretrained(str(adapter_of(folder)))
         else:

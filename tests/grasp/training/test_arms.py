@@ -92,9 +92,9 @@ def test_every_method_makes_a_run_without_factors_that_it_does_not_need(
     workspace: Workspace, name: str
 ) -> None:
     method = METHODS[name]
-    run = arm(workspace, name)
-    folder = workspace.folder("runs", name)
-    assert workspace.run(name) == run
+    run = arm(workspace, name, f"an-{name}")
+    folder = workspace.folder("runs", run.id)
+    assert workspace.run(run.id) == run
     assert run.method == name
     assert run.factors == (["naive/w1"] if "factors" in method.needs else [])
     assert run.strength == (method.knob.default if method.knob else None)
@@ -103,7 +103,7 @@ def test_every_method_makes_a_run_without_factors_that_it_does_not_need(
     card = (folder / "adapter" / "README.md").read_text(encoding="utf-8")
     assert method.description in card
     assert (folder / "metrics.jsonl").exists() is method.trains
-    changed = update(workspace, name)
+    changed = update(workspace, run.id)
     assert changed.keys() == update(workspace, "naive").keys()
     assert all(np.isfinite(delta).all() for delta in changed.values())
     same = all(np.array_equal(d, update(workspace, "naive")[n]) for n, d in changed.items())
