@@ -67,6 +67,11 @@ class Rooted:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and add the script to an answer that is a page."""
+        if scope["type"] != "http" or "text/html" not in Headers(scope=scope).get("accept", ""):
+            await self._app(scope, receive, send)
+            return
+        # The page is small, and a compressed one could not be added to.
+        asked = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
         start: Message | None = None
         body = b""
 
@@ -74,20 +79,21 @@ class Rooted:
             nonlocal start, body
             if message["type"] == "http.response.start":
                 page = Headers(raw=message["headers"]).get("content-type", "")
-                if scope["method"] == "GET" and page.startswith("text/html"):
+                if page.startswith("text/html"):
                     start = message
                     return
             elif start is not None and message["type"] == "http.response.body":
                 body += message.get("body", b"")
                 if message.get("more_body", False):
                     return
-                body = body.replace(b"<head>", self._SCRIPT, 1)
-                MutableHeaders(scope=start)["content-length"] = str(len(body))
+                if body:  # there is none where the browser has the page already
+                    body = body.replace(b"<head>", self._SCRIPT, 1)
+                    MutableHeaders(scope=start)["content-length"] = str(len(body))
                 await send(start)
                 message = {"type": "http.response.body", "body": body}
             await send(message)
 
-        await self._app(scope, receive, send_rooted if scope["type"] == "http" else send)
+        await self._app({**scope, "headers": asked}, receive, send_rooted)
 
 
 def _is_known(host: str) -> bool:

@@ -36,13 +36,10 @@ def prose(text: str) -> str:
     parts = text.replace("\n", " ").split("`")
     if len(parts) % 2 == 0:  # one of them has no partner
         return literal(text)
+    codes = [f"`{part}`" if part.strip() else literal(f"`{part}`") for part in parts]
     return "".join(
-        literal(part)
-        if position % 2 == 0
-        else f"`{part}`"
-        if part.strip()
-        else literal(f"`{part}`")
-        for position, part in enumerate(parts)
+        code if position % 2 else literal(part)
+        for position, (part, code) in enumerate(zip(parts, codes, strict=True))
     )
 
 
