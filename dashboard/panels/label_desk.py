@@ -210,6 +210,19 @@ def find_suggestion(
     return max(found, key=lambda stale: (stale.cosine, stale.claim.id), default=None)
 
 
+def find_namesakes(
+    workspace: Workspace, table: FactorTable, factor: str, annotator: str
+) -> list[Stale]:
+    """This person's labels of earlier directions that had a factor's name, and are others."""
+    name = runs.factor_name(table.manifest.run, factor)
+    return [
+        stale
+        for stale in find_stale(workspace, labels.read_events(workspace.database), table)
+        if (stale.claim.factor, stale.claim.annotator) == (name, annotator)
+        and stale.nearest != factor
+    ]
+
+
 def _save(workspace: Workspace, draft: Draft, held: Mapping[str, Any]) -> str:
     claim = Claim(
         name=draft.value(Key.LABEL_NAME, held) or "",

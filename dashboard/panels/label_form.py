@@ -20,6 +20,7 @@ from dashboard.panels.label_desk import (
     Desk,
     Draft,
     find_claims,
+    find_namesakes,
     find_suggestion,
 )
 from dashboard.state import caches
@@ -187,6 +188,14 @@ def _stale(workspace: Workspace, table: FactorTable, factor: str) -> None:
         )
         st.info(literal(said))
         button(workspace, "Fill in that label", Key.LABEL_SUGGESTED)
+    for stale in find_namesakes(workspace, table, factor, annotator()):
+        now = f"; nearest now: {stale.nearest}" if stale.nearest else ""
+        st.caption(
+            literal(
+                f"Stale: you labelled an earlier direction called {factor} as "
+                f"{stale.claim.name}; it is not this one{now}."
+            )
+        )
 
 
 def _others(claims: Mapping[str, LabelEvent]) -> None:

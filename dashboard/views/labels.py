@@ -13,6 +13,7 @@ from analysis.store.database import LabelEvent
 from analysis.store.factor_table import FactorTable
 from analysis.store.label_directions import Stale, find_stale, follow_directions
 from analysis.store.workspace import Workspace
+from analysis.text import count_text
 from dashboard.state import caches
 from dashboard.state.annotator import annotator, offer_to_see, see, sees_everything
 from dashboard.state.selection import Key
@@ -62,8 +63,8 @@ def _standing(workspace: Workspace, history: list[LabelEvent], seen: list[LabelE
     people = len({event.annotator for event in history})
     st.markdown(
         literal(
-            f"{people} annotators. Of {pairs} pairs of labels on the same factor, {share:.0%} "
-            "agree on the name."
+            f"{count_text(people, 'annotator')}. Of {count_text(pairs, 'pair')} of labels on the "
+            f"same factor, {share:.0%} agree on the name."
             if pairs
             else "No factor has been labelled by two people yet, so there is no agreement to show."
         )

@@ -69,6 +69,7 @@ def test_a_label_of_another_direction_is_stale_and_is_only_suggested(
     assert "earlier direction, nearest now w3 (cosine 0.9" in tables(test)
 
     test = open_page("factors", whole, run=RUN, factor="w2")
+    assert "Stale: you labelled an earlier direction called w2 as persona" in words(test)
     assert test.dataframe[0].value.set_index("id")["label"]["w2"] == ""
     assert field(test.text_input, Key.LABEL_NAME).value == ""
     test = open_page("factors", whole, run=RUN, factor="w3")
