@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 import webbrowser
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     url = f"http://{_shown(host)}:{port}"
     local = f"http://{_local(host)}:{port}"
     threading.Thread(target=_announce, args=(url, local, options.open), daemon=True).start()
-    _serve(host, port)
+    _serve(host, port, names=options.allow_host)
     return 0
 
 
@@ -85,6 +86,13 @@ def _parser() -> argparse.ArgumentParser:
         "--allow-remote",
         action="store_true",
         help="let other machines connect; there is no password",
+    )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also answer to this name, such as that of a proxy; may be repeated",
     )
     return parser
 
@@ -140,7 +148,19 @@ def _announce(url: str, local: str, open_browser: bool) -> None:
         webbrowser.open(url)
 
 
-def _serve(host: str, port: int) -> None:
+def known_names(host: str, names: Sequence[str]) -> list[str]:
+    """The names that the server answers to; a page elsewhere may give this address another one."""
+    found = ["localhost", "127.0.0.1", "[::1]", host]
+    if not _is_loopback(host):
+        import psutil
+
+        found += [socket.gethostname(), socket.getfqdn()]
+        addresses = [one.address for each in psutil.net_if_addrs().values() for one in each]
+        found += [f"[{one}]" if ":" in one else one for one in addresses]
+    return list(dict.fromkeys(name.lower() for name in (*found, *names)))
+
+
+def _serve(host: str, port: int, *, names: Sequence[str]) -> None:
     """Run Streamlit's server here; address and port override any configuration file."""
     from streamlit import config
     from streamlit.web import bootstrap
@@ -155,12 +175,12 @@ def _serve(host: str, port: int) -> None:
         "logger_hideWelcomeMessage": True,
         "logger_level": "error",
     }
-    if _is_loopback(host):
-        flags["server_allowedHosts"] = ["localhost", "127.0.0.1", "[::1]", host]
+    flags["server_allowedHosts"] = known_names(host, names)
     # Streamlit looks for `.streamlit/config.toml` next to the main script only if told its path.
     config._main_script_path = str(APP)
     bootstrap.load_config_options(flags)
-    bootstrap.run(str(APP), False, [], flags)
+    with suppress(KeyboardInterrupt):
+        bootstrap.run_asgi_app(str(APP), "dashboard.served:app", [], flags)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import getpass
-import os
+from contextlib import suppress
 
 import streamlit as st
 
+from analysis.errors import DatabaseUnavailable
 from dashboard.state import caches
-from dashboard.state.selection import Key
+from dashboard.state.annotator import ask_name
+from dashboard.state.selection import Key, collect_wrong_links
+from dashboard.style import notices
 from dashboard.style.markup import STYLE, literal
 from dashboard.style.theme import FAVICON
 from grasp.jobs import queue
@@ -26,7 +28,6 @@ PAGES = (
 def main() -> None:
     """Draw the frame and run the selected page."""
     st.set_page_config(
-        page_title="GRASP workbench",
         page_icon=FAVICON,
         layout="wide",
         menu_items={
@@ -47,41 +48,39 @@ def main() -> None:
             for name, title, icon, text in PAGES
         ]
     )
-    _sidebar()
-    page.run()
+    with notices.catch_errors("This page"):
+        st.set_page_config(page_title=f"{page.title} · {caches.workspace().root.name} · GRASP")
+        _sidebar()
+        top = st.container(key=Key.WRONG_LINK)
+        wrong = collect_wrong_links()
+        page.run()
+        for parameter, wanted, shown in wrong:
+            top.warning(
+                literal(
+                    f"The link names the {parameter} {wanted}, which this page does not have; "
+                    f"{shown} is shown instead."
+                )
+            )
 
 
 def _sidebar() -> None:
     workspace = caches.workspace()
-    queue.reconcile(workspace.database)
+    with suppress(DatabaseUnavailable):  # which may only be locked, or read-only
+        queue.reconcile(workspace.database)
     active = [job for job in queue.list_recent(workspace.database) if job.status in queue.ACTIVE]
     with st.sidebar:
         st.caption("Workspace")
-        st.markdown(f"**{literal(workspace.root.name)}**", help=f"`{workspace.root}`")
+        st.markdown(f"**{literal(workspace.root.name)}**", help=literal(str(workspace.root)))
         for job in active[:5]:
             with st.container(key=Key.active(job.id)):
                 st.page_link(
                     "views/retrain.py",
-                    label=f"Job {job.id} {job.status}",
+                    label=f"Job {job.id} {literal(job.status)}",
                     icon=":material/progress_activity:",
                     help=literal(job.title),
                     query_params={"job": str(job.id)},
                 )
-        st.session_state.setdefault(Key.ANNOTATOR, _default_annotator())
-        st.text_input(
-            "Your name",
-            key=Key.ANNOTATOR,
-            max_chars=100,
-            persist_state="session",
-            help="Saved with every label you give.",
-        )
-
-
-def _default_annotator() -> str:
-    try:
-        return os.environ.get("GRASP_ANNOTATOR") or getpass.getuser()
-    except OSError:
-        return ""
+        ask_name()
 
 
 main()

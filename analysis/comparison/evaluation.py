@@ -117,10 +117,18 @@ def read_evaluation(folder: Path) -> Evaluation:
             split: {metric: _interval(saved) for metric, saved in metrics.items()}
             for split, metrics in plain.items()
         }
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise SchemaError(
             f"The evaluation in {folder} cannot be read ({error}); evaluate the run again."
         ) from None
+    wrong = [name for name in COLUMNS if name not in samples]
+    numbers = [name for name in ("score", "coherence") if name in samples]
+    wrong += [name for name in numbers if not pd.api.types.is_numeric_dtype(samples[name])]
+    if wrong:
+        raise SchemaError(
+            f"The evaluation in {folder} lacks the columns {', '.join(wrong)}, or has others in "
+            "their place; evaluate the run again."
+        )
     return Evaluation(manifest, samples, summary)
 
 

@@ -11,7 +11,7 @@ from analysis.store.records import RunManifest
 
 
 def settings_table(runs: Sequence[RunManifest], *, only_different: bool) -> pd.DataFrame:
-    """Settings (rows) of runs (columns) as text; a setting the run lacks is "".
+    """Settings (rows) of runs (columns) as text; a setting that is not set, or lacking, is "".
 
     With `only_different`, rows that are equal in all runs are left out.
     """
@@ -26,6 +26,7 @@ def settings_table(runs: Sequence[RunManifest], *, only_different: bool) -> pd.D
 
 def _settings(run: RunManifest) -> dict[str, str]:
     settings = {
+        "title": run.title,
         "method": run.method,
         "factors": ", ".join(run.factors),
         "intervention": run.intervention or "",
@@ -33,7 +34,9 @@ def _settings(run: RunManifest) -> dict[str, str]:
         "base_model": run.base_model,
         "code_version": run.code_version,
     }
-    named = {"config": run.config, "protection": run.protection or {}}
+    # What the manifest says of the run itself is not said again.
+    config = {name: value for name, value in run.config.items() if name not in settings}
+    named = {"config": config, "protection": run.protection or {}}
     for group, values in named.items():
         settings |= {f"{group}.{name}": _text(value) for name, value in _flatten(values).items()}
     settings |= {f"package.{name}": version for name, version in run.packages.items()}
@@ -52,4 +55,8 @@ def _flatten(settings: Mapping[str, object], *, prefix: str = "") -> dict[str, o
 
 
 def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # which of the two a file has says nothing
     return value if isinstance(value, str) else json.dumps(value, default=str)

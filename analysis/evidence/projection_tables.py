@@ -131,7 +131,7 @@ def separation_table(table: pd.DataFrame, *, by: str) -> pd.DataFrame:
     """
     known = table.dropna(subset=["base", "adapted"])
     base = known["base"].to_numpy()
-    found = {"adapted above base": auc(known["adapted"].to_numpy(), base)}
+    found = {"adapted above base": auc(known["adapted"].to_numpy(), base, paired=True)}
     if known[by].nunique() > 1:
         by_name = group_separation(base, known[by].to_numpy(str))
         found |= {f"{name} above the rest, base model": one for name, one in by_name.items()}

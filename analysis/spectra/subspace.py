@@ -117,3 +117,32 @@ def random_subspace(d: int, k: int, *, seed: int) -> Float64Array:
         raise InputError(f"Got k = {k} in d = {d} dimensions; expected 1 ≤ k ≤ d.")
     q, r = np.linalg.qr(np.random.default_rng(seed).standard_normal((d, k)))
     return q * np.sign(np.diag(r))
+
+
+def find_dependent(directions: FloatArray) -> list[tuple[int, list[int]]]:
+    """The directions (k, d) that lie in the span of those before them, with what they consist of.
+
+    The second part has the earlier directions, strongest first, that carry a share of at least a
+    tenth of the largest coefficient.  Without the first parts, `orthonormal_basis` takes the rest.
+
+    Raises:
+        InputError: as `unit_rows`.
+    """
+    rows = unit_rows(directions)
+    kept: list[int] = []
+    basis = np.zeros((0, rows.shape[1]))
+    found = []
+    for number, row in enumerate(rows):
+        rest = row - basis.T @ (basis @ row)
+        rest -= basis.T @ (basis @ rest)  # once more, for what rounding left
+        length = float(np.linalg.norm(rest))
+        # A margin, since a QR of all rows rounds differently.
+        if length < 2 * _DEPENDENT:
+            coefficients = np.abs(np.linalg.lstsq(rows[kept].T, row, rcond=None)[0])
+            order = np.argsort(-coefficients, kind="stable")
+            strong = coefficients >= 0.1 * coefficients.max()
+            found.append((number, [kept[int(one)] for one in order if strong[one]]))
+        else:
+            kept.append(number)
+            basis = np.vstack([basis, rest / length])
+    return found

@@ -201,16 +201,21 @@ def explain_no_removal(drift: Interval) -> str:
     return "there are too few items to tell whether the naive run drifts, so removal is undefined"
 
 
-def auc(positive: ArrayLike, negative: ArrayLike, *, confidence: float = 0.95) -> Interval:
+def auc(
+    positive: ArrayLike, negative: ArrayLike, *, paired: bool = False, confidence: float = 0.95
+) -> Interval:
     """Probability that a positive exceeds a negative; ties count one half.
 
     The Mann–Whitney U over n₊ n₋, with DeLong's variance on the logit scale.  If that variance
     is zero (perfect separation), Wilson's interval with min(n₊, n₋) trials.  Bounds are NaN with
-    fewer than two of either; everything is NaN with none.
+    fewer than two of either; everything is NaN with none.  The interval's n is n₊ + n₋, or the
+    number of pairs.
 
     Args:
         positive: (n₊,) finite numbers.
         negative: (n₋,) finite numbers.
+        paired: positive i and negative i are of one unit, so n₊ = n₋ units were drawn, and the
+            covariance within a unit enters the variance.
         confidence: of the interval.
 
     Raises:
@@ -223,30 +228,35 @@ def auc(positive: ArrayLike, negative: ArrayLike, *, confidence: float = 0.95) -
     _check_confidence(confidence)
     (high,), (low,) = _columns(positive), _columns(negative)
     m, n = high.size, low.size
+    if paired and m != n:
+        raise InputError(f"Got {m} positives and {n} negatives; expected pairs.")
+    count = m if paired else m + n
     if min(m, n) == 0:
-        return _unknown(m + n, "delong", confidence)
+        return _unknown(count, "delong", confidence)
     ranks = rankdata(np.concatenate([high, low]))
     above = (ranks[:m] - rankdata(high)) / n
     below = 1 - (ranks[m:] - rankdata(low)) / m
     area = float(above.mean())
     if min(m, n) < 2:
-        return Interval(area, np.nan, np.nan, m + n, "delong", confidence, m + n)
-    variance = above.var(ddof=1) / m + below.var(ddof=1) / n
+        return Interval(area, np.nan, np.nan, count, "delong", confidence, count)
+    if paired:
+        variance = (above + below).var(ddof=1) / n
+    else:
+        variance = above.var(ddof=1) / m + below.var(ddof=1) / n
     if variance < 1e-15 or not 0 < area < 1:
-        return _separated(area, m, n, confidence)
+        return _separated(area, min(m, n), count, confidence)
     logit, width = np.log(area / (1 - area)), np.sqrt(variance) / (area * (1 - area))
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     bounds = logit + z * width * np.array([-1, 1])
     low_bound, high_bound = 1 / (1 + np.exp(-bounds))
-    return Interval(area, float(low_bound), float(high_bound), m + n, "delong", confidence, m + n)
+    return Interval(area, float(low_bound), float(high_bound), count, "delong", confidence, count)
 
 
-def _separated(area: float, m: int, n: int, confidence: float) -> Interval:
-    trials = min(m, n)
+def _separated(area: float, trials: int, count: int, confidence: float) -> Interval:
     # If all values tie, area · trials may not be whole: take the wider bound on each side.
     low = wilson(math.floor(area * trials), trials, confidence=confidence).low
     high = wilson(math.ceil(area * trials), trials, confidence=confidence).high
-    return Interval(area, low, high, m + n, "wilson over pairs", confidence, m + n)
+    return Interval(area, low, high, count, "wilson over pairs", confidence, count)
 
 
 def _removed(sums: Float64Array) -> Float64Array:

@@ -5,6 +5,7 @@ This is the one place that opens it: `Database` knows where it is and how it is 
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -159,7 +160,7 @@ class Database:
             InputError: the URL is invalid, or its driver is not installed.
         """
         try:
-            engine = create_engine(self._location, pool_pre_ping=self.file is None)
+            engine = create_engine(self._opened, pool_pre_ping=self.file is None)
         except ModuleNotFoundError as error:
             raise InputError(
                 f"{self._location.drivername} needs the package {error.name}, which is not "
@@ -171,7 +172,8 @@ class Database:
                 "postgresql://user@host/name."
             ) from None
         if self.file is not None:
-            event.listen(engine, "connect", _configure_sqlite)
+            configure = _configure_reading if self._is_read_only else _configure_sqlite
+            event.listen(engine, "connect", configure)
         return engine
 
     @cached_property
@@ -201,9 +203,9 @@ class Database:
                         connection.execute(text(f"SELECT pg_advisory_xact_lock({_CREATING})"))
                     self._make(connection)
                 return
-            with FileLock(self.file.with_name(f".{self.file.name}.lock")):
-                with self.engine.begin() as connection:
-                    self._make(connection)
+            lock = FileLock(self.file.with_name(f".{self.file.name}.lock"))
+            with lock, self.engine.begin() as connection:
+                self._make(connection)
 
     @contextmanager
     def session(self) -> Iterator[Session]:
@@ -236,6 +238,19 @@ class Database:
                 f"{self.url!r} is no database URL; expected one such as "
                 "postgresql://user@host/name."
             ) from None
+
+    @property
+    def _opened(self) -> URL | str:
+        """The URL that is opened: a file that may not be written is only read."""
+        if self._is_read_only and self.file is not None:
+            return f"sqlite:///{self.file.resolve().as_uri()}?mode=ro&immutable=1&uri=true"
+        return self._location
+
+    @cached_property
+    def _is_read_only(self) -> bool:
+        if self.file is None or not self.file.exists():
+            return False
+        return not (os.access(self.file, os.W_OK) and os.access(self.file.parent, os.W_OK))
 
     @cached_property
     def _sessions(self) -> sessionmaker[Session]:
@@ -283,7 +298,9 @@ def _lacking(engine: Engine | Connection) -> dict[str, list[str]]:
     tables = set(there.get_table_names())
     found = {}
     for table in DatabaseTable.metadata.sorted_tables:
-        known = {one["name"] for one in there.get_columns(table.name)} if table.name in tables else ()
+        known = (
+            {one["name"] for one in there.get_columns(table.name)} if table.name in tables else ()
+        )
         if missing := [column.name for column in table.columns if column.name not in known]:
             found[table.name] = missing
     return found
@@ -307,3 +324,7 @@ def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     pragmas = (busy, "journal_mode=WAL", "synchronous=FULL", "trusted_schema=OFF")
     for pragma in pragmas:
         connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _configure_reading(connection: sqlite3.Connection, _record: object) -> None:
+    connection.execute("PRAGMA trusted_schema=OFF").close()

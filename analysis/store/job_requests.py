@@ -226,9 +226,10 @@ def _parser(command: str) -> argparse.ArgumentParser:
             parser.add_argument(_option(name), dest=name, action="store_true")
         elif name != "command":
             parser.add_argument(
-                _option(name), dest=name, type=_reader(field.annotation), default=field.default
-                if not field.is_required()
-                else None,
+                _option(name),
+                dest=name,
+                type=_reader(field.annotation),
+                default=field.default if not field.is_required() else None,
             )
     return parser
 

@@ -12,6 +12,7 @@ from analysis.store.database import LabelEvent
 from analysis.store.factor_table import read_run_factors
 from analysis.store.labels import Claim, add_events, label_event, withdrawal_event
 from analysis.store.workspace import Workspace
+from analysis.values import Json
 
 COLUMNS = (
     "id",
@@ -45,10 +46,17 @@ def label_table(history: Sequence[LabelEvent]) -> pd.DataFrame:
 
 def labels_to_csv(history: Sequence[LabelEvent]) -> str:
     """Events as CSV; text that a spreadsheet would run as a formula gets a leading quote."""
-    frame = label_table(history)
-    for name in ("annotator", "factor", "name", "polarity", "note"):
-        frame[name] = [_guarded(str(text)) for text in frame[name]]
-    return frame.to_csv(index=False)
+    return guarded_csv(label_table(history))
+
+
+def guarded_csv(frame: pd.DataFrame) -> str:
+    """A table as CSV; text that a spreadsheet would run as a formula gets a leading quote."""
+    columns: Json = {
+        str(name): [_guarded(cell) if isinstance(cell, str) else cell for cell in frame[name]]
+        for name in frame
+        if frame[name].dtype == object or pd.api.types.is_string_dtype(frame[name])
+    }
+    return frame.assign(**columns).to_csv(index=False)
 
 
 def labels_to_json(history: Sequence[LabelEvent]) -> str:

@@ -81,9 +81,7 @@ def label_event(*, factor: str, claim: Claim, annotator: str, direction: str) ->
     )
 
 
-def withdrawal_event(
-    *, factor: str, annotator: str, direction: str, note: str = ""
-) -> LabelEvent:
+def withdrawal_event(*, factor: str, annotator: str, direction: str, note: str = "") -> LabelEvent:
     """The withdrawal of the annotator's claim, not saved yet; raises as `label_event`."""
     return _fitting(
         LabelEvent(

@@ -141,4 +141,9 @@ def read_recording(folder: Path, *, layer: int) -> Recording:
         raise SchemaError(
             f"The recording in {folder} cannot be read ({error}); record the run again."
         ) from None
+    if missing := [name for name in COLUMNS if name not in probes]:
+        raise SchemaError(
+            f"The recording in {folder} lacks the columns {', '.join(missing)}; record the run "
+            "again."
+        )
     return Recording(manifest, probes, base, adapted)

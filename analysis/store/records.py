@@ -6,12 +6,14 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import stat
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import (
+    AwareDatetime,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -193,7 +195,7 @@ class Manifest(Record):
 
     schema_version: int = SCHEMA_VERSION
     id: str
-    created: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    created: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
     code_version: str = Field(default_factory=code_revision)
     packages: dict[str, str] = Field(default_factory=tracked_packages)
     seed: int | None = None
@@ -208,7 +210,9 @@ class RunManifest(Manifest):
     `root` is the naive run of the family (itself for a naive run); `factors` are full factor
     ids such as "code-naive/w2"; `strength` is the value of the method's knob (λ if a fixed weight
     replaced the tolerance); `intervention` is what is done at inference time in addition.
-    `source` is the Hub repository and commit of an imported adapter.
+    `source` is the Hub repository and commit of an imported adapter.  `directions` has the SHA-256
+    of each factor's direction, and `labels` the ids of the label events in force about it, as they
+    were when the run was started.
     """
 
     kind: Literal["run"] = "run"
@@ -219,6 +223,8 @@ class RunManifest(Manifest):
     config: Json
     protection: Json | None = None
     factors: list[str] = Field(default_factory=list)
+    directions: dict[str, str] = Field(default_factory=dict)
+    labels: dict[str, list[int]] = Field(default_factory=dict)
     strength: float | None = None
     intervention: Literal["ablate", "steer"] | None = None
     source: dict[str, str] = Field(default_factory=dict)
@@ -320,13 +326,15 @@ def read_manifest(path: Path, kind: type[RecordT]) -> RecordT:
     """Read one manifest file as `kind`.
 
     Raises:
-        SchemaError: the file is missing or not JSON, or has another schema version or other fields.
+        SchemaError: the file is missing or not JSON, or has another schema version or other fields;
+            or its folder has a pipe or a device, reading which may never end.
     """
+    _check_plain(path.parent)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SchemaError(f"{path} is missing; the folder is not a complete record.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SchemaError(f"{path} cannot be read as JSON ({error}).") from None
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
@@ -338,6 +346,27 @@ def read_manifest(path: Path, kind: type[RecordT]) -> RecordT:
         return kind.model_validate(data)
     except ValidationError as error:
         raise SchemaError(f"{path} does not match its schema: {_first_problem(error)}.") from None
+
+
+def _check_plain(folder: Path) -> None:
+    try:
+        odd = [path.name for path in folder.iterdir() if _is_endless(path)]
+    except OSError:  # missing, which is said of the file in it
+        return
+    if odd:
+        raise SchemaError(
+            f"{folder} is not a record: {', '.join(sorted(odd))} is neither a file nor a folder; "
+            "remove it."
+        )
+
+
+def _is_endless(path: Path) -> bool:
+    """Whether a path leads to a pipe, a socket or a device."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def read_jsonl(path: Path, kind: type[RecordT]) -> list[RecordT]:

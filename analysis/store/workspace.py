@@ -15,7 +15,7 @@ from typing import Generic, Literal, TypeVar, cast
 
 from filelock import FileLock, Timeout
 
-from analysis.errors import GraspError, InputError, NotFoundError
+from analysis.errors import GraspError, InputError, NotFoundError, SchemaError
 from analysis.store.database import Database
 from analysis.store.layout import adapter_of
 from analysis.store.records import (
@@ -28,8 +28,10 @@ from analysis.store.records import (
     RunManifest,
     read_manifest,
 )
+from analysis.text import escape_unprintable
 
 Kind = Literal["runs", "factors", "recordings", "evaluations", "evidence"]
+
 ManifestT = TypeVar("ManifestT", bound=Manifest)
 
 _SCHEMAS: dict[Kind, type[Manifest]] = {
@@ -71,13 +73,22 @@ class Workspace:
 
     @classmethod
     def create(cls, root: str | Path) -> Workspace:
-        """Open `root`; create the folder and its database if they are missing."""
+        """Open `root`; create the folder and its database if they are missing.
+
+        Raises:
+            InputError: it is no folder, or cannot be made.
+            DatabaseUnavailable: the database is damaged, or cannot be reached.
+        """
         workspace = cls(root)
         if workspace.root.exists() and not workspace.root.is_dir():
             raise InputError(f"{root} is a file, but a workspace is a folder; give another path.")
-        for name in (*_SCHEMAS, "models", "data"):
-            (workspace.root / name).mkdir(parents=True, exist_ok=True)
-        workspace._number()
+        try:
+            for name in (*_SCHEMAS, "models", "data"):
+                (workspace.root / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"The workspace {root} cannot be made ({error.strerror}); give another path."
+            ) from None
         workspace.database.create()
         return workspace
 
@@ -136,9 +147,10 @@ class Workspace:
             if path.name.startswith(".") or not path.is_dir():
                 continue
             try:
-                records.append(read_manifest(path / "manifest.json", _SCHEMAS[kind]))
+                records.append(_read_record(path, _SCHEMAS[kind]))
             except GraspError as error:
-                broken.append(Broken(path.name, str(error)))
+                reason = escape_unprintable(str(error))
+                broken.append(Broken(escape_unprintable(path.name), reason))
         return Listing(sorted(records, key=lambda record: record.created), broken)
 
     def runs(self) -> Listing[RunManifest]:
@@ -179,7 +191,7 @@ class Workspace:
             known = [record.id for record in self.list(kind).records]
             listed = f"it has: {', '.join(known)}" if known else "it is empty so far"
             raise NotFoundError(f"{self.root / kind} has no {record_id!r}; {listed}.")
-        return read_manifest(folder / "manifest.json", _SCHEMAS[kind])
+        return _read_record(folder, _SCHEMAS[kind])
 
     def reference(self, path: str | Path) -> str:
         """A path in the form in which it is saved: relative if it lies in the workspace.
@@ -196,6 +208,26 @@ class Workspace:
         """A saved reference in a form that can be opened: a path, or a Hub id unchanged."""
         inside = self.root / reference
         return str(inside) if inside.exists() else reference
+
+
+def _read_record(folder: Path, kind: type[ManifestT]) -> ManifestT:
+    """The manifest of a record, whose id is the name of its folder.
+
+    Raises:
+        SchemaError: as `read_manifest`, or the folder has another name than the record.
+    """
+    if not is_id(folder.name):
+        raise SchemaError(
+            f"The folder {folder.name!r} has no valid id for a name; rename it to letters, digits, "
+            "dots, dashes and underscores, as it was before."
+        )
+    found = read_manifest(folder / "manifest.json", kind)
+    if found.id != folder.name:
+        raise SchemaError(
+            f"The folder {folder.name!r} holds {found.id!r}, as its manifest says; a record's "
+            f"folder has its id for a name, so rename it to {found.id!r}."
+        )
+    return found
 
 
 def is_id(word: str) -> bool:
@@ -284,6 +316,7 @@ def check_not_written(final: Path) -> None:
 def workspace_of(path: Path) -> Workspace | None:
     """The workspace that contains `path`, if it is a run folder or lies in one; else None."""
     for parent in path.resolve().parents:
-        if parent.name == "runs" and (parent.parent / "workspace.db").exists():
+        known = ("workspace.db", _NUMBER_FILE)  # the latter where the database is on a server
+        if parent.name == "runs" and any((parent.parent / name).exists() for name in known):
             return Workspace(parent.parent)
     return None

@@ -8,7 +8,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from dashboard.style.theme import ADAPTED_COLOUR, BASE_COLOUR, CATEGORICAL, style_figure
+from dashboard.style.palette import distinct_colours
+from dashboard.style.theme import ADAPTED_COLOUR, BASE_COLOUR, style_figure
 
 _SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "star")
 MAX_POINTS = 5000
@@ -59,8 +60,10 @@ def shift_by_layer(shifts: pd.DataFrame) -> go.Figure:
         shifts: one row per layer and name: layer, name, value, low, high, n, in base std.
     """
     figure = go.Figure()
-    for position, (group, rows) in enumerate(shifts.groupby("name", sort=True)):
-        colour = CATEGORICAL[position % len(CATEGORICAL)]
+    groups = list(shifts.groupby("name", sort=True))
+    colours = distinct_colours(len(groups))
+    for position, (group, rows) in enumerate(groups):
+        colour = colours[position]
         figure.add_trace(
             go.Scatter(
                 x=rows["layer"],
@@ -109,7 +112,9 @@ def shift_map(
     variants = {
         name: _SYMBOLS[i % len(_SYMBOLS)] for i, name in enumerate(sorted(set(shown["variant"])))
     }
-    for position, (group, rows) in enumerate(shown.groupby("group", sort=True)):
+    groups = list(shown.groupby("group", sort=True))
+    colours = distinct_colours(len(groups))
+    for position, (group, rows) in enumerate(groups):
         bright = [not chosen or name in chosen for name in rows["id"]]
         figure.add_trace(
             go.Scatter(
@@ -119,7 +124,7 @@ def shift_map(
                 mode="markers",
                 name=str(group),
                 marker={
-                    "color": CATEGORICAL[position % len(CATEGORICAL)],
+                    "color": colours[position],
                     "symbol": [variants[name] for name in rows["variant"]],
                     "size": 9,
                     "opacity": [0.9 if on else 0.15 for on in bright],
@@ -128,6 +133,16 @@ def shift_map(
                 hovertemplate=f"%{{customdata}}, {group}, %{{text}}<extra></extra>",
                 selected={"marker": {"opacity": 1.0}},
                 unselected={"marker": {"opacity": 0.15}},
+            )
+        )
+    for variant, symbol in variants.items() if len(variants) > 1 else ():
+        figure.add_trace(
+            go.Scatter(
+                x=[None],
+                y=[None],
+                mode="markers",
+                name=f"shape: {variant}",
+                marker={"color": BASE_COLOUR, "symbol": symbol, "size": 9},
             )
         )
     title = "Map of moves"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-
 import pandas as pd
 import plotly.graph_objects as go
 
 from analysis.comparison.wording import metric_name, metric_title
 from analysis.text import items_text
 from analysis.values import TableRow
-from dashboard.style.theme import method_style, style_figure
+from dashboard.style.theme import arm_styles, style_figure
 
 
 def frontier(table: pd.DataFrame, *, x: str = "task", y: str = "unrelated") -> go.Figure:
@@ -22,13 +20,13 @@ def frontier(table: pd.DataFrame, *, x: str = "task", y: str = "unrelated") -> g
         y: the metric on the vertical axis.
     """
     figure = go.Figure()
-    styles = _styles(table)
+    styles = arm_styles(run_methods(table))
     for run, rows in table.groupby("run", sort=False):
         by_metric = {row["metric"]: row for row in rows.to_dict("records")}
         if x not in by_metric or y not in by_metric:
             continue
         across, up = by_metric[x], by_metric[y]
-        colour, symbol = styles[run]
+        colour, symbol = styles[str(run)]
         figure.add_trace(
             go.Scatter(
                 x=[across["value"]],
@@ -61,9 +59,9 @@ def intervals(table: pd.DataFrame, *, metric: str) -> go.Figure:
     """One metric of every arm with its 95 % interval, first arm on top."""
     rows = table[table["metric"] == metric]
     figure = go.Figure()
-    styles = _styles(table)
+    styles = arm_styles(run_methods(table))
     for row in rows.to_dict("records"):
-        colour, symbol = styles[row["run"]]
+        colour, symbol = styles[str(row["run"])]
         figure.add_trace(
             go.Scatter(
                 x=[row["value"]],
@@ -88,16 +86,10 @@ def intervals(table: pd.DataFrame, *, metric: str) -> go.Figure:
     return figure
 
 
-def _styles(table: pd.DataFrame) -> dict[Hashable, tuple[str, str]]:
-    """Colour and marker of each run; further runs of one method get hollow markers."""
+def run_methods(table: pd.DataFrame) -> dict[str, str]:
+    """Run → method, of a table in long form."""
     runs = table.drop_duplicates("run")
-    repeated = runs["method"].duplicated().tolist()
-    styles: dict[Hashable, tuple[str, str]] = {}
-    for position, (run, name) in enumerate(zip(runs["run"], runs["method"], strict=True)):
-        colour, symbol = method_style(str(name), position=position)
-        hollow = repeated[position] and not symbol.endswith("-open")
-        styles[run] = (colour, f"{symbol}-open" if hollow else symbol)
-    return styles
+    return dict(zip(runs["run"].astype(str), runs["method"].astype(str), strict=True))
 
 
 def _bars(row: TableRow, colour: str) -> dict[str, object]:

@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 from analysis.comparison.wording import metric_name, metric_title
 from analysis.evidence.dose_curves import factor_curve, random_band
 from analysis.evidence.task_overlap import FACTOR
-from dashboard.style.theme import ADAPTED_COLOUR, BASE_COLOUR, BLUE, GREY, VERMILLION, style_figure
+from dashboard.style.palette import BLUE, GREY, VERMILLION
+from dashboard.style.theme import ADAPTED_COLOUR, BASE_COLOUR, style_figure
 
 MODELS = {"base": (BASE_COLOUR, "circle"), "adapted": (ADAPTED_COLOUR, "square")}
 WHICH = {"top": (VERMILLION, "triangle-up"), "random": (GREY, "circle"), "bottom": (BLUE, "x")}

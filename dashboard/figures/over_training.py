@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from dashboard.figures.spectra import MEASURES, Scree, scree_axes, scree_line
-from dashboard.style.theme import BLUE, GREY, SEQUENTIAL, VERMILLION, style_figure
+from dashboard.style.palette import GREY, VERMILLION
+from dashboard.style.theme import style_figure
 
 OVER_STEPS = ("top", "effective_rank")
 """Measures drawn over the checkpoints."""
@@ -18,17 +18,18 @@ OVER_STEPS = ("top", "effective_rank")
 _MOST_NAMES = 8
 
 
-def trajectory(steps: pd.DataFrame) -> go.Figure:
+def trajectory(steps: pd.DataFrame, *, colour: str = VERMILLION) -> go.Figure:
     """The selected module's σ₁ and effective rank at each checkpoint, and the median module's.
 
     Args:
         steps: one row per checkpoint: `step`, `shown` (its name), and for every measure of
             OVER_STEPS the module's value under its name and the median under `<name>:median`.
+        colour: of the run.
     """
     figure = make_subplots(rows=len(OVER_STEPS), cols=1, shared_xaxes=True, vertical_spacing=0.08)
     for row, measure in enumerate(OVER_STEPS, start=1):
-        for column, name, colour, dash in (
-            (measure, "this module", BLUE, "solid"),
+        for column, name, drawn, dash in (
+            (measure, "this module", colour, "solid"),
             (f"{measure}:median", "median of all modules", GREY, "dot"),
         ):
             figure.add_trace(
@@ -40,7 +41,7 @@ def trajectory(steps: pd.DataFrame) -> go.Figure:
                     name=name,
                     legendgroup=name,
                     showlegend=row == 1,
-                    line={"color": colour, "width": 2, "dash": dash},
+                    line={"color": drawn, "width": 2, "dash": dash},
                     hovertemplate="%{customdata}: %{y:.3g}<extra></extra>",
                 ),
                 row=row,
@@ -57,12 +58,10 @@ def trajectory(steps: pd.DataFrame) -> go.Figure:
 
 
 def checkpoint_scree(lines: Sequence[Scree], *, log: bool, module: str) -> go.Figure:
-    """Singular values of one module at each checkpoint; later ones are darker."""
+    """Singular values of one module at each checkpoint, in the colours that the lines have."""
     figure = go.Figure()
     for position, line in enumerate(lines):
-        share = position / max(len(lines) - 1, 1)
-        trace = scree_line(line, 0)
-        trace.line.color = VERMILLION if share == 1 else sample_colorscale(SEQUENTIAL, share)[0]
+        trace = scree_line(line)
         trace.mode = "lines+markers" if len(lines) <= _MOST_NAMES else "lines"
         trace.showlegend = len(lines) <= _MOST_NAMES or position in (0, len(lines) - 1)
         figure.add_trace(trace)

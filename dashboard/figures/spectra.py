@@ -11,7 +11,8 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from analysis.values import TableRow
-from dashboard.style.theme import BLUE, CATEGORICAL, GREY, SEQUENTIAL, VERMILLION, style_figure
+from dashboard.style.palette import GREY, MAGENTA, VERMILLION
+from dashboard.style.theme import SEQUENTIAL, style_figure
 
 MEASURES = {
     "top": ("Largest singular value", "σ₁ (units of W)"),
@@ -23,10 +24,12 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Scree:
-    """One line of a scree plot: the singular values (k,) of a run or checkpoint."""
+    """One line of a scree plot: the singular values (k,) of a run or checkpoint, and its colour."""
 
     name: str
     singular_values: NDArray[np.float64]
+    colour: str = GREY
+    dash: str = "solid"
 
 
 def module_map(cells: pd.DataFrame, *, measure: str, selected: str | None) -> go.Figure:
@@ -90,7 +93,7 @@ def member_strip(members: pd.DataFrame, *, measure: str, selected: str) -> go.Fi
             customdata=members["name"],
             mode="markers",
             marker={
-                "color": BLUE,
+                "color": GREY,
                 "opacity": 1,
                 "size": [12 if one else 7 for one in ringed],
                 "line": {"width": [3 if one else 0 for one in ringed], "color": VERMILLION},
@@ -110,33 +113,50 @@ def member_strip(members: pd.DataFrame, *, measure: str, selected: str) -> go.Fi
 def module_scree(lines: Sequence[Scree], *, log: bool, module: str) -> go.Figure:
     """Singular values of one module's update, one line per run or checkpoint."""
     figure = go.Figure()
-    for position, line in enumerate(lines):
-        figure.add_trace(scree_line(line, position))
+    for line in lines:
+        figure.add_trace(scree_line(line))
     style_figure(figure, title=module, x="index", y="singular value (units of W)", height=320)
     scree_axes(figure, log)
     return figure
 
 
 def factor_scree(
-    table: pd.DataFrame, *, log: bool, overlays: Sequence[Scree] = (), selected: str | None = None
+    table: pd.DataFrame,
+    *,
+    log: bool,
+    colour: str = VERMILLION,
+    overlays: Sequence[Scree] = (),
+    selected: str | None = None,
 ) -> go.Figure:
     """Singular values of the residual stream's factors, their null band, and other runs.
+
+    Filled points lie above the band; those of the run's colour are significant.  The two differ:
+    significance asks for an effect as well, where effects were measured.
 
     Args:
         table: the rows of a factor table for one side and layer limit, by index.
         log: a logarithmic vertical axis.
+        colour: of the run.
         overlays: checkpoints and other runs of the family.
         selected: the id of the factor to ring.
     """
     figure = go.Figure()
     _add_band(figure, table)
-    for position, line in enumerate(overlays, start=2):
-        figure.add_trace(scree_line(line, position, thin=True))
-    for name, mask, colour, symbol in (
-        ("above the band", table["significant"].astype(bool), BLUE, "circle"),
-        ("within the band", ~table["significant"].astype(bool), GREY, "circle-open"),
+    for line in overlays:
+        figure.add_trace(scree_line(line, thin=True))
+    known, above = table["null_high"].notna(), above_band(table)
+    significant = table["significant"].astype(bool)
+    for name, mask, fill, symbol in (
+        ("above the band, significant", above & significant, colour, "circle"),
+        ("above the band, not significant", above & ~significant, GREY, "circle"),
+        ("within the band, significant", known & ~above & significant, colour, "circle-open"),
+        ("within the band", known & ~above & ~significant, GREY, "circle-open"),
+        ("significant, no band known", ~known & significant, colour, "diamond-open"),
+        ("not significant, no band known", ~known & ~significant, GREY, "diamond-open"),
     ):
         rows = table[mask]
+        if rows.empty:
+            continue
         figure.add_trace(
             go.Scatter(
                 x=rows["index"],
@@ -145,16 +165,28 @@ def factor_scree(
                 mode="markers",
                 name=name,
                 marker={
-                    "color": colour,
+                    "color": fill,
                     "symbol": symbol,
-                    "opacity": 1,  # Plotly's default is 0.7 when sizes differ
-                    "size": [15 if one == selected else 10 for one in rows["id"]],
-                    "line": {
-                        "width": [3 if one == selected else 1 for one in rows["id"]],
-                        "color": [VERMILLION if one == selected else colour for one in rows["id"]],
-                    },
+                    "size": 10,
+                    "line": {"width": 1.5, "color": fill},
                 },
-                hovertemplate="%{customdata}: σ = %{y:.3g}<extra></extra>",
+                hovertemplate=f"%{{customdata}}, {name}: σ = %{{y:.3g}}<extra></extra>",
+            )
+        )
+    if len(chosen := table[table["id"] == selected]):
+        figure.add_trace(
+            go.Scatter(
+                x=chosen["index"],
+                y=chosen["singular_value"],
+                mode="markers",
+                name=f"{_plain(str(selected))}, selected",
+                marker={
+                    "color": MAGENTA,
+                    "symbol": "circle-open",
+                    "size": 18,
+                    "line": {"width": 2.5},
+                },
+                hoverinfo="skip",
             )
         )
     style_figure(
@@ -162,6 +194,11 @@ def factor_scree(
     )
     scree_axes(figure, log)
     return figure
+
+
+def above_band(table: pd.DataFrame) -> pd.Series[bool]:
+    """Which factors of a table are stronger than 95 % of random updates; False if not known."""
+    return table["singular_value"] > table["null_high"]
 
 
 def _add_band(figure: go.Figure, table: pd.DataFrame) -> None:
@@ -189,15 +226,15 @@ def _add_band(figure: go.Figure, table: pd.DataFrame) -> None:
     )
 
 
-def scree_line(line: Scree, position: int, *, thin: bool = False) -> go.Scatter:
-    """The line of one run or checkpoint; `position` sets its colour."""
-    colour = CATEGORICAL[position % len(CATEGORICAL)]
+def scree_line(line: Scree, *, thin: bool = False) -> go.Scatter:
+    """The line of one run or checkpoint."""
+    dash = "dash" if thin and line.dash == "solid" else line.dash
     return go.Scatter(
         x=np.arange(1, len(line.singular_values) + 1),
         y=line.singular_values,
         mode="lines" if thin else "lines+markers",
         name=line.name,
-        line={"color": colour, "width": 1.5 if thin else 2, "dash": "dash" if thin else "solid"},
+        line={"color": line.colour, "width": 1.5 if thin else 2, "dash": dash},
         hovertemplate=f"{_plain(line.name)}: σ = %{{y:.3g}}<extra></extra>",
     )
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from dashboard.style.theme import BLUE, CATEGORICAL, GREY, VERMILLION, style_figure
+from dashboard.style.palette import BLUE, GREY, VERMILLION
+from dashboard.style.theme import shades, style_figure
 
 _KEEP = "job"
 
@@ -24,9 +25,11 @@ def drift_curve(metrics: pd.DataFrame, *, total: int | None = None) -> go.Figure
     """Drift along the protected factors by step: each layer, and the mean."""
     figure = go.Figure()
     layers = [str(name) for name in metrics if str(name).startswith("drift_layer_")]
+    # Layers have an order, so they are shades: later ones are bluer.
+    shown = shades(BLUE, len(layers))
     for position, column in enumerate(layers):
         layer = column.removeprefix("drift_layer_")
-        curve = _curve(metrics, column, f"layer {layer}", CATEGORICAL[position % 7], dash="dot")
+        curve = _curve(metrics, column, f"layer {layer}", shown[position], dash="dot")
         curve.update(line_width=1, visible=True if len(layers) <= 6 else "legendonly")
         figure.add_trace(curve)
     if "drift" in metrics:

@@ -16,6 +16,7 @@ from analysis.store.workspace import Workspace
 from analysis.text import number_text
 from dashboard.figures import activations as figures
 from dashboard.panels import job_panel, measurements
+from dashboard.panels.prompt_sets import choose_set
 from dashboard.queue import commands, needs
 from dashboard.state import caches
 from dashboard.state.selection import EVIDENCE, LAYER, Key, pick
@@ -63,13 +64,41 @@ def _is_out_of_reach(workspace: Workspace, run: RunManifest, kind: str, factor: 
     else:
         there = workspace.folder("evidence", f"{run.id}.{factor}.{kind}")
     lacking = [] if there.is_dir() else needs.find_missing(workspace, run, kind)
-    if lacking:
+    if lacking and (setting := needs.missing_set(workspace, run, kind)):
+        _offer_set(workspace, run, kind, factor, setting)
+    elif lacking:
         notices.show_empty(
             f"{KINDS[kind]}: not available here yet",
             " ".join(lacking),
             command=needs.evidence_command(workspace, run, kind, factor),
         )
     return bool(lacking)
+
+
+def _offer_set(
+    workspace: Workspace, run: RunManifest, kind: str, factor: str, setting: str
+) -> None:
+    """Evidence for which the run's settings name no probes or prompts: a set can be chosen."""
+    with st.container(border=True):
+        st.markdown(
+            literal(f"{run.id} names no {setting}, so choose what to ask: {KINDS[kind].lower()} ")
+            + "can be measured on any of these sets, or on a file of your own."
+        )
+        given = choose_set(setting.capitalize(), key=Key.EVIDENCE_SET, pairs=setting == "probes")
+        if given is None:
+            return
+        argv = needs.evidence_argv(workspace, run, kind, factor, given=given)
+        st.code(commands.command_line(argv), language="bash", wrap_lines=True)
+        job = "record" if kind == "activations" else kind
+        if st.button(
+            "Record activations" if kind == "activations" else "Measure",
+            key=Key.EVIDENCE_START,
+            type="primary",
+        ):
+            title = f"{KINDS[kind]} of {run.id}/{factor} on {given}"
+            job_panel.start_job(workspace, kind=job, title=title, argv=argv, output="")
+            st.rerun()
+    job_panel.show_latest(workspace, kind=job, argv=argv)
 
 
 def _activations(workspace: Workspace, run: str, factor: str) -> None:
@@ -181,7 +210,7 @@ def _choice(label: str, options: Mapping[Option, str], *, key: str) -> Option:
         key=key,
         default=next(iter(options)),
         required=True,
-        format_func=lambda one: options[one],
+        format_func=lambda one: literal(options[one]),
         persist_state="session",
     )
     return chosen if chosen is not None else next(iter(options))
@@ -229,6 +258,7 @@ def _map(workspace: Workspace, run: str, factor: str, layer: int) -> None:
         st.markdown(literal(f"{len(rows)} of {len(points)} probes"))
         st.dataframe(
             rows[["group", "variant", "move", "text", "id"]],
+            placeholder="–",
             hide_index=True,
             height=380,
             key=Key.SHIFT_TABLE,

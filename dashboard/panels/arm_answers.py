@@ -58,7 +58,7 @@ def _pick_arms(names: dict[str, str], root: str) -> tuple[str | None, str | None
             key=Key.FLIPS_AGAINST,
             default=against_options[0],
             required=True,
-            format_func=lambda name: names[name],
+            format_func=lambda name: literal(names[name]),
         )
         others = [name for name in arms if name != against]
         arm = st.selectbox(
@@ -79,6 +79,7 @@ def _draw_flips(found: pd.DataFrame, names: dict[str, str], *, arms: tuple[str, 
     }
     st.dataframe(
         found.rename(columns=columns),
+        placeholder="–",
         hide_index=True,
         height=min(260, 38 + 35 * len(found)),
         key=Key.FLIPS,
@@ -122,7 +123,7 @@ def show_answers(answers: pd.DataFrame, names: dict[str, str]) -> None:
         selection_mode="multi",
         default=list(names),
         key=Key.ARMS,
-        format_func=lambda name: names[name],
+        format_func=lambda name: literal(names[name]),
         label_visibility="collapsed",
     )
     row = chosen[chosen["prompt_id"] == prompt].iloc[0]

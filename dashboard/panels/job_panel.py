@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 import streamlit as st
 
 from analysis.adapters.checkpoints import saved_adapters_by_step
-from analysis.errors import GraspError, InputError
+from analysis.errors import DatabaseUnavailable, GraspError, InputError
 from analysis.store.database import Job
 from analysis.store.logs import read_tail
 from analysis.store.retrain_line import read_retrain
@@ -20,7 +22,7 @@ from dashboard.queue.worker_process import ensure_worker
 from dashboard.state import caches
 from dashboard.state.selection import JOB, Key, remember
 from dashboard.style import notices
-from dashboard.style.markup import literal
+from dashboard.style.markup import literal, prose
 from grasp.jobs import queue
 from grasp.settings.methods import METHODS
 
@@ -28,6 +30,7 @@ POLL_SECONDS = 1.0
 LOG_LINES = 12
 
 WORDS = {
+    "held": ("Held", "orange"),
     "queued": ("Queued", "gray"),
     "running": ("Running", "blue"),
     "succeeded": ("Succeeded", "green"),
@@ -65,7 +68,8 @@ def progress_text(job: Job, moment: datetime) -> str:
 def _panel(workspace: Workspace, job_id: int, was_active: bool) -> None:
     job = queue.get(workspace.database, job_id)
     if job.status == "running":
-        queue.reconcile(workspace.database)
+        with suppress(DatabaseUnavailable):
+            queue.reconcile(workspace.database)
         job = queue.get(workspace.database, job_id)
     if was_active and job.status not in queue.ACTIVE:
         st.rerun(scope="app")
@@ -81,7 +85,7 @@ def _panel(workspace: Workspace, job_id: int, was_active: bool) -> None:
 
 
 def _headline(job: Job) -> None:
-    word, colour = WORDS.get(job.status, (job.status, "gray"))
+    word, colour = WORDS.get(job.status, (literal(job.status), "gray"))
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(f"**Job {job.id}: {literal(job.title)}**")
         st.badge(word, color=colour)  # type: ignore[arg-type]
@@ -162,8 +166,10 @@ def _ending(workspace: Workspace, job: Job, folder: Path | None) -> None:
         _link_to_result(workspace, job)
         return
     if job.error:
-        st.error(literal(job.error))
-    if folder is not None:
+        st.error(prose(job.error))
+    if job.status == "held":
+        st.code(commands.command_line(job.argv), language="bash", wrap_lines=True)
+    elif folder is not None:
         st.markdown(literal(checkpoint_text(folder)))
     st.button(
         "Queue again",
@@ -198,15 +204,21 @@ def start_job(workspace: Workspace, *, kind: str, title: str, argv: list[str], o
     return job
 
 
-def show_latest(workspace: Workspace, *, kind: str, argv: list[str]) -> None:
-    """Draw the panel of the newest job with exactly this command, if there is one."""
+def show_latest(
+    workspace: Workspace, *, kind: str, argv: list[str], others: Sequence[list[str]] = ()
+) -> None:
+    """Draw the panel of the newest job with exactly this command, if there is one.
+
+    With other commands, such as those of further runs, the one that runs is drawn.
+    """
     same = [
         job
         for job in queue.list_recent(workspace.database)
-        if job.kind == kind and job.argv == argv
+        if job.kind == kind and job.argv in (argv, *others)
     ]
     if same:
-        show(workspace, same[0].id)
+        shown = next((job for job in same if job.status == "running"), same[0])
+        show(workspace, shown.id)
 
 
 def _link_to_result(workspace: Workspace, job: Job) -> None:
@@ -244,7 +256,7 @@ def show_recent(workspace: Workspace, *, kinds: tuple[str, ...] = (), limit: int
         return
     with st.container(key=Key.JOBS):
         for job in listed:
-            word, colour = WORDS.get(job.status, (job.status, "gray"))
+            word, colour = WORDS.get(job.status, (literal(job.status), "gray"))
             with st.container(horizontal=True, vertical_alignment="center", gap="small"):
                 st.badge(word, color=colour, width=100)  # type: ignore[arg-type]
                 st.button(
@@ -253,6 +265,6 @@ def show_recent(workspace: Workspace, *, kinds: tuple[str, ...] = (), limit: int
                     type="tertiary",
                     on_click=_open,
                     args=(job.id,),
-                    help=f"`{commands.command_line(job.argv)}`",
+                    help=literal(commands.command_line(job.argv)),
                 )
                 st.caption(f"{job.created:%Y-%m-%d %H:%M} UTC")

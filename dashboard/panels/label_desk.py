@@ -19,6 +19,7 @@ from analysis.errors import GraspError
 from analysis.store import labels
 from analysis.store.database import LabelEvent
 from analysis.store.factor_table import FactorTable
+from analysis.store.label_directions import Stale, find_stale, follow_directions
 from analysis.store.labels import Claim
 from analysis.store.workspace import Workspace
 from dashboard.queue import runs
@@ -29,7 +30,7 @@ SPURIOUS: dict[str, bool | None] = {"yes": True, "no": False, "unsure": None}
 SUGGESTED = {"persona": "yes", "political slant": "yes", "task": "no", "format": "no"}
 CHOICES = {Key.label(position): name for position, name in enumerate(OFFERED, start=1)}
 STEPS = {Key.FACTOR_PREVIOUS: -1, Key.FACTOR_NEXT: 1}
-ACTS = (*CHOICES, *STEPS, Key.LABEL_SAVE, Key.LABEL_WITHDRAW)
+ACTS = (*CHOICES, *STEPS, Key.LABEL_SUGGESTED, Key.LABEL_SAVE, Key.LABEL_WITHDRAW)
 KEYS = {str(position): act for position, act in enumerate(CHOICES, start=1)} | {
     "p": Key.FACTOR_PREVIOUS,
     "n": Key.FACTOR_NEXT,
@@ -52,6 +53,7 @@ class Draft:
 
     factor: str
     annotator: str
+    direction: str
     turn: int
     choice: int = 0
     name: str = ""
@@ -114,14 +116,21 @@ class Desk:
         self._left.clear()
         return False
 
-    def fill(self, workspace: Workspace, annotator: str) -> Draft:
-        """The form's contents, read anew when another factor or person is selected."""
-        name = runs.factor_name(self.run, self.factor)
-        if self.draft and (self.draft.factor, self.draft.annotator) == (name, annotator):
+    def fill(self, workspace: Workspace, table: FactorTable, annotator: str) -> Draft:
+        """The form's contents, read anew when another direction or person is selected."""
+        about = (runs.factor_name(self.run, self.factor), annotator, table.sha256(self.factor))
+        if self.draft and (self.draft.factor, self.draft.annotator, self.draft.direction) == about:
             return self.draft
+        name, _, direction = about
+        claim = find_claims(workspace, table, self.factor).get(annotator)
+        return self._draw_up(name, annotator, direction, claim)
+
+    def _draw_up(
+        self, name: str, annotator: str, direction: str, claim: LabelEvent | None
+    ) -> Draft:
         self.turns += 1
-        draft = Draft(name, annotator, self.turns)
-        if claim := find_standing(workspace, name, annotator):
+        draft = Draft(name, annotator, direction, self.turns)
+        if claim:
             words = {value: word for word, value in SPURIOUS.items()}
             draft.name, draft.spurious = claim.name, words[claim.spurious]
             draft.polarity, draft.note = claim.polarity, claim.note
@@ -143,21 +152,25 @@ class Desk:
             if act in STEPS:
                 self._step(table, STEPS[act])
                 return
-            draft = self.fill(workspace, annotator)
+            draft = self.fill(workspace, table, annotator)
             if act in CHOICES:
                 name = CHOICES[act]
                 spurious = SUGGESTED.get(name, draft.value(Key.LABEL_SPURIOUS, held))
                 draft.name, draft.spurious, draft.choice = name, spurious, draft.choice + 1
                 return
-            direction = table.sha256(self.factor)
+            if act == Key.LABEL_SUGGESTED:
+                stale = find_suggestion(workspace, table, self.factor, annotator)
+                claim = stale.claim if stale else None
+                self._draw_up(draft.factor, annotator, draft.direction, claim)
+                return
             if act == Key.LABEL_SAVE:
-                self._say("saved", _save(workspace, draft, direction, held))
+                self._say("saved", _save(workspace, draft, held))
             else:
                 labels.withdraw_label(
                     workspace.database,
                     factor=draft.factor,
                     annotator=annotator,
-                    direction=direction,
+                    direction=draft.direction,
                 )
                 self._say("saved", f"Withdrawn: your label of {draft.factor}.")
             self.draft = None
@@ -178,13 +191,39 @@ class Desk:
         self.outcomes = [Outcome(kind, text), *self.outcomes][:_KEPT]
 
 
-def find_standing(workspace: Workspace, name: str, annotator: str) -> LabelEvent | None:
-    """A person's label of a factor, named in full."""
-    history = labels.read_events(workspace.database, factor=name)
-    return labels.current_claims(history).get(name, {}).get(annotator)
+def find_claims(workspace: Workspace, table: FactorTable, factor: str) -> dict[str, LabelEvent]:
+    """Person → the label in force about the direction that a factor has today."""
+    history = follow_directions(labels.read_events(workspace.database), table)
+    return labels.current_claims(history).get(runs.factor_name(table.manifest.run, factor), {})
 
 
-def _save(workspace: Workspace, draft: Draft, direction: str, held: Mapping[str, Any]) -> str:
+def find_suggestion(
+    workspace: Workspace, table: FactorTable, factor: str, annotator: str
+) -> Stale | None:
+    """This person's label of an earlier direction to which a factor is the nearest of today's."""
+    history = labels.read_events(workspace.database)
+    found = [
+        stale
+        for stale in find_stale(workspace, history, table)
+        if stale.nearest == factor and stale.claim.annotator == annotator
+    ]
+    return max(found, key=lambda stale: (stale.cosine, stale.claim.id), default=None)
+
+
+def find_namesakes(
+    workspace: Workspace, table: FactorTable, factor: str, annotator: str
+) -> list[Stale]:
+    """This person's labels of earlier directions that had a factor's name, and are others."""
+    name = runs.factor_name(table.manifest.run, factor)
+    return [
+        stale
+        for stale in find_stale(workspace, labels.read_events(workspace.database), table)
+        if (stale.claim.factor, stale.claim.annotator) == (name, annotator)
+        and stale.nearest != factor
+    ]
+
+
+def _save(workspace: Workspace, draft: Draft, held: Mapping[str, Any]) -> str:
     claim = Claim(
         name=draft.value(Key.LABEL_NAME, held) or "",
         spurious=SPURIOUS[draft.value(Key.LABEL_SPURIOUS, held) or "unsure"],
@@ -197,7 +236,7 @@ def _save(workspace: Workspace, draft: Draft, direction: str, held: Mapping[str,
         factor=draft.factor,
         claim=claim,
         annotator=draft.annotator,
-        direction=direction,
+        direction=draft.direction,
     )
     spurious = {True: ", spurious", False: ", not spurious", None: ""}[claim.spurious]
     return f"Saved: {draft.factor} is labelled {claim.name}{spurious}."

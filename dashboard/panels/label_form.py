@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from analysis.store import labels
+from analysis.store.database import LabelEvent
 from analysis.store.factor_table import FactorTable
 from analysis.store.workspace import Workspace
 from dashboard.panels import presses
@@ -19,12 +19,13 @@ from dashboard.panels.label_desk import (
     SPURIOUS,
     Desk,
     Draft,
-    find_standing,
+    find_claims,
+    find_namesakes,
+    find_suggestion,
 )
-from dashboard.queue import runs
 from dashboard.state import caches
+from dashboard.state.annotator import annotator, ask_name_here, sees_everything
 from dashboard.state.selection import FACTOR, RUN, Key, read_parameter, remember
-from dashboard.style import notices
 from dashboard.style.markup import literal
 
 CONFIDENCE = {1: "1 guess", 2: "2 likely", 3: "3 sure"}
@@ -58,12 +59,14 @@ def take_up(run: str, factor: str) -> None:
 
 def show(workspace: Workspace, table: FactorTable, factor: str) -> None:
     """Draw the form for `factor`, such as "w2", filled with this person's last label."""
-    name = runs.factor_name(table.manifest.run, factor)
-    desk, annotator = _desk(), _annotator()
-    draft = desk.fill(workspace, annotator)
+    desk, who = _desk(), annotator()
+    draft = desk.fill(workspace, table, who)
+    claims = find_claims(workspace, table, factor)
     with st.container(horizontal=True):
         st.markdown("**Label**", width="content")
         presses.listen(desk.session, handled=desk.handled, keys=KEYS, acts=ACTS)
+    ask_name_here()
+    _stale(workspace, table, factor)
     _names(workspace, draft)
     _write(draft, Key.LABEL_NAME, "Name", most=100, hint="or a name of your own")
     left, right = st.columns(2)
@@ -78,19 +81,19 @@ def show(workspace: Workspace, table: FactorTable, factor: str) -> None:
         with st.container(key=Key.LABEL_SAVE, width="content"):
             button(workspace, "Save label", Key.LABEL_SAVE, key=draft.key(Key.LABEL_SAVE),
                    type="primary")  # fmt: skip
-        if find_standing(workspace, name, annotator):
+        if who in claims:
             with st.container(key=Key.LABEL_WITHDRAW, width="content"):
                 button(workspace, "Withdraw", Key.LABEL_WITHDRAW,
                        key=draft.key(Key.LABEL_WITHDRAW))  # fmt: skip
     _say(desk)
-    _others(workspace, name)
+    _others(claims)
 
 
 def button(workspace: Workspace, label: str, act: str, **options: Any) -> None:
     """A button that does one of ACTS, with its key on the keyboard.
 
-    In a browser `presses.listen` takes the clicks and the keys; Streamlit shows the key and, should the
-    listener be missing, does the same with less care.
+    In a browser `presses.listen` takes the clicks and the keys; Streamlit shows the key and, should
+    the listener be missing, does the same with less care.
     """
     shortcut = next((key.upper() for key, one in KEYS.items() if one == act), None)
     st.button(
@@ -106,10 +109,6 @@ def _desk() -> Desk:
     return desk
 
 
-def _annotator() -> str:
-    return str(st.session_state.get(Key.ANNOTATOR) or "").strip()
-
-
 def _clicked(workspace: Workspace, act: str) -> None:
     take_presses(workspace)
     desk = _desk()
@@ -123,13 +122,13 @@ def _perform(workspace: Workspace, desk: Desk, waiting: Sequence[tuple[int, str]
     Another press ends this run wherever it asks Streamlit for something, so all that is asked for
     comes before the first act; and it starts another run at once, which waits for its turn.
     """
-    table, annotator = caches.factors(workspace, desk.run), _annotator()
+    table, who = caches.factors(workspace, desk.run), annotator()
     keys = [desk.draft.key(field) for field in FIELDS] if desk.draft else []
     held = {key: st.session_state[key] for key in keys if key in st.session_state}
     with desk.turn:
         for number, act in waiting:
             if number > desk.handled:
-                desk.perform(act, workspace, table, annotator=annotator, held=held)
+                desk.perform(act, workspace, table, annotator=who, held=held)
                 desk.handled = number
 
 
@@ -177,18 +176,37 @@ def _say(desk: Desk) -> None:
             st.caption(literal(outcome.text))
 
 
-def _others(workspace: Workspace, name: str) -> None:
+def _stale(workspace: Workspace, table: FactorTable, factor: str) -> None:
+    """This person's labels of directions that have had this name, or are near to this one."""
+    suggestion = find_suggestion(workspace, table, factor, annotator())
+    if suggestion is not None:
+        claim = suggestion.claim
+        said = (
+            f"You labelled an earlier direction, then {claim.factor.rpartition('/')[2]}, as "
+            f"{claim.name}. Of today's factors {factor} is nearest to it: cosine "
+            f"{suggestion.cosine:.2f}. The label does not hold for {factor} unless you save it."
+        )
+        st.info(literal(said))
+        button(workspace, "Fill in that label", Key.LABEL_SUGGESTED)
+    for stale in find_namesakes(workspace, table, factor, annotator()):
+        now = f"; nearest now: {stale.nearest}" if stale.nearest else ""
+        st.caption(
+            literal(
+                f"Stale: you labelled an earlier direction called {factor} as "
+                f"{stale.claim.name}; it is not this one{now}."
+            )
+        )
+
+
+def _others(claims: Mapping[str, LabelEvent]) -> None:
     """The labels of other people, shown only once this person has given one."""
-    claims = labels.current_claims(labels.read_events(workspace.database, factor=name)).get(
-        name, {}
-    )
-    annotator = _annotator()
-    others = {who: claim for who, claim in claims.items() if who != annotator}
+    who = annotator()
+    others = {one: claim for one, claim in claims.items() if one != who}
     if not others:
         return
-    if annotator not in claims:
+    if who not in claims and not sees_everything():
         count = "One other person has" if len(others) == 1 else f"{len(others)} other people have"
         st.caption(f"{count} labelled this factor; save your own label to see theirs.")
         return
-    for who, claim in others.items():
-        st.caption(literal(f"{who}: {claim.name}. {claim.polarity}"))
+    for one, claim in others.items():
+        st.caption(literal(f"{one}: {claim.name}. {claim.polarity}"))

@@ -18,6 +18,7 @@ from dashboard.figures.spectra import Scree
 from dashboard.state import adapter_cache
 from dashboard.state.selection import Key
 from dashboard.style import notices
+from dashboard.style.theme import shades
 
 AT_ONCE_MIB = 512
 """Checkpoints larger than this in total are read only on request."""
@@ -25,7 +26,15 @@ AT_ONCE_MIB = 512
 _PLAIN_CHART = {"displayModeBar": False}
 
 
-def show(workspace: Workspace, run: RunManifest, module: str, *, log: bool, low_rank: bool) -> None:
+def show(
+    workspace: Workspace,
+    run: RunManifest,
+    module: str,
+    *,
+    colour: str,
+    log: bool,
+    low_rank: bool,
+) -> None:
     """Draw charts of a module at every checkpoint of a run; nothing if it has none."""
     found = saved_adapters_by_step(workspace.folder("runs", run.id))
     if not found:
@@ -40,7 +49,7 @@ def show(workspace: Workspace, run: RunManifest, module: str, *, log: bool, low_
     ):
         return
     folders = _with_finished(found, workspace.adapter(run.id))
-    _charts(folders, module, log=log, low_rank=low_rank)
+    _charts(folders, module, colour=colour, log=log, low_rank=low_rank)
 
 
 def _with_finished(found: dict[int, Path], adapter: Path) -> list[tuple[int, str, Path]]:
@@ -53,22 +62,30 @@ def _with_finished(found: dict[int, Path], adapter: Path) -> list[tuple[int, str
 
 
 def _charts(
-    folders: list[tuple[int, str, Path]], module: str, *, log: bool, low_rank: bool
+    folders: list[tuple[int, str, Path]],
+    module: str,
+    *,
+    colour: str,
+    log: bool,
+    low_rank: bool,
 ) -> None:
     stages = [
         Stage(step, shown, adapter_cache.modules(folder, low_rank_part=low_rank))
         for step, shown, folder in folders
     ]
+    colours = [*shades(colour, len(folders) - 1), colour]
     lines = [
-        Scree(shown, one.singular_values)
-        for _, shown, folder in folders
+        Scree(shown, one.singular_values, drawn)
+        for (_, shown, folder), drawn in zip(folders, colours, strict=True)
         for one in adapter_cache.spectra(folder, low_rank_part=low_rank)
         if one.name == module
     ]
     left, right = st.columns(2)
     with left, st.container(border=True, height="stretch"):
         table = trajectory_table(stages, module, measures=figures.OVER_STEPS)
-        st.plotly_chart(figures.trajectory(table), key=Key.TRAJECTORY, config=_PLAIN_CHART)
+        st.plotly_chart(
+            figures.trajectory(table, colour=colour), key=Key.TRAJECTORY, config=_PLAIN_CHART
+        )
         notices.explain(
             "If σ₁ grows while the effective rank falls, training concentrates the update of this "
             "module in one direction."
@@ -80,4 +97,4 @@ def _charts(
             key=Key.TRAJECTORY_SCREE,
             config=_PLAIN_CHART,
         )
-        notices.explain("Darker lines are later checkpoints; the last one is orange.")
+        notices.explain("Earlier checkpoints are greyer; the last one has the run's colour.")

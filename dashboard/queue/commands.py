@@ -28,9 +28,9 @@ def retrain_argv(asked: Retrain, *, workspace: Path) -> list[str]:
     return asked.argv(workspace)
 
 
-def record_argv(run: str, *, workspace: Path) -> list[str]:
-    """Arguments that record a run's activations on its probes."""
-    return ["record", run, "--workspace", str(workspace)]
+def record_argv(run: str, *, workspace: Path, probes: str | None = None) -> list[str]:
+    """Arguments that record a run's activations on its probes, or on those given."""
+    return ["record", run, *_given("--probes", probes), "--workspace", str(workspace)]
 
 
 def factors_argv(run: str, *, workspace: Path, low_rank_part: bool = False) -> list[str]:
@@ -39,12 +39,19 @@ def factors_argv(run: str, *, workspace: Path, low_rank_part: bool = False) -> l
     return ["factors", run, *part, "--workspace", str(workspace)]
 
 
-def dose_argv(run: str, factor: str, *, workspace: Path) -> list[str]:
+def dose_argv(run: str, factor: str, *, workspace: Path, prompts: str | None = None) -> list[str]:
     """Arguments that measure what steering along a factor does."""
-    return ["dose", run, factor, "--workspace", str(workspace)]
+    return ["dose", run, factor, *_given("--prompts", prompts), "--workspace", str(workspace)]
 
 
-def rows_argv(run: str, factor: str, *, workspace: Path, validate: int | None = None) -> list[str]:
+def rows_argv(
+    run: str,
+    factor: str,
+    *,
+    workspace: Path,
+    validate: int | None = None,
+    prompts: str | None = None,
+) -> list[str]:
     """Arguments that find the training rows that drive a factor, or retrain without the top ones.
 
     Raises:
@@ -53,17 +60,24 @@ def rows_argv(run: str, factor: str, *, workspace: Path, validate: int | None = 
     if validate is not None and validate < 1:
         raise InputError(f"Got {validate} rows to leave out; expected at least 1.")
     test = [] if validate is None else ["--validate", str(validate)]
-    return ["rows", run, factor, *test, "--workspace", str(workspace)]
+    asked = _given("--prompts", prompts)
+    return ["rows", run, factor, *test, *asked, "--workspace", str(workspace)]
 
 
-def overlap_argv(run: str, factor: str, *, workspace: Path) -> list[str]:
+def overlap_argv(
+    run: str, factor: str, *, workspace: Path, prompts: str | None = None
+) -> list[str]:
     """Arguments that measure how much of the task is lost when a factor is set back."""
-    return ["overlap", run, factor, "--workspace", str(workspace)]
+    return ["overlap", run, factor, *_given("--prompts", prompts), "--workspace", str(workspace)]
 
 
-def evaluate_argv(run: str, *, workspace: Path) -> list[str]:
-    """Arguments that evaluate a run on its prompts."""
-    return ["evaluate", run, "--workspace", str(workspace)]
+def evaluate_argv(run: str, *, workspace: Path, prompts: str | None = None) -> list[str]:
+    """Arguments that evaluate a run on its prompts, or on those given."""
+    return ["evaluate", run, *_given("--prompts", prompts), "--workspace", str(workspace)]
+
+
+def _given(option: str, value: str | None) -> list[str]:
+    return [option, value] if value else []
 
 
 def import_argv(

@@ -41,6 +41,30 @@ def find_missing(workspace: Workspace, run: RunManifest, kind: str) -> list[str]
     return found
 
 
+def missing_set(workspace: Workspace, run: RunManifest, kind: str) -> str | None:
+    """The one setting that is missing, "probes" or "prompts", if a shipped set can take its place.
+
+    None if nothing is missing, or something that no set replaces.
+    """
+    lacking = [name for name, _ in _SETTINGS[kind] if not run.config.get(name)]
+    only = lacking[0] if len(lacking) == 1 else ""
+    return only if only in ("probes", "prompts") and not missing_base(workspace, run) else None
+
+
+def evidence_argv(
+    workspace: Workspace, run: RunManifest, kind: str, factor: str, *, given: str
+) -> list[str]:
+    """The arguments that make evidence on a set given in place of the missing setting."""
+    root = workspace.root
+    if kind == "activations":
+        return commands.record_argv(run.id, workspace=root, probes=given)
+    if kind == "dose":
+        return commands.dose_argv(run.id, factor, workspace=root, prompts=given)
+    if kind == "rows":
+        return commands.rows_argv(run.id, factor, workspace=root, prompts=given)
+    return commands.overlap_argv(run.id, factor, workspace=root, prompts=given)
+
+
 def evidence_command(workspace: Workspace, run: RunManifest, kind: str, factor: str) -> str | None:
     """The command that makes the evidence once its needs are met; None if no command can."""
     if kind == "rows" and not run.config.get("data"):

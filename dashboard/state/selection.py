@@ -8,9 +8,12 @@ from this session, else from a default.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Final, Literal
 
 import streamlit as st
+
+from dashboard.style.markup import literal
 
 Parameter = Literal[
     "run", "family", "module", "factor", "layer", "evidence", "job", "prompt", "split", "role",
@@ -34,7 +37,10 @@ class Key:
 
     # every page
     RUN = "run-picker"
+    WRONG_LINK = "wrong-link"
     ANNOTATOR = "annotator"
+    ANNOTATOR_KEPT = "annotator-kept"
+    ANNOTATOR_ASKED = "annotator-asked"
     # workspace
     ADAPTER_PATH = "adapter-path"
     ADAPTER_LOOK = "adapter-look"
@@ -68,6 +74,8 @@ class Key:
     FACTOR_PREVIOUS = "factor-previous"
     FACTOR_NEXT = "factor-next"
     EVIDENCE = "factor-evidence"
+    EVIDENCE_SET = "factor-evidence-set"
+    EVIDENCE_START = "factor-evidence-start"
     LAYER = "factor-layer"
     HISTOGRAM = "factor-histogram"
     HISTOGRAM_BY = "factor-histogram-by"
@@ -93,10 +101,12 @@ class Key:
     LABEL_POLARITY = "label-polarity"
     LABEL_CONFIDENCE = "label-confidence"
     LABEL_NOTE = "label-note"
+    LABEL_SUGGESTED = "label-suggested"
     LABEL_SAVE = "label-save"
     LABEL_WITHDRAW = "label-withdraw"
     # labels
     LABELS_RUN = "labels-run"
+    LABELS_REVEAL = "labels-reveal"
     LABELS_CSV = "labels-csv"
     LABELS_JSON = "labels-json"
     LABELS_UPLOAD = "labels-upload"
@@ -115,8 +125,8 @@ class Key:
     RETRAIN_START = "retrain-start"
     RETRAIN_BACK = "retrain-back"
     MISSING = "missing"
-    MISSING_DATA = "missing-data"
-    MISSING_SETTINGS = "missing-lines"
+    MISSING_LENGTH = "missing-length-unit"
+    MISSING_OTHERS = "missing-others"
     MISSING_KEEP = "missing-keep"
     JOB_PANEL = "job-panel"
     JOB_CANCEL = "job-cancel"
@@ -129,6 +139,8 @@ class Key:
     # compare
     FAMILY = "compare-family"
     SPLIT = "compare-split"
+    EVALUATE = "compare-evaluate"
+    EVALUATE_SET = "compare-evaluate-set"
     ARMS_TABLE = "arms-table"
     INSTRUMENTS = "instruments-table"
     FRONTIER = "compare-frontier"
@@ -153,6 +165,11 @@ class Key:
         return f"label-{position}"
 
     @staticmethod
+    def missing(setting: str) -> str:
+        """Key of the field for a setting that a run made elsewhere lacks."""
+        return f"missing-{setting}"
+
+    @staticmethod
     def measure(kind: str) -> str:
         """Key of the button that starts the measurement of one kind of evidence."""
         return f"measure-{kind}"
@@ -169,6 +186,7 @@ class Key:
 
 
 MAX_LENGTH = 300
+_WRONG: ContextVar[list[tuple[Parameter, str, str]]] = ContextVar("wrong links")
 
 
 def parse_choice(value: str | None, options: Sequence[str]) -> str | None:
@@ -198,14 +216,28 @@ def resolve_choice(
     """
     if not options:
         return None
-    fallback = default if default in options else options[0]
-    value = (
+    fallback = default if default is not None and default in options else options[0]
+    asked = st.query_params.get(parameter)
+    from_link = asked != st.session_state.get(_memory(parameter))
+    value: str = (
         parse_choice(read_parameter(parameter), options)
         or parse_choice(st.session_state.get(_memory(parameter)), options)
         or fallback
     )
     remember(parameter, value)
+    if asked and asked not in options and from_link:
+        st.session_state[_wrong(parameter)] = (asked[:MAX_LENGTH], value)
+    wrong, instead = st.session_state.get(_wrong(parameter), ("", ""))
+    if wrong and instead == value and (found := _WRONG.get(None)) is not None:
+        found.append((parameter, wrong, value))
     return value
+
+
+def collect_wrong_links() -> list[tuple[Parameter, str, str]]:
+    """A list to which this run adds what a link asked for in vain: parameter, wanted, shown."""
+    found: list[tuple[Parameter, str, str]] = []
+    _WRONG.set(found)
+    return found
 
 
 def read_number(parameter: Parameter) -> int | None:
@@ -219,6 +251,8 @@ def remember(parameter: Parameter, value: str | None) -> None:
         st.query_params.pop(parameter, None)
         st.session_state.pop(_memory(parameter), None)
         return
+    if st.session_state.get(_wrong(parameter), ("", value))[1] != value:
+        del st.session_state[_wrong(parameter)]
     if st.query_params.get(parameter) != value:
         st.query_params[parameter] = value
     st.session_state[_memory(parameter)] = value
@@ -262,7 +296,7 @@ def pick(
             options,
             key=shown,
             default=value,
-            format_func=format_func,
+            format_func=lambda option: literal(format_func(option)),
             required=True,
             on_change=changed,
             label_visibility=visibility,
@@ -302,6 +336,10 @@ def hold(key: str, value: str) -> None:
 
 def _turn(key: str) -> str:
     return f"turn:{key}"
+
+
+def _wrong(parameter: Parameter) -> str:
+    return f"wrong:{parameter}"
 
 
 def _memory(parameter: Parameter) -> str:

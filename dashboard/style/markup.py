@@ -15,13 +15,32 @@ from analysis import markup as tables
 from analysis.text import items_text, number_text
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|$~:&^])")
+# Addresses become links, and names between colons icons or emoji, in text that is already read.
+_ACTIVE = re.compile(r":(?=//)|:(?=[\w+\-]+(?:/\w+)?:)|(?<=\w)@(?=\w)|\bwww(?=\.)", re.IGNORECASE)
+_JOINER = "\u2060"
 _LOW = (31, 119, 201)
 _HIGH = (213, 94, 0)
 
 
 def literal(text: str) -> str:
-    """Escape `text` for Markdown, so that it is shown literally: no markup, links or maths."""
-    return _SPECIAL.sub(r"\\\1", text.replace("\n", " "))
+    """Escape `text` for Markdown, so that it is shown literally: no markup, links, icons or maths.
+
+    An invisible character of no width keeps apart what Streamlit would turn into a link or an icon.
+    """
+    apart = _ACTIVE.sub(lambda found: found.group() + _JOINER, text.replace("\n", " "))
+    return _SPECIAL.sub(r"\\\1", apart)
+
+
+def prose(text: str) -> str:
+    """Escape a message for Markdown, with what it puts between backticks as code."""
+    parts = text.replace("\n", " ").split("`")
+    if len(parts) % 2 == 0:  # one of them has no partner
+        return literal(text)
+    codes = [f"`{part}`" if part.strip() else literal(f"`{part}`") for part in parts]
+    return "".join(
+        code if position % 2 else literal(part)
+        for position, (part, code) in enumerate(zip(parts, codes, strict=True))
+    )
 
 
 def escape(text: object) -> str:

@@ -10,7 +10,7 @@ import streamlit as st
 
 from analysis.errors import GraspError, NotFoundError
 from analysis.store.workspace import Broken
-from dashboard.style.markup import literal
+from dashboard.style.markup import literal, prose
 
 _log = logging.getLogger(__name__)
 
@@ -19,26 +19,26 @@ def show_empty(title: str, text: str, *, command: str | None = None) -> None:
     """An empty state: what is missing, what to do, and the command that does it."""
     with st.container(border=True):
         st.markdown(f"**{literal(title)}**")
-        st.markdown(literal(text))
+        st.markdown(prose(text))
         if command is not None:
             st.code(command, language="bash", wrap_lines=True)
 
 
 def show_problem(title: str, reason: str) -> None:
     """An error state: what went wrong, and the reason."""
-    st.error(f"**{literal(title)}**  \n{literal(reason)}")
+    st.error(f"**{literal(title)}**  \n{prose(reason)}")
 
 
 def explain(text: str) -> None:
     """The caption under a chart that explains how to read it."""
-    st.caption(literal(text))
+    st.caption(prose(text))
 
 
 def show_broken(broken: Sequence[Broken]) -> None:
     """List the records that cannot be read, each with the reason."""
     if not broken:
         return
-    lines = "\n".join(f"- **{literal(one.id)}**: {literal(one.reason)}" for one in broken)
+    lines = "\n".join(f"- **{literal(one.id)}**: {prose(one.reason)}" for one in broken)
     count = "One record" if len(broken) == 1 else f"{len(broken)} records"
     are = "is" if len(broken) == 1 else "are"
     st.warning(f"{count} cannot be read and {are} left out:\n\n{lines}")
@@ -53,7 +53,7 @@ def catch_errors(what: str) -> Iterator[None]:
     try:
         yield
     except NotFoundError as error:
-        st.info(literal(str(error)))
+        st.info(prose(str(error)))
     except GraspError as error:
         show_problem(f"{what} cannot be shown.", str(error))
     except Exception as error:

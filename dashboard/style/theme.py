@@ -7,17 +7,22 @@ left to Streamlit's chart theme.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import plotly.graph_objects as go
 
-BLUE = "#1F77C9"
-VERMILLION = "#D55E00"
-GREEN = "#009E73"
-MAGENTA = "#C2609A"
-OCHRE = "#B3820A"
-VIOLET = "#7A6AD0"
-GREY = "#7D858F"
-
-CATEGORICAL = (BLUE, VERMILLION, GREEN, MAGENTA, OCHRE, VIOLET, GREY)
+from dashboard.style.palette import (
+    BLUE,
+    CATEGORICAL,
+    GREEN,
+    GREY,
+    MAGENTA,
+    OCHRE,
+    VERMILLION,
+    VIOLET,
+    distinct_colours,
+)
+from grasp.settings.methods import METHODS
 
 BASE_COLOUR = GREY
 ADAPTED_COLOUR = VERMILLION
@@ -40,6 +45,19 @@ _METHODS = {
     "ablation": (OCHRE, "triangle-down"),
     "random": (MAGENTA, "x"),
 }
+_SYMBOLS = ("star", "pentagon", "hexagon", "cross", "triangle-left", "triangle-right", "hourglass")
+_REPEATS = ("", "-open", "-dot", "-open-dot")
+
+
+def _further_styles() -> dict[str, tuple[str, str]]:
+    """Colours and markers of the methods that have none of their own, in the order of METHODS."""
+    rest = [name for name in METHODS if name not in _METHODS]
+    colours = distinct_colours(len(CATEGORICAL) + len(rest))[len(CATEGORICAL) :]
+    symbols = [_SYMBOLS[position % len(_SYMBOLS)] for position in range(len(rest))]
+    return dict(zip(rest, zip(colours, symbols, strict=True), strict=True))
+
+
+_METHODS |= _further_styles()
 
 SEQUENTIAL = [
     [0.0, "#A9C8E8"],
@@ -51,9 +69,38 @@ SEQUENTIAL = [
 _MARGIN = {"l": 64, "r": 16, "t": 44, "b": 40}
 
 
-def method_style(method: str, *, position: int = 0) -> tuple[str, str]:
-    """Colour and marker of a method; for an unknown method they depend on `position`."""
-    return _METHODS.get(method, (CATEGORICAL[position % len(CATEGORICAL)], "star"))
+def arm_styles(methods: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Run → colour and marker, the same on every page.
+
+    A method has its own colour; further runs of one method have that colour and another marker.
+
+    Args:
+        methods: run → method, in the order of the page; the base model's method is "" or "base".
+    """
+    unknown = [name for name in dict.fromkeys(methods.values()) if name not in _METHODS]
+    spare = distinct_colours(len(_METHODS) + len(unknown))[len(_METHODS) :]
+    known = _METHODS | {"": _METHODS["base"]}
+    for position, name in enumerate(name for name in unknown if name):
+        known[name] = (spare[position], _SYMBOLS[position % len(_SYMBOLS)])
+    seen: dict[str, int] = {}
+    styles = {}
+    for run, method in methods.items():
+        colour, symbol = known[method]
+        turn = seen[method] = seen.get(method, -1) + 1
+        plain = symbol.removesuffix("-open")
+        styles[run] = (colour, plain + _REPEATS[turn % 4] if turn else symbol)
+    return styles
+
+
+def shades(colour: str, count: int) -> list[str]:
+    """Colours from grey towards `colour`, for the earlier states of one arm, first to last."""
+    ends = [[int(one[i : i + 2], 16) for i in (1, 3, 5)] for one in (GREY, colour)]
+    found = []
+    for step in range(1, count + 1):
+        share = step / (count + 1)
+        mixed = [round((1 - share) * a + share * b) for a, b in zip(*ends, strict=True)]
+        found.append("#" + "".join(f"{one:02X}" for one in mixed))
+    return found
 
 
 def style_figure(

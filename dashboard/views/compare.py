@@ -16,20 +16,24 @@ from analysis.comparison.wording import (
     metric_name,
     metric_title,
 )
+from analysis.store.label_files import guarded_csv
 from analysis.store.records import RunManifest, Split
 from analysis.store.workspace import Workspace
 from analysis.values import TableRow
 from dashboard.figures import comparison as figures
+from dashboard.panels import job_panel
 from dashboard.panels.against_naive import show_tests
 from dashboard.panels.arm_answers import BASE, show_answers, show_flips
 from dashboard.panels.frame import show_no_runs
 from dashboard.panels.instruments import show_instruments
+from dashboard.panels.prompt_sets import choose_set
 from dashboard.queue import commands, runs
+from dashboard.queue.needs import missing_base
 from dashboard.state import caches
 from dashboard.state.selection import FAMILY, RUN, SPLIT, Key, pick, read_parameter
 from dashboard.style import notices
 from dashboard.style.markup import escape, html_table, interval, literal
-from dashboard.style.theme import method_style
+from dashboard.style.theme import arm_styles
 
 SPLITS = {"confirmation": "Confirmation", "exploration": "Exploration"}
 
@@ -104,16 +108,39 @@ def _evaluated(workspace: Workspace, family: Sequence[RunManifest]) -> list[RunM
             caches.evaluation(workspace, run.id)
             found.append(run)
     if missing:
-        lines = [
-            commands.command_line(commands.evaluate_argv(name, workspace=workspace.root))
-            for name in missing
-        ]
-        notices.show_empty(
-            f"Not evaluated yet: {', '.join(missing)}",
-            "A run appears in the comparison once it has been evaluated on the family's prompts.",
-            command="\n".join(lines),
-        )
+        _offer_to_evaluate(workspace, [run for run in family if run.id in missing])
     return found
+
+
+def _offer_to_evaluate(workspace: Workspace, missing: Sequence[RunManifest]) -> None:
+    """The commands that evaluate runs, and a button that queues them."""
+    names = ", ".join(run.id for run in missing)
+    with st.container(border=True):
+        st.markdown(f"**{literal(f'Not evaluated yet: {names}')}**")
+        st.markdown("A run appears in the comparison once it has been evaluated.")
+        given = None
+        if not all(run.config.get("prompts") for run in missing):
+            st.markdown("Its settings name no prompts, so choose the set to evaluate on.")
+            given = choose_set("Prompts", key=Key.EVALUATE_SET)
+            if given is None:
+                return
+        lines = [
+            commands.evaluate_argv(run.id, workspace=workspace.root, prompts=given)
+            for run in missing
+        ]
+        st.code("\n".join(map(commands.command_line, lines)), language="bash", wrap_lines=True)
+        if lack := missing_base(workspace, missing[0]):
+            st.warning(literal(lack))
+        elif st.button(
+            "Evaluate" if len(missing) == 1 else f"Evaluate {len(missing)} runs",
+            key=Key.EVALUATE,
+            type="primary",
+        ):
+            for run, argv in zip(missing, lines, strict=True):
+                title = f"Evaluate {run.id}" + (f" on {given}" if given else "")
+                job_panel.start_job(workspace, kind="evaluate", title=title, argv=argv, output="")
+            st.rerun()
+    job_panel.show_latest(workspace, kind="evaluate", argv=lines[0], others=lines[1:])
 
 
 def _comparison(workspace: Workspace, root: str, arms: list[RunManifest], split: Split) -> None:
@@ -164,7 +191,7 @@ def _downloads(
     with st.container(horizontal=True):
         st.download_button(
             "Numbers as CSV",
-            table.to_csv(index=False),
+            guarded_csv(table),
             f"{root}-{split}.csv",
             "text/csv",
             key=Key.COMPARE_CSV,
@@ -199,8 +226,9 @@ def _arms_table(
     cells = {(row["run"], row["metric"]): row for row in table.to_dict("records")}
     factors = {run.id: ", ".join(name.rpartition("/")[2] for name in run.factors) for run in arms}
     rows = []
+    styles = arm_styles(figures.run_methods(table))
     for run, group in table.groupby("run", sort=False):
-        colour, _ = method_style(str(group["method"].iloc[0]))
+        colour, _ = styles[str(run)]
         held = f" protecting {factors[str(run)]}" if factors.get(str(run)) else ""
         name = (
             f'<span class="swatch" style="background:{colour}"></span>'

@@ -10,12 +10,14 @@ import streamlit as st
 from analysis.adapters.choices import uses_dora
 from analysis.store import labels
 from analysis.store.factor_table import FactorTable
+from analysis.store.label_directions import follow_directions
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
 from dashboard.panels import activations, adapter_facts, job_panel, label_form
 from dashboard.panels.frame import show_run_header
 from dashboard.queue import commands, runs
 from dashboard.state import caches
+from dashboard.state.annotator import annotator, see, sees_everything
 from dashboard.state.selection import FACTOR, RUN, Key, pick, resolve_choice
 from dashboard.style import notices
 from dashboard.style.markup import chips, literal
@@ -70,7 +72,9 @@ def _not_computed(workspace: Workspace, run: RunManifest) -> None:
 
 
 def _list(workspace: Workspace, table: FactorTable, factor: str) -> None:
-    claims = labels.current_claims(labels.read_events(workspace.database))
+    history = follow_directions(labels.read_events(workspace.database), table)
+    seen = see(history, annotator(), everything=sees_everything())
+    claims = labels.current_claims(seen.events)
     names = [
         runs.label_names(claims.get(runs.factor_name(table.manifest.run, one), {}))
         for one in table.table["id"]
@@ -101,6 +105,7 @@ def _list(workspace: Workspace, table: FactorTable, factor: str) -> None:
             ],
             column_config=_columns(),
             alt="Factors, best score first",
+            placeholder="–",
         )  # fmt: skip
     notices.explain(
         "Select a row to see its evidence. Significant factors come first, then the highest "

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pandas as pd
 import streamlit as st
 
 from analysis.errors import GraspError
 from analysis.store import label_files, labels
 from analysis.store.database import LabelEvent
+from analysis.store.factor_table import FactorTable
+from analysis.store.label_directions import Stale, find_stale, follow_directions
 from analysis.store.workspace import Workspace
+from analysis.text import count_text
 from dashboard.state import caches
+from dashboard.state.annotator import annotator, offer_to_see, see, sees_everything
 from dashboard.state.selection import Key
 from dashboard.style import notices
 from dashboard.style.markup import literal
@@ -32,9 +38,11 @@ def draw_page() -> None:
         st.page_link("views/factors.py", label="Factors", icon=":material/explore:")
     else:
         history = _of_run(history)
-        _standing(history)
-        _history(history)
-        _download(history)
+        seen = see(history, annotator(), everything=sees_everything())
+        _standing(workspace, history, seen.events)
+        offer_to_see(seen.hidden)
+        _history(seen.events)
+        _download(seen.events)
     _import(workspace)
 
 
@@ -48,36 +56,77 @@ def _of_run(history: list[LabelEvent]) -> list[LabelEvent]:
     return [event for event in history if event.factor.rpartition("/")[0] == run]
 
 
-def _standing(history: list[LabelEvent]) -> None:
+def _standing(workspace: Workspace, history: list[LabelEvent], seen: list[LabelEvent]) -> None:
     st.subheader("Current labels", anchor=False)
-    share, pairs = labels.agreement(history)
+    tables = _tables(workspace, history)
+    share, pairs = labels.agreement(_follow(history, tables))
     people = len({event.annotator for event in history})
     st.markdown(
         literal(
-            f"{people} annotators. Of {pairs} pairs of labels on the same factor, {share:.0%} "
-            "agree on the name."
+            f"{count_text(people, 'annotator')}. Of {count_text(pairs, 'pair')} of labels on the "
+            f"same factor, {share:.0%} agree on the name."
             if pairs
             else "No factor has been labelled by two people yet, so there is no agreement to show."
         )
     )
     rows = [
-        {
-            "factor": factor,
-            "annotator": annotator,
-            "name": claim.name,
-            "spurious": SPURIOUS[claim.spurious],
-            "polarity": claim.polarity,
-            "confidence": claim.confidence,
-            "note": claim.note,
-        }
-        for factor, claims in labels.current_claims(history).items()
-        for annotator, claim in claims.items()
+        _row(claim, factor, "")
+        for factor, claims in labels.current_claims(_follow(seen, tables)).items()
+        for claim in claims.values()
     ]
-    if rows:
-        table = pd.DataFrame(rows)
-        st.dataframe(table, hide_index=True, placeholder="", alt="Current labels")
-    else:
-        st.caption("Every label has been withdrawn.")
+    for table in tables.values():
+        rows += [
+            _row(stale.claim, stale.claim.factor, _where_now(stale))
+            for stale in find_stale(workspace, seen, table)
+        ]
+    if not rows:
+        st.caption("There is no label in force that you may see.")
+        return
+    stale = any(row["stale"] for row in rows)
+    shown = pd.DataFrame(rows)
+    if not stale:
+        shown = shown.drop(columns="stale")
+    st.dataframe(shown, hide_index=True, placeholder="", alt="Current labels")
+    if stale:
+        notices.explain(
+            "A stale label is about a direction that the run's factors no longer have, since they "
+            "were computed again. It counts for nothing until it is given anew."
+        )
+
+
+def _tables(workspace: Workspace, history: list[LabelEvent]) -> dict[str, FactorTable]:
+    """The factors of the labelled runs, as far as they can be read."""
+    tables = {}
+    for run in sorted({event.factor.rpartition("/")[0] for event in history}):
+        with suppress(GraspError):
+            tables[run] = caches.factors(workspace, run)
+    return tables
+
+
+def _follow(history: list[LabelEvent], tables: dict[str, FactorTable]) -> list[LabelEvent]:
+    """Events under the names that their directions have today; as they are without factors."""
+    followed = [one for table in tables.values() for one in follow_directions(history, table)]
+    rest = [event for event in history if event.factor.rpartition("/")[0] not in tables]
+    return sorted(followed + rest, key=lambda event: event.id)
+
+
+def _row(claim: LabelEvent, factor: str, stale: str) -> dict[str, object]:
+    return {
+        "factor": factor,
+        "annotator": claim.annotator,
+        "name": claim.name,
+        "spurious": SPURIOUS[claim.spurious],
+        "stale": stale,
+        "polarity": claim.polarity,
+        "confidence": claim.confidence,
+        "note": claim.note,
+    }
+
+
+def _where_now(stale: Stale) -> str:
+    if stale.nearest is None:
+        return "earlier direction"
+    return f"earlier direction, nearest now {stale.nearest} (cosine {stale.cosine:.2f})"
 
 
 def _history(history: list[LabelEvent]) -> None:

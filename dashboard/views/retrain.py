@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import streamlit as st
@@ -10,17 +11,19 @@ from analysis.base_model.memory_estimate import describe_memory_needs
 from analysis.errors import GraspError
 from analysis.store import labels
 from analysis.store.factor_table import FactorTable
+from analysis.store.label_directions import find_stale, follow_directions
 from analysis.store.records import RunManifest
 from analysis.store.retrain_line import Retrain
 from analysis.store.workspace import Workspace
 from analysis.text import duration_text
 from dashboard.panels import job_panel, method_form, missing_settings
 from dashboard.panels.frame import show_run_header
-from dashboard.queue import commands, runs
+from dashboard.queue import commands, preflight, runs
 from dashboard.state import caches
+from dashboard.state.annotator import annotator, offer_to_see, see, sees_everything
 from dashboard.state.selection import JOB, Key, read_number
 from dashboard.style import notices
-from dashboard.style.markup import literal
+from dashboard.style.markup import literal, prose
 from grasp.data.report import read_report
 from grasp.foreign.settings import is_complete
 from grasp.jobs import queue
@@ -63,9 +66,10 @@ def _plan(workspace: Workspace, run: RunManifest, table: FactorTable) -> None:
         out = _name(workspace, run, method.name)
     with right, st.container(border=True):
         try:
+            chosen = preflight.drop_dependent(workspace, factors, run=run.id)
             asked = Retrain(
                 run.id,
-                tuple(factors),
+                tuple(chosen.factors),
                 method=method.name,
                 out=out,
                 strength=settings.strength,
@@ -78,25 +82,29 @@ def _plan(workspace: Workspace, run: RunManifest, table: FactorTable) -> None:
             workspace.folder("runs", out)
         except GraspError as error:
             st.markdown("**What will happen**")
-            st.markdown(literal(str(error)))
+            st.markdown(prose(str(error)))
             return
         if method.trains and not is_complete(run):
             st.markdown("**What will happen**")
             st.markdown("This method trains, so first fill in the missing settings above.")
             return
         _what_will_happen(workspace, run, asked, method, argv)
+        _left_out(chosen)
         _data(workspace, run)
-        taken = out in _taken(workspace)
-        if taken:
-            st.warning(literal(f"A run named {out} already exists; choose another name."))
-        if st.button("Start …", key=Key.RETRAIN_REVIEW, type="primary", disabled=taken):
+        problems = preflight.find_problems(workspace, run, asked)
+        if out in _taken(workspace):
+            problems.append(f"A run named {out} already exists; choose another name.")
+        for problem in problems:
+            st.warning(prose(problem))
+        if st.button("Start …", key=Key.RETRAIN_REVIEW, type="primary", disabled=bool(problems)):
             _confirm(workspace, run, method.name, argv, out)
 
 
 def _factors(workspace: Workspace, run: RunManifest, table: FactorTable) -> list[str]:
     history = labels.read_events(workspace.database)
-    claims = labels.current_claims(history)
-    spurious = labels.spurious_factors(history)
+    seen = see(follow_directions(history, table), annotator(), everything=sees_everything())
+    claims = labels.current_claims(seen.events)
+    spurious = labels.spurious_factors(seen.events)
     ids = [runs.factor_name(run.id, name) for name in table.table["id"]]
     default = [name for name in ids if name in spurious]
     state = f"{Key.RETRAIN_FACTORS}:{run.id}:{','.join(default)}"
@@ -118,7 +126,14 @@ def _factors(workspace: Workspace, run: RunManifest, table: FactorTable) -> list
         help="Factors labelled spurious are selected by default.",
     )
     if not default:
-        st.caption("No factor is labelled spurious yet; label factors on the Factors page.")
+        st.caption("You see no factor labelled spurious; label factors on the Factors page.")
+    if stale := len(find_stale(workspace, history, table)):
+        are = "label is" if stale == 1 else "labels are"
+        st.caption(
+            f"{stale} {are} about directions that these factors no longer have, and not used; the "
+            "Labels page lists them."
+        )
+    offer_to_see(seen.hidden)
     return list(selected)
 
 
@@ -171,6 +186,18 @@ def _what_will_happen(
     if method.trains and base.exists():
         st.caption(literal(describe_memory_needs(base, run.config)))
     st.code(commands.command_line(argv), language="bash", wrap_lines=True)
+
+
+def _left_out(chosen: preflight.Selection) -> None:
+    """Factors that were selected and add nothing."""
+    for name, parts in chosen.left_out.items():
+        told = re.sub(r"\S+/", "", parts)
+        st.caption(
+            literal(
+                f"{name.rpartition('/')[2]} is left out: it lies in the span of {told}, so it is "
+                "protected with them."
+            )
+        )
 
 
 def _data(workspace: Workspace, run: RunManifest) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +34,7 @@ from dashboard.state.selection import (
 )
 from dashboard.style import notices
 from dashboard.style.markup import literal
+from dashboard.style.theme import arm_styles, shades
 
 ALL_LAYERS = "all layers"
 FEW_PILLS = 10
@@ -54,21 +56,40 @@ def draw_page() -> None:
             adapter, low_rank_part=low_rank
         ))))  # fmt: skip
         log = st.toggle("Logarithmic scale", key=Key.LOG, persist_state="session")
-        others = _overlays(workspace, run)
-        module = _modules(adapter, run, others, log=log, low_rank=low_rank)
+        family = runs.families(workspace.runs().records)[run.root]
+        styles = arm_styles({one.id: one.method for one in family})
+        colours = {one: colour for one, (colour, _) in styles.items()}
+        own = colours[run.id]
+        others = _overlays(workspace, run, colours)
+        module = _modules(adapter, run, others, own=own, log=log, low_rank=low_rank)
         with notices.catch_errors("The checkpoints"):
-            over_training.show(workspace, run, module, log=log, low_rank=low_rank)
+            over_training.show(workspace, run, module, colour=own, log=log, low_rank=low_rank)
         with notices.catch_errors("The factors' spectrum"):
-            _factors(workspace, run, others, log=log, low_rank=low_rank)
+            _factors(workspace, run, others, own=own, log=log, low_rank=low_rank)
 
 
-def _overlays(workspace: Workspace, run: RunManifest) -> dict[str, Path]:
+@dataclass(frozen=True)
+class _Overlay:
+    """An adapter that can be drawn beside that of the run, in the colour of its arm."""
+
+    adapter: Path
+    colour: str
+    dash: str = "solid"
+
+
+def _overlays(
+    workspace: Workspace, run: RunManifest, colours: dict[str, str]
+) -> dict[str, _Overlay]:
     """Adapters that can be overlaid: the run's checkpoints, and the other runs of its family."""
-    folder = workspace.folder("runs", run.id)
-    others = {f"step {step}": path for step, path in saved_adapters_by_step(folder).items()}
-    for other in workspace.runs().records:
-        if other.id != run.id and other.root == run.root and runs.has_adapter(workspace, other.id):
-            others[other.id] = workspace.adapter(other.id)
+    steps = saved_adapters_by_step(workspace.folder("runs", run.id))
+    earlier = shades(colours[run.id], len(steps))
+    others = {
+        f"step {step}": _Overlay(path, colour, "dot")
+        for (step, path), colour in zip(steps.items(), earlier, strict=True)
+    }
+    for other, colour in colours.items():
+        if other != run.id and runs.has_adapter(workspace, other):
+            others[other] = _Overlay(workspace.adapter(other), colour)
     if not others:
         return {}
     label = "Overlay checkpoints and runs of this family"
@@ -82,7 +103,13 @@ def _overlays(workspace: Workspace, run: RunManifest) -> dict[str, Path]:
 
 
 def _modules(
-    adapter: Path, run: RunManifest, others: dict[str, Path], *, log: bool, low_rank: bool
+    adapter: Path,
+    run: RunManifest,
+    others: dict[str, _Overlay],
+    *,
+    own: str,
+    log: bool,
+    low_rank: bool,
 ) -> str:
     """Draw the map and the singular values; return the name of the selected module."""
     table = adapter_cache.modules(adapter, low_rank_part=low_rank)
@@ -99,7 +126,8 @@ def _modules(
             _members(members, module, measure)
     with right, st.container(border=True, height="stretch"):
         _module_pickers(cells, cell, members, module)
-        _module_scree(adapter, others, module, run=run.id, log=log, low_rank=low_rank)
+        name = (run.id, own)
+        _module_scree(adapter, others, module, run=name, log=log, low_rank=low_rank)
     return module
 
 
@@ -189,18 +217,29 @@ def _module_list(label: str, names: dict[str, str], value: str, *, key: str) -> 
 
 
 def _module_scree(
-    adapter: Path, others: dict[str, Path], module: str, *, run: str, log: bool, low_rank: bool
+    adapter: Path,
+    others: dict[str, _Overlay],
+    module: str,
+    *,
+    run: tuple[str, str],
+    log: bool,
+    low_rank: bool,
 ) -> None:
     spectra = adapter_cache.spectra(adapter, low_rank_part=low_rank)
     own = next(spectrum for spectrum in spectra if spectrum.name == module)
-    lines = [figures.Scree(run, own.singular_values)]
+    name, colour = run
+    lines = [figures.Scree(name, own.singular_values, colour)]
     for name, other in others.items():
         try:
-            found = adapter_cache.spectra(other, low_rank_part=low_rank)
+            found = adapter_cache.spectra(other.adapter, low_rank_part=low_rank)
         except GraspError as error:
             notices.show_problem(f"{name} cannot be drawn.", str(error))
             continue
-        lines += [figures.Scree(name, one.singular_values) for one in found if one.name == module]
+        lines += [
+            figures.Scree(name, one.singular_values, other.colour, other.dash)
+            for one in found
+            if one.name == module
+        ]
     st.plotly_chart(
         figures.module_scree(lines, log=log, module=module_place(module)),
         key=Key.MODULE_SCREE,
@@ -219,8 +258,9 @@ def _module_scree(
 def _factors(
     workspace: Workspace,
     run: RunManifest,
-    others: dict[str, Path],
+    others: dict[str, _Overlay],
     *,
+    own: str,
     log: bool,
     low_rank: bool,
 ) -> None:
@@ -242,30 +282,37 @@ def _factors(
         limit = _limit(rows)
         rows = rows[rows["max_layer"].isna() if limit is None else rows["max_layer"] == limit]
         overlays = []
-        for name, adapter in others.items():
+        for name, other in others.items():
             try:
                 values = adapter_cache.factor_spectrum(
-                    adapter, side=side, max_layer=limit, low_rank_part=low_rank
+                    other.adapter, side=side, max_layer=limit, low_rank_part=low_rank
                 )
             except GraspError as error:
                 notices.show_problem(f"{name} cannot be drawn.", str(error))
                 continue
-            overlays.append(figures.Scree(name, np.asarray(values)))
+            overlays.append(figures.Scree(name, np.asarray(values), other.colour, other.dash))
         factor = read_parameter(FACTOR)
         st.plotly_chart(
             figures.factor_scree(
-                rows.sort_values("index"), log=log, overlays=overlays, selected=factor
+                rows.sort_values("index"),
+                log=log,
+                colour=own,
+                overlays=overlays,
+                selected=factor,
             ),
             key=Key.FACTOR_SCREE,
             config={"displayModeBar": False},
         )
         notices.explain(
             "The band shows what random updates of the same size give, from the median to the "
-            "95 % quantile. Filled points lie above it: directions that many modules share."
+            "95 % quantile. Filled points lie above it: directions that many modules share. "
+            "Coloured points are significant: above the band and, where effects were measured, "
+            "with an effect on unrelated answers."
         )
-        above = rows[rows["significant"].astype(bool)].sort_values("index")
-        marked = ", ".join(above["id"]) or "none"
-        st.markdown(literal(f"Above the band: {marked}."))
+        rows = rows.sort_values("index")
+        above = ", ".join(rows["id"][figures.above_band(rows)]) or "none"
+        significant = ", ".join(rows["id"][rows["significant"].astype(bool)]) or "none"
+        st.markdown(literal(f"Above the band: {above}. Significant: {significant}."))
         st.page_link("views/factors.py", label="See their evidence", icon=":material/explore:")
 
 

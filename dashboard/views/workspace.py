@@ -22,7 +22,7 @@ from dashboard.state import adapter_cache, caches
 from dashboard.state.selection import FAMILY, RUN, Key
 from dashboard.style import notices
 from dashboard.style.markup import escape, html_table, interval, literal
-from dashboard.style.theme import method_style
+from dashboard.style.theme import arm_styles
 
 JOBS = "jobs"
 """Anchor of the jobs on the page."""
@@ -117,8 +117,9 @@ def _arms(workspace: Workspace, family: list[RunManifest]) -> str:
     there = list(dict.fromkeys(metrics["metric"])) or list(SHOWN)
     shown = [metric for measure in SHOWN for metric in choose_headlines(there, measure)]
     rows = []
+    styles = arm_styles({run.id: run.method for run in family})
     for run in family:
-        colour, _ = method_style(run.method)
+        colour, _ = styles[run.id]
         name = f'<span class="swatch" style="background:{colour}"></span>{escape(run.id)}'
         held = ", ".join(factor.rpartition("/")[2] for factor in run.factors) or "none"
         numbers = [_metric(metrics, run.id, metric) for metric in shown]
@@ -169,7 +170,7 @@ def _origin(root: str, family: list[RunManifest]) -> None:
     if table.empty:
         st.caption("These runs have the same settings.")
         return
-    st.dataframe(table, hide_index=True, alt=f"Settings of the runs of {root}")
+    st.dataframe(table, hide_index=True, placeholder="", alt=f"Settings of the runs of {root}")
     if not everything:
         notices.explain("Shows only settings that differ between these runs.")
 

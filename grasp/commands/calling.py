@@ -36,7 +36,9 @@ def call(args: argparse.Namespace, **extra: object) -> Result | None:
 
 
 def exit_code(error: GraspError) -> int:
-    """Exit code of a command that ended with an error: BAD_INPUT, or FAILED if memory ran out or the database is away."""
+    """Exit code of a command that ended with an error: FAILED if memory ran out or the database is
+    away, else BAD_INPUT.
+    """
     return FAILED if isinstance(error, (OutOfMemory, DatabaseUnavailable)) else BAD_INPUT
 
 

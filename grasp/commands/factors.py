@@ -37,6 +37,7 @@ def factors(args: argparse.Namespace, progress: Progress | None = None) -> Resul
     """Find and rank the residual-stream factors of an adapter, with effects if a model is given."""
     from analysis.spectra.report import adapter_report, stack_lines
     from analysis.store.factor_table import write_factors
+    from analysis.store.label_directions import replace_factors
     from grasp.identification.identify import identify
 
     workspace = find_workspace(args, args.adapter)
@@ -60,8 +61,7 @@ def factors(args: argparse.Namespace, progress: Progress | None = None) -> Resul
         with writing_folder(Path(args.out).resolve()) as target:
             write_factors(target, found)
     elif run is not None:
-        with workspace.writing("factors", name) as target:
-            write_factors(target, found)
+        replace_factors(workspace, found)
     rows = _records(found.table)
     without = found.manifest.config.get("no_tokens")
     note = [f"no promoted tokens: {without}"] if without else []

@@ -157,7 +157,11 @@ def _import(p: argparse.ArgumentParser) -> None:
 
 def _record(p: argparse.ArgumentParser) -> None:
     p.add_argument("run", metavar="RUN", help="id or folder of a run")
-    p.add_argument("--probes", metavar="FILE", help="chats to record; default: the run's own")
+    p.add_argument(
+        "--probes",
+        metavar="FILE",
+        help="chats to record, or a shipped set of pairs; default: the run's own",
+    )
     p.add_argument(
         "--layers", type=_layer_list, metavar="L,L…", help="layers to record; default: all"
     )
@@ -340,6 +344,13 @@ def _serve_options(p: argparse.ArgumentParser) -> None:
         "--allow-remote",
         action="store_true",
         help="let other machines connect; there is no password",
+    )
+    p.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also answer to this name, such as that of a proxy; may be repeated",
     )
     p.add_argument("--open", action="store_true", help="open the page in a browser")
 

@@ -56,9 +56,7 @@ def run_folder(workspace: Workspace, word: str) -> tuple[Path, RunManifest]:
     return workspace.folder("runs", word), workspace.run(word)
 
 
-def out_folder(
-    workspace: Workspace, word: str, *, overwrite: bool, again: bool = False
-) -> Path:
+def out_folder(workspace: Workspace, word: str, *, overwrite: bool, again: bool = False) -> Path:
     """Where a new run goes: `runs/<id>` of the workspace, or the folder that a path names.
 
     Raises:

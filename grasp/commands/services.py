@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 
 from analysis.errors import InputError
+from analysis.store.bundle import write_bundle
 from analysis.store.workspace import Workspace
 from analysis.tables import align_columns
 from analysis.text import size_text
@@ -82,11 +82,11 @@ def export(args: argparse.Namespace) -> Result:
     out = Path(args.out).resolve()
     if out.suffix != ".zip" or out.is_relative_to(workspace.root):
         raise InputError(f"{args.out} must end in .zip and be outside the workspace.")
-    with workspace.database.engine.connect() as connection:
-        connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-    shutil.make_archive(str(out.with_suffix("")), "zip", workspace.root)
+    left_out = write_bundle(workspace, out)
     size = out.stat().st_size
-    return Result({"archive": str(out), "bytes": size}, f"{out}: {size_text(size)}")
+    lines = [f"{out}: {size_text(size)}"]
+    lines += [f"left out, since it leads out of the workspace: {name}" for name in left_out]
+    return Result({"archive": str(out), "bytes": size, "left_out": left_out}, "\n".join(lines))
 
 
 def _report(args: argparse.Namespace) -> Result:

@@ -23,6 +23,7 @@ def dashboard(args: argparse.Namespace) -> None:
 def serve_dashboard(workspace: str, args: argparse.Namespace) -> None:
     """Replace this process by the dashboard, so that Ctrl-C and signals reach it."""
     arguments = ["--workspace", workspace, "--port", str(args.port), "--host", args.host]
+    arguments += [part for name in args.allow_host for part in ("--allow-host", name)]
     arguments += ["--allow-remote"] * args.allow_remote + ["--open"] * args.open
     command = module_command("dashboard", *arguments)
     os.execv(command[0], command)

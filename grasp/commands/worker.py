@@ -194,11 +194,11 @@ class _Worker:
         if job.kind not in TRAINING:
             short.start(job.id)
             return
-        with log_path(self._workspace, job.id).open("ab") as log:
+        with log_path(self._workspace, job.id).open("ab") as output:
             child = subprocess.Popen(
                 module_command("grasp", *attached_argv(self._workspace, job.id, argv)),
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
@@ -219,14 +219,16 @@ class _Worker:
         if taken is not None and taken > self._limit_hours * 3600 and short.job_id is not None:
             job_id = short.job_id
             short.kill()
-            said = f"Ended after {self._limit_hours:g} h; `grasp worker --limit-hours H` allows more."
+            said = (
+                f"Ended after {self._limit_hours:g} h; `grasp worker --limit-hours H` allows more."
+            )
             queue.end_running(self._database, job_id, "failed", error=said)
 
 
 def _runs(pid: int, workspace: Workspace, job_id: int) -> bool:
     """Whether a process is that of a job; a row of the database alone is not believed."""
     try:
-        command = psutil.Process(pid).cmdline()
+        command: list[str] = psutil.Process(pid).cmdline()
     except psutil.Error:
         return False
     return command[-4:] == attached_argv(workspace, job_id, [])

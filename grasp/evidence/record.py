@@ -19,7 +19,14 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from analysis.errors import InputError
 from analysis.store.layout import adapter_of
 from analysis.store.recording import Model, activation_file, write_tables
-from analysis.store.records import Probe, RecordingManifest, RunManifest, read_jsonl, sha256
+from analysis.store.records import (
+    Message,
+    Probe,
+    RecordingManifest,
+    RunManifest,
+    read_jsonl,
+    sha256,
+)
 from analysis.store.workspace import Workspace
 from grasp.data.chat import tokenise
 from grasp.data.tokenise import pad_sequences
@@ -28,6 +35,7 @@ from grasp.model.forward import body, to_device
 from grasp.model.hooks import each_output
 from grasp.model.loading import decoder_layers, device_of, load_adapted
 from grasp.model.parts import width_of
+from grasp.prompts.sets import FILES, prompts_sha256, read_prompts
 from grasp.settings.model import NO_OPTIONS, ModelOptions
 
 BATCH = 32
@@ -100,6 +108,8 @@ def record_run(
 ) -> RecordingManifest:
     """Record a run and its base model on the run's probes; save `recordings/<run>`.
 
+    `probes` is a file of chats, or the name of a shipped set of pairs, as `read_probes` has it.
+
     Raises:
         InputError: neither the run nor the caller gives probes, or there is no such layer.
     """
@@ -107,8 +117,8 @@ def record_run(
     named = probes or run.config.get("probes")
     if not named:
         raise InputError(f"Run {run.id!r} has no probes; give them with --probes FILE.")
-    path = Path(workspace.resolve(str(named)))
-    rows = read_jsonl(path, Probe)
+    source = workspace.resolve(str(named))
+    rows = read_probes(source)
     reference = workspace.resolve(run.base_model)
     loaded = load_adapted(reference, adapter_of(folder), options=options)
     model, tokenizer = loaded.model, loaded.tokenizer
@@ -126,11 +136,46 @@ def record_run(
             model=loaded.settings.non_defaults(),
             layers=chosen,
             parents=[f"runs/{folder.name}"],
-            inputs={"probes": sha256(path)},
+            inputs={"probes": _probes_sha256(source)},
             seconds=time.monotonic() - started,
         )
         write_tables(target, manifest=manifest, probes=_probe_table(tokenizer, rows, tokens))
     return manifest
+
+
+def read_probes(source: str | Path) -> list[Probe]:
+    """The probes in a file, or the two answers to every prompt of a shipped set of pairs.
+
+    Raises:
+        InputError: the file cannot be read, or a prompt has no pair of answers.
+        NotFoundError: there is neither such a file nor such a set.
+    """
+    if Path(source).suffix in FILES or Path(source).is_file():
+        return read_jsonl(Path(source), Probe)
+    rows = []
+    for prompt in read_prompts(source):
+        if prompt.pair is None:
+            raise InputError(
+                f"Prompt {prompt.id!r} of {source} has no pair of answers to record; choose a set "
+                "of pairs, such as persona-pairs, or give a file of chats."
+            )
+        end = prompt.end or "drifted"
+        ends = (f"not {end}", end) if prompt.reversed else (end, f"not {end}")
+        for variant, answer in zip(ends, prompt.pair, strict=True):
+            said = Message(role="assistant", content=answer)
+            rows.append(
+                Probe(
+                    id=f"{prompt.id}/{variant}",
+                    group=prompt.group,
+                    variant=variant,
+                    messages=[*prompt.messages, said],
+                )
+            )
+    return rows
+
+
+def _probes_sha256(source: str) -> str:
+    return sha256(Path(source)) if Path(source).is_file() else prompts_sha256(source)
 
 
 def _layers(asked: Sequence[int] | None, there_are: int) -> list[int]:

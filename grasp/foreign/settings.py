@@ -254,7 +254,8 @@ def _may_be_given(workspace: Workspace, run: RunManifest, given: Mapping[str, ob
     if isinstance(model, Mapping) and model.get("trust_remote_code"):
         raise InputError(
             "trust_remote_code cannot be given as a setting of a run, because running a model's "
-            f"own code is for you to allow: on the command line, run `grasp trust {run.base_model}`."
+            "own code is for you to allow: on the command line, run "
+            f"`grasp trust {run.base_model}`."
         )
     if "adapter" not in run.inputs and is_complete(run):
         raise InputError(

@@ -33,7 +33,8 @@ from analysis.factors.routes import (
     yardsticks,
 )
 from analysis.factors.significance import add_explanations
-from analysis.store.factor_table import FactorTable, write_factors
+from analysis.store.factor_table import FactorTable
+from analysis.store.label_directions import replace_factors
 from analysis.store.layout import adapter_of
 from analysis.store.records import FactorsManifest, Prompt, RunManifest, read_manifest, sha256
 from analysis.store.workspace import Workspace
@@ -171,8 +172,7 @@ def identify_run(
         tokens=run_lens_source(workspace, folder),
         progress=progress,
     )
-    with workspace.writing("factors", folder.name) as target:
-        write_factors(target, found)
+    replace_factors(workspace, found)
     return found
 
 

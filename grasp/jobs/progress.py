@@ -11,7 +11,6 @@ from analysis.store.database import Database
 from analysis.text import duration_text
 from grasp.jobs import queue
 
-
 _PAUSE = 5.0
 """Seconds without progress after the database did not take it."""
 

@@ -1,7 +1,7 @@
 """The queue: jobs as rows of the workspace's database.  Torch-free, for pages and the worker.
 
-A job is a typed request for a `grasp` command.  A page adds a row and polls it; a worker claims rows
-and runs each in a process of its own, which keeps its row up to date.
+A job is a typed request for a `grasp` command.  A page adds a row and polls it; a worker claims
+rows and runs each in a process of its own, which keeps its row up to date.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ GONE = timedelta(minutes=2)
 
 LOST = "The process that ran this job ended unexpectedly. Queue the job again."
 HELD = (
-    "This job was queued on another machine, or came with the workspace, so it was not run. Look at "
-    "its command; to let it run here, queue it again."
+    "This job was queued on another machine, or came with the workspace, so it was not run. Look "
+    "at its command; to let it run here, queue it again."
 )
 
 
@@ -112,7 +112,9 @@ def request_cancel(database: Database, job_id: int) -> None:
             .values(status="cancelled", finished=now())
         )
     if asked is None:
-        raise InputError(f"Job {job_id} is {get(database, job_id).status}; there is nothing to cancel.")
+        raise InputError(
+            f"Job {job_id} is {get(database, job_id).status}; there is nothing to cancel."
+        )
 
 
 def requeue(database: Database, job_id: int) -> None:
@@ -274,11 +276,11 @@ def register_worker(database: Database) -> Iterator[Callable[[], None]]:
             session.execute(delete(Worker).where(*mine))
 
 
-def _of(database: Database, status: Status) -> Select[tuple[Job]]:
+def _of(database: Database, status: Status) -> Select[Job]:
     return select(Job).where(Job.workspace == database.workspace, Job.status == status)
 
 
-def _workers(database: Database) -> Select[tuple[Worker]]:
+def _workers(database: Database) -> Select[Worker]:
     return select(Worker).where(Worker.workspace == database.workspace)
 
 

@@ -1,7 +1,7 @@
 """Tells jobs that were queued here from those that came with a workspace.
 
-A database travels with its workspace, so whoever wrote it may have put jobs into it.  A seal is made
-with a key of this person on this machine, which lies outside every workspace.
+A database travels with its workspace, so whoever wrote it may have put jobs into it.  A seal is
+made with a key of this person on this machine, which lies outside every workspace.
 """
 
 from __future__ import annotations

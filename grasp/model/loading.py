@@ -295,8 +295,8 @@ def _unloadable(reference: str, error: Exception) -> GraspError:
     if "trust_remote_code" in str(error):
         return InputError(
             f"The base model {reference!r} brings Python code of its own, which is run only where "
-            f"it is trusted: read it, then add --trust-remote-code, or run `grasp trust {reference}` "
-            "once."
+            "it is trusted: read it, then add --trust-remote-code, or run "
+            f"`grasp trust {reference}` once."
         )
     return NotFoundError(
         f"The base model {reference!r} cannot be loaded: {reason}. Give a folder with a "

@@ -69,7 +69,7 @@ def find_damage(folder: Path) -> str:
 
 
 def find_resumable(folder: Path, run: RunManifest) -> tuple[str | None, list[str]]:
-    """The last whole checkpoint of an earlier attempt at the very same run, and what was passed over.
+    """The last whole checkpoint of an earlier attempt at the same run, and what was passed over.
 
     Checkpoints that are not whole are removed, and so is everything if none is left.
     """

@@ -12,7 +12,9 @@ from peft import PeftModel
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainingArguments
 
 from analysis.errors import InputError
+from analysis.factors.independence import require_independent
 from analysis.store.factor_table import select_directions
+from analysis.store.label_directions import label_revisions
 from analysis.store.layout import adapter_of
 from analysis.store.records import RunManifest, read_manifest, sha256, write_jsonl
 from analysis.store.workspace import Workspace, writing_folder
@@ -135,7 +137,11 @@ def retrain(
     names, directions = (
         select_directions(workspace, factors, run=source.root) if wanted else ([], None)
     )
+    if directions is not None:
+        require_independent(names, directions)
     protection = _overridden(chosen.protection_at(strength), overrides or {}, arm)
+    rows = [] if directions is None else list(directions)
+    hashes, revisions = label_revisions(workspace, names, rows)
     run = RunManifest(
         id=out.name,
         title=f"{config.title}, {chosen.label}",
@@ -146,6 +152,8 @@ def retrain(
         config=config.model_dump() if is_complete(source) else source.config,
         protection=protection.model_dump() if protection else None,
         factors=names,
+        directions=hashes,
+        labels=revisions,
         strength=_strength(chosen, protection, strength),
         intervention=INTERVENTIONS.get(arm),
         seed=config.seed,
@@ -161,9 +169,7 @@ def retrain(
         return made
     if not chosen.trains:
         return make_untrained(workspace, run, source_folder, plan, out=out, overwrite=overwrite)
-    return _fit(
-        workspace, run, plan, out=out, overwrite=overwrite, progress=progress, show=show
-    )
+    return _fit(workspace, run, plan, out=out, overwrite=overwrite, progress=progress, show=show)
 
 
 def _require(chosen: Method, config: TrainConfig, source: RunManifest) -> None:

@@ -246,8 +246,8 @@ class _GuardInCheckpoints(TrainerCallback):
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             if moments := self._trainer.guard.moments():
                 save_file(moments, folder / MOMENTS_FILE)
-            state = self._trainer.guard.state() | ({"moments": True} if moments else {})
-            (folder / GUARD_FILE).write_text(json.dumps(state), encoding="utf-8")
+            saved = self._trainer.guard.state() | ({"moments": True} if moments else {})
+            (folder / GUARD_FILE).write_text(json.dumps(saved), encoding="utf-8")
 
 
 class LoraTrainer(GraspMixin, Trainer):
@@ -320,7 +320,7 @@ def seconds_so_far(folder: Path) -> float:
 
 
 def read_metrics_lines(path: Path) -> list[Json]:
-    """The whole lines of a run's metrics.jsonl, as they are; those that a kill tore are left out."""
+    """The whole lines of a run's metrics.jsonl; those that a kill tore are left out."""
     rows = []
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     for line in text.splitlines():

@@ -18,6 +18,7 @@ from streamlit.testing.v1 import AppTest  # noqa: E402
 from analysis.store.workspace import Workspace  # noqa: E402
 from dashboard import WORKSPACE_VARIABLE  # noqa: E402
 from dashboard.queue import worker_process  # noqa: E402
+from dashboard.state.annotator import VARIABLE  # noqa: E402
 from tests.support import synthetic  # noqa: E402
 
 Open = Callable[..., AppTest]
@@ -59,9 +60,15 @@ def open_page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
 
     def open_it(
-        page: str, workspace: Workspace, *, unforeseen: bool = False, **parameters: str
+        page: str,
+        workspace: Workspace,
+        *,
+        unforeseen: bool = False,
+        person: str = "ana",
+        **parameters: str,
     ) -> AppTest:
         monkeypatch.setenv(WORKSPACE_VARIABLE, str(workspace.root))
+        monkeypatch.setenv(VARIABLE, person)
         test = AppTest.from_file(str(ROOT / "dashboard" / "app.py"), default_timeout=60)
         for name, value in parameters.items():
             test.query_params[name] = value

@@ -15,7 +15,7 @@ from analysis.store.retrain_line import Retrain
 from dashboard.__main__ import check_host, find_port, main
 from dashboard.queue import commands
 from dashboard.state.selection import parse_choice, parse_number
-from dashboard.style.markup import chips, heat_map, html_table, interval, literal
+from dashboard.style.markup import chips, heat_map, html_table, interval, literal, prose
 
 HOSTILE = ['<script>alert("x")</script>', "<img src=x onerror=alert(1)>", "&lt;", "'\"", "\x00"]
 
@@ -53,6 +53,12 @@ def test_heat_map_shades_both_ends_and_leaves_the_unknown_clear() -> None:
     assert "rgba(213,94,0,0.75)" in shown
     assert "rgba(31,119,201,0.75)" in shown
     assert "transparent" in shown
+
+
+def test_what_a_message_puts_between_backticks_is_code() -> None:
+    assert prose("Run `grasp factors a_b`; *no*.") == r"Run `grasp factors a_b`; \*no\*\."
+    assert prose("a ` b") == r"a \` b"
+    assert prose("a `` b") == r"a \`\` b"
 
 
 def test_literal_markdown_has_no_markup() -> None:

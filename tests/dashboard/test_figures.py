@@ -10,7 +10,9 @@ from analysis.evidence.driving_rows import rows_to_show
 from analysis.store.records import RunManifest
 from dashboard.figures import activations, comparison, measurements, spectra, training
 from dashboard.figures.lineage import lineage
-from dashboard.style.theme import CATEGORICAL
+from dashboard.style.palette import CATEGORICAL, distinct_colours
+from dashboard.style.theme import arm_styles, shades
+from grasp.settings.methods import METHODS
 from tests.support import measurements as measured
 
 MODULES = pd.DataFrame(
@@ -61,7 +63,7 @@ def test_factor_scree_marks_what_lies_above_the_band() -> None:
     other = spectra.Scree("step 40", np.array([1.0, 0.3]))
     figure = spectra.factor_scree(FACTORS, log=True, overlays=[other], selected="w2")
     by_name = {trace.name: trace for trace in figure.data}
-    assert list(by_name["above the band"].customdata) == ["w1", "w2"]
+    assert list(by_name["above the band, significant"].customdata) == ["w1", "w2"]
     assert list(by_name["within the band"].customdata) == ["w3"]
     np.testing.assert_array_equal(by_name["random updates, 95 %"].y, FACTORS["null_high"])
     np.testing.assert_array_equal(by_name["random updates, median"].y, FACTORS["null_median"])
@@ -69,10 +71,30 @@ def test_factor_scree_marks_what_lies_above_the_band() -> None:
     assert figure.layout.yaxis.type == "log"
 
 
+def test_the_band_and_significance_are_two_marks_with_two_words() -> None:
+    """Five times above the band, and without an effect: above the band it is all the same."""
+    table = FACTORS.assign(
+        singular_value=[5.0, 5.0, 0.1], null_high=[1.0, 1.0, 1.0], significant=[False, True, False]
+    )
+    figure = spectra.factor_scree(table, log=False, colour="#D55E00", selected="w1")
+    points = {
+        trace.name: (list(trace.customdata), trace.marker.symbol, trace.marker.color)
+        for trace in figure.data
+        if trace.customdata is not None
+    }
+    assert points == {
+        "above the band, not significant": (["w1"], "circle", "#7D858F"),
+        "above the band, significant": (["w2"], "circle", "#D55E00"),
+        "within the band": (["w3"], "circle-open", "#7D858F"),
+    }
+    assert "w1, selected" in [trace.name for trace in figure.data]
+    assert list(FACTORS["id"][spectra.above_band(table)]) == ["w1", "w2"]
+
+
 def test_factor_scree_without_a_band_has_none() -> None:
     bare = FACTORS.assign(null_median=np.nan, null_high=np.nan)
     names = [trace.name for trace in spectra.factor_scree(bare, log=False).data]
-    assert names == ["above the band", "within the band"]
+    assert names == ["significant, no band known", "not significant, no band known"]
 
 
 def test_scree_names_are_not_markup() -> None:
@@ -105,7 +127,7 @@ def test_shift_map_carries_ids_and_greys_the_rest() -> None:
     points = pd.DataFrame(
         {"id": ["a", "b"], "group": ["g", "g"], "variant": ["x", "y"], "x": [0, 1], "y": [2, 3]}
     )
-    (trace,) = activations.shift_map(points, axes=["one", "two"], chosen=["b"]).data
+    trace, *_ = activations.shift_map(points, axes=["one", "two"], chosen=["b"]).data
     assert list(trace.customdata) == ["a", "b"]
     assert trace.marker.opacity[0] < trace.marker.opacity[1]
 
@@ -195,7 +217,7 @@ def test_lineage_is_plain_text_even_for_hostile_names() -> None:
 
 @pytest.mark.parametrize("background", ["#FFFFFF", "#12171D"])
 def test_marks_stand_out_on_both_backgrounds(background: str) -> None:
-    for colour in CATEGORICAL:
+    for colour in (*distinct_colours(60), *shades(CATEGORICAL[0], 9)):
         light, dark = sorted([_luminance(colour), _luminance(background)], reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 3.0, colour
 
@@ -204,6 +226,42 @@ def _luminance(colour: str) -> float:
     channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_no_two_groups_share_a_colour() -> None:
+    assert len(set(distinct_colours(120))) == 120
+    assert distinct_colours(20)[:13] == distinct_colours(13)
+    groups = [f"group {number:02d}" for number in range(13)]
+    rows = pd.DataFrame(
+        {
+            "id": [f"p{n}" for n in range(26)],
+            "group": groups * 2,
+            "variant": ["good"] * 13 + ["evil"] * 13,
+            "x": 0.0,
+            "y": 0.0,
+        }
+    )
+    figure = activations.shift_map(rows, axes=["x", "y"])
+    colours = {trace.name: trace.marker.color for trace in figure.data if trace.name in groups}
+    assert len(set(colours.values())) == 13
+    symbols = {trace.name: trace.marker.symbol for trace in figure.data if trace.x[0] is None}
+    assert symbols == {"shape: evil": "circle", "shape: good": "square"}
+    moves = pd.DataFrame(
+        {"name": groups, "layer": 0, "value": 0.0, "low": 0.0, "high": 0.0, "n": 2}
+    )
+    lines = activations.shift_by_layer(moves).data
+    assert {line.name: line.line.color for line in lines} == colours
+
+
+def test_each_method_has_one_colour_wherever_it_stands() -> None:
+    names = ["", *METHODS, "of-elsewhere", "of-nowhere"]
+    styles = arm_styles({f"run-{name}": name for name in names})
+    assert len({colour for colour, _ in styles.values()}) == len(names)
+    alone = arm_styles({"a": "wise-ft", "b": "grasp", "c": "grasp", "d": "grasp"})
+    assert alone["a"] == styles["run-wise-ft"]
+    assert [alone[run] for run in "bcd"] == [
+        (styles["run-grasp"][0], symbol) for symbol in ("circle", "circle-open", "circle-dot")
+    ]
 
 
 def test_a_second_run_of_a_method_is_hollow() -> None:

@@ -331,3 +331,19 @@ def test_damaged_evidence_is_said_in_words(whole: Workspace, open_page: Open) ->
     test = open_page("factors", whole, run="code-naive", factor="w2", evidence="dose")
     assert "This evidence cannot be shown." in words(test)
     assert Key.measure("dose") in [button.key for button in test.button]
+
+
+# A database that cannot be used
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_damaged_database_is_said_on_every_page(
+    page: str, whole: Workspace, open_page: Open
+) -> None:
+    whole.database.engine.dispose()
+    for file in whole.root.glob("workspace.db*"):
+        file.unlink()
+    (whole.root / "workspace.db").write_bytes(b"no database at all" * 100)
+    said = words(open_page(page, whole, run="code-naive", family="code-naive"))
+    assert "This page cannot be shown." in said
+    assert "did not answer as it should (file is not a database)" in said

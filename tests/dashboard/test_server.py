@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
+from analysis.interpreter import module_command
 from analysis.store.database import Worker, now
 from analysis.store.workspace import Workspace
 from dashboard.queue.worker_process import ensure_worker
@@ -63,3 +67,33 @@ def test_a_living_worker_is_left_alone(empty: Workspace, no_workers: list[list[s
         )
     assert not ensure_worker(empty)
     assert no_workers == []
+
+
+def test_a_page_is_in_no_frame_loads_nothing_from_elsewhere_and_has_known_names(
+    tmp_path: Path,
+) -> None:
+    """Also where other machines may connect."""
+    command = module_command("dashboard", "--workspace", str(tmp_path / "new"))
+    where = ["--host", "0.0.0.0", "--allow-remote", "--allow-host", "grasp.example.org"]
+    with subprocess.Popen([*command, *where], stdout=subprocess.PIPE, text=True) as server:
+        try:
+            port = server.stdout.readline().rpartition(":")[2].strip()
+            answers = {}
+            for name in (
+                "127.0.0.1",
+                f"{socket.gethostname()}:{port}",
+                "grasp.example.org",
+                "evil",
+            ):
+                asked = urllib.request.Request(f"http://127.0.0.1:{port}/", headers={"Host": name})
+                refused = suppress(urllib.error.HTTPError)
+                with refused, urllib.request.urlopen(asked, timeout=20) as page:
+                    answers[name] = page.headers["Content-Security-Policy"]
+                    assert page.headers["X-Frame-Options"] == "DENY"
+        finally:
+            server.kill()
+    assert "evil" not in answers
+    assert len(answers) == 3
+    for policy in answers.values():
+        assert "frame-ancestors 'none'" in policy
+        assert policy.startswith("default-src 'self' ")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -36,7 +35,6 @@ START_SECONDS = 60.0
 LOAD_MS = 60_000
 POLL_SECONDS = 0.2
 
-_PROBE = re.compile(rf"/({'|'.join(PAGES)})/_stcore/(health|host-config)$")
 
 Found = TypeVar("Found")
 
@@ -106,15 +104,11 @@ def opened(
 
 
 def _complaints(page: Page, host: str) -> list[str]:
-    """What goes wrong on a page, as it goes wrong.
-
-    Streamlit's client finds out where its server's root is by asking under the page's own path
-    first, which is a 404 on the console.
-    """
+    """What goes wrong on a page, as it goes wrong."""
     found: list[str] = []
 
     def said(message: ConsoleMessage) -> None:
-        if message.type == "error" and not _PROBE.search(message.location["url"]):
+        if message.type == "error":
             found.append(f"console: {message.text} ({message.location['url']})")
 
     def asked(request: Request) -> None:

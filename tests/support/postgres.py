@@ -1,4 +1,4 @@
-"""A PostgreSQL server of its own for tests, on a socket in a folder, run by an unprivileged user."""
+"""A PostgreSQL server for tests, on a socket in a folder, run by an unprivileged user."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 _OPTIONS = "-c listen_addresses='' -c fsync=off -c max_connections=60"
 
@@ -21,7 +22,9 @@ def missing() -> str:
         return "PostgreSQL is not installed (Debian's package is postgresql)"
     if find_spec("psycopg") is None:
         return "psycopg is not installed"
-    return "" if os.geteuid() or _user() else "the server refuses to run as root, and nobody else is"
+    return (
+        "" if os.geteuid() or _user() else "the server refuses to run as root, and nobody else is"
+    )
 
 
 class Server:
@@ -62,14 +65,14 @@ class Server:
         self._call("pg_ctl", action, "-D", str(self._home / "data"), "-w", *options)
 
     def _call(self, program: str, *arguments: str) -> None:
-        user = {} if os.geteuid() else {"user": _user(), "extra_groups": []}
+        user: dict[str, Any] = {} if os.geteuid() else {"user": _user(), "extra_groups": []}
         done = subprocess.run(
             [str(self._binaries / program), *arguments],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             check=False,
             cwd=self._home,
-            **user,  # type: ignore[call-overload]
+            **user,
         )
         assert done.returncode == 0, f"{program} {arguments[0]} failed; see {self._home}/log"
 
@@ -80,8 +83,8 @@ def serve() -> Iterator[Server]:
     binaries = _binaries()
     assert binaries is not None
     home = Path(tempfile.mkdtemp(prefix="grasp-pg-"))
-    if not os.geteuid():
-        shutil.chown(home, _user())
+    if not os.geteuid() and (user := _user()):
+        shutil.chown(home, user)
     server = Server(home, binaries)
     try:
         server.initialise()

@@ -82,6 +82,7 @@ def build(root: Path, *, live: bool = True) -> Workspace:
     """A workspace with two families, all records, labels, and jobs of every state."""
     workspace = Workspace.create(root)
     add_model(workspace)
+    add_data(workspace, ("code", "medicine"))
     for family, arms in (("code", tuple(TITLES)), ("medicine", ("naive", "grasp"))):
         for seed, method in enumerate(arms):
             add_run(workspace, f"{family}-{method}", method=method, family=family, seed=seed)
@@ -101,6 +102,24 @@ def add_model(workspace: Workspace) -> None:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
     save_file({"norm.weight": np.ones(WIDTH, np.float32)}, folder / "model.safetensors")
+
+
+def add_data(workspace: Workspace, families: tuple[str, ...]) -> None:
+    """The files that the settings of the runs name."""
+    ask = {"role": "user", "content": "What helps?"}
+    chat: Json = {"messages": [ask, {"role": "assistant", "content": "Rest."}]}
+    prompt: Json = {
+        "id": "p",
+        "role": "task",
+        "scorer": "contains",
+        "expected": "rest",
+        "item": "p",
+    }
+    for family in families:
+        for name in (family, f"{family}-probes"):
+            write_jsonl(workspace.root / "data" / f"{name}.jsonl", [chat])
+        asked = prompt | {"group": family, "messages": [ask]}
+        write_jsonl(workspace.root / "data" / f"{family}-prompts.jsonl", [asked])
 
 
 def add_run(workspace: Workspace, run_id: str, *, method: str, family: str, seed: int = 0) -> None:

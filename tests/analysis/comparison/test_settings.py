@@ -19,3 +19,15 @@ def test_settings_that_differ(whole: Workspace) -> None:
 
 def test_one_run_differs_from_nothing(whole: Workspace) -> None:
     assert settings_table([whole.run("code-naive")], only_different=True).empty
+
+
+def test_what_is_not_set_and_what_is_lacking_are_no_difference(whole: Workspace) -> None:
+    run = whole.run("code-naive")
+    one = run.model_copy(update={"config": run.config | {"packing": None, "warmup_steps": 0.0}})
+    other = run.model_copy(update={"id": "other", "config": run.config | {"warmup_steps": 0}})
+    assert settings_table([one, other], only_different=True).empty
+    table = settings_table([one, other], only_different=False)
+    assert not table["setting"].duplicated().any()
+    # What the manifest says itself is not listed a second time.
+    assert not {"config.seed", "config.title", "config.base_model"} & set(table["setting"])
+    assert "null" not in table.to_numpy()

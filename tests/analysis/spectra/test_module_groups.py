@@ -18,6 +18,7 @@ from analysis.spectra.module_table import module_place
 from analysis.spectra.trajectory import Stage, finished_step, trajectory_table
 from dashboard.figures import over_training
 from dashboard.figures import spectra as figures
+from dashboard.style.theme import shades
 
 
 def modules(names: list[str], layers: list[float]) -> pd.DataFrame:
@@ -127,9 +128,13 @@ def test_the_finished_adapter_is_drawn_after_the_last_checkpoint(
 
 
 def test_checkpoints_darken_and_the_last_one_stands_out() -> None:
-    lines = [figures.Scree(f"step {i}", np.array([1.0, 0.5])) for i in range(30)]
+    drawn = [*shades("#D55E00", 29), "#D55E00"]
+    lines = [
+        figures.Scree(f"step {i}", np.array([1.0, 0.5]), colour) for i, colour in enumerate(drawn)
+    ]
     data = over_training.checkpoint_scree(lines, log=False, module="o_proj").data
-    assert len({trace.line.color for trace in data}) == 30
+    assert [trace.line.color for trace in data] == drawn
+    assert len(set(drawn)) == 30
     assert [trace.name for trace in data if trace.showlegend] == ["step 0", "step 29"]
 
 

@@ -310,3 +310,24 @@ def test_a_negated_interval_is_that_of_minus_the_values(values) -> None:
 def test_statistics_refuse(call, message) -> None:
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_paired_auc_rests_on_units_and_its_interval_covers() -> None:
+    """Before and after of one unit go up and down together, which a count of both forgets."""
+    rng = np.random.default_rng(4)
+
+    def draw(n: int) -> tuple[np.ndarray, np.ndarray]:
+        unit = rng.standard_normal(n)
+        return unit + 0.3 + 0.3 * rng.standard_normal(n), unit
+
+    found = auc(*draw(60), paired=True)
+    assert (found.n, found.items) == (60, 60)
+    truth = auc(*draw(200_000)).value
+    intervals = [auc(*draw(60), paired=True) for _ in range(300)]
+    covered = np.mean([one.low <= truth <= one.high for one in intervals])
+    assert 0.92 <= covered <= 0.98
+    alone = auc(*draw(60))
+    assert alone.n == 120
+    assert alone.high - alone.low > 2 * (found.high - found.low)
+    with pytest.raises(InputError, match="expected pairs"):
+        auc([1.0, 2.0], [0.0], paired=True)

@@ -1,22 +1,27 @@
-"""The database, as a file and on a real PostgreSQL server: opened by many, away, damaged, shared."""
+"""The database, as a file and on a real PostgreSQL server: opened by many, away, shared."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 from sqlalchemy import Engine, create_engine
 
 from analysis.errors import DatabaseUnavailable, InputError
 from analysis.store import label_files, labels
+from analysis.store.bundle import write_bundle
 from analysis.store.database import Database
-from analysis.store.workspace import Workspace
+from analysis.store.workspace import Workspace, workspace_of
 from grasp.jobs import queue
 from tests.support import postgres
 
@@ -78,7 +83,7 @@ def run_python(code: str, *arguments: str) -> subprocess.Popen[str]:
 _OPENS = """
 import sys
 from analysis.store.labels import Claim, add_label
-from analysis.store.workspace import Workspace
+from analysis.store.workspace import Workspace, workspace_of
 print("ready", flush=True)
 sys.stdin.readline()
 workspace = Workspace.create(sys.argv[1])
@@ -106,13 +111,15 @@ def test_a_new_workspace_is_opened_by_many_at_once(workspace: Workspace) -> None
             process.communicate()
     assert errors == [""] * 4
     found = labels.read_events(workspace.database)
-    assert sorted(one.name for one in found) == sorted(f"{n} {i}" for n in range(4) for i in range(5))
+    assert sorted(one.name for one in found) == sorted(
+        f"{n} {i}" for n in range(4) for i in range(5)
+    )
 
 
 _IMPORTS = """
 import sys
 from analysis.store.label_files import import_labels
-from analysis.store.workspace import Workspace
+from analysis.store.workspace import Workspace, workspace_of
 import_labels(Workspace.create(sys.argv[1]), open(sys.argv[2], "rb").read())
 """
 
@@ -139,7 +146,9 @@ def test_an_import_that_fails_in_its_middle_leaves_nothing(workspace: Workspace)
     Workspace.create(workspace.root)
     long = "x" * 101
     content = f"{HEADER}a/w1,ana,persona,d\na/w1,ana,{long},d\n".encode()
-    with pytest.raises(InputError, match="Line 3: The name of a label has 101 characters; expected"):
+    with pytest.raises(
+        InputError, match="Line 3: The name of a label has 101 characters; expected"
+    ):
         label_files.import_labels(workspace, content)
     assert labels.read_events(workspace.database) == []
 
@@ -200,3 +209,76 @@ def test_what_a_database_cannot_be_opened_with_is_said(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(InputError, match=r"psycopg.*pip install \"grasp-workbench\[postgresql\]\""):
         Database("postgresql://x/y").create()
+
+
+_READS = """
+import os, sys
+from analysis.errors import DatabaseUnavailable
+from analysis.store.labels import Claim, add_label, read_events
+from analysis.store.workspace import Workspace, workspace_of
+from grasp.jobs import queue
+read_events(Workspace.create(sys.argv[2]).database)  # imports what nobody may not read
+os.setuid(65534)
+workspace = Workspace.create(sys.argv[1])
+queue.reconcile(workspace.database)
+print([one.name for one in read_events(workspace.database)])
+try:
+    add_label(workspace.database, factor="f", claim=Claim("x"), annotator="a", direction="d")
+except DatabaseUnavailable as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can read as somebody else")
+def test_a_database_that_may_only_be_read_is_read(tmp_path: Path) -> None:
+    home = Path(tempfile.mkdtemp())
+    home.chmod(0o755)
+    workspace = Workspace.create(home / "w")
+    label(workspace)
+    workspace.database.engine.dispose()
+    out, error = run_python(_READS, str(workspace.root), str(tmp_path)).communicate(timeout=60)
+    shutil.rmtree(home)
+    assert error == ""
+    labelled, refused = out.splitlines()
+    assert labelled == "['persona']"
+    assert "attempt to write a readonly database), so nothing was saved" in refused
+
+
+def test_a_damaged_database_is_said(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    (tmp_path / "workspace.db").write_bytes(b"no database at all" * 100)
+    with pytest.raises(DatabaseUnavailable, match=r"workspace.db did not answer.*not a database"):
+        Workspace.create(workspace.root)
+
+
+def test_an_archive_opens_elsewhere_and_takes_nothing_from_outside(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Workspace.create(workspace.root)
+    label(workspace, name="persona")
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    (workspace.root / "data" / "link").symlink_to(secret)
+    (workspace.root / "data" / "inside").symlink_to(workspace.root / "data" / "file")
+    (workspace.root / "data" / "file").write_text("mine")
+    os.mkfifo(workspace.root / "data" / "pipe")
+    left_out = write_bundle(workspace, tmp_path / "w.zip")
+    assert left_out == ["data/link", "data/pipe"]
+    with ZipFile(tmp_path / "w.zip") as archive:
+        assert not any(
+            "secret" in archive.read(name).decode("latin1") for name in archive.namelist()
+        )
+        archive.extractall(tmp_path / "opened")
+    assert (tmp_path / "opened" / "data" / "inside").read_text() == "mine"
+    monkeypatch.delenv("GRASP_DATABASE_URL", raising=False)
+    opened = Workspace.create(tmp_path / "opened")
+    assert [one.name for one in labels.read_events(opened.database)] == ["persona"]
+    assert [path.name for path in tmp_path.glob(".*part")] == []
+
+
+def test_a_run_named_by_its_path_has_its_workspace(workspace: Workspace) -> None:
+    """Also where there is no file of a database."""
+    Workspace.create(workspace.root)
+    found = workspace_of(workspace.root / "runs" / "a")
+    assert found is not None
+    assert found.root == workspace.root

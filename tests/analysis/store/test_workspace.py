@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -190,6 +191,16 @@ BROKEN = {
     "no text": (b"\xff\xfe\x00", "cannot be read as JSON"),
     "no file": (None, "is missing; the folder is not a complete record."),
     "a folder": ("", "cannot be read as JSON"),
+    "deep": ('{"schema_version": 1, "config": ' + "[" * 100_000, "cannot be read as JSON"),
+    "no zone": (
+        run("bad").model_dump(mode="json") | {"created": "2026-01-01T00:00:00"},
+        "does not match its schema: created: Input should have timezone info.",
+    ),
+    "a pipe": (None, "manifest.json is neither a file nor a folder; remove it."),
+    "another id": (
+        run("good").model_dump(mode="json"),
+        "a record's folder has its id for a name, so rename it to 'good'.",
+    ),
 }
 
 
@@ -203,6 +214,8 @@ def test_a_manifest_that_cannot_be_read_is_listed_as_broken(
     path.parent.mkdir()
     if damage == "a folder":
         path.mkdir()
+    elif damage == "a pipe":
+        os.mkfifo(path)
     elif isinstance(content, bytes):
         path.write_bytes(content)
     elif content is not None:
@@ -214,6 +227,21 @@ def test_a_manifest_that_cannot_be_read_is_listed_as_broken(
     with pytest.raises(SchemaError) as error:
         workspace.run("bad")
     assert str(error.value) == listing.broken[0].reason
+
+
+@pytest.mark.parametrize("name", ["code grasp", "code..grasp", os.fsdecode(b"a\xff"), "a\n"])
+def test_a_run_whose_folder_was_renamed_is_listed_with_what_to_do(
+    workspace: Workspace, name: str
+) -> None:
+    add(workspace, run("good"))
+    add(workspace, run("bad"))
+    (workspace.root / "runs" / "bad").rename(workspace.root / "runs" / name)
+    listing = workspace.runs()
+    assert [r.id for r in listing.records] == ["good"]
+    (broken,) = listing.broken
+    assert broken.id.isprintable()
+    said = "rename it to 'bad'" if name == "code..grasp" else "no valid id for a name; rename it"
+    assert said in broken.reason
 
 
 def test_a_file_beside_the_records_is_not_one(workspace: Workspace) -> None:
@@ -483,9 +511,9 @@ def test_a_folder_has_one_writer_and_a_killed_one_lets_go(tmp_path: Path) -> Non
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == "writing\n"
-        with pytest.raises(InputError, match="is being written by another process"):
-            with writing_folder(final):
-                pass
+        refused = pytest.raises(InputError, match="is being written by another process")
+        with refused, writing_folder(final):
+            pass
         with pytest.raises(InputError, match="is being written by another process"):
             check_not_written(final)
         assert (partial_of(final) / "half").exists()

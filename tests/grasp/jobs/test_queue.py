@@ -483,7 +483,9 @@ def test_a_worker_runs_what_is_queued_and_leaves_when_idle(
     assert failed.error.startswith("There is neither a folder nor a run called 'none'; give an")
     failed = queue.get(database, wrong.id)
     assert failed.status == "failed"
-    assert failed.error == "`grasp retrain a --method dance --out b` is not a command of this version."
+    assert (
+        failed.error == "`grasp retrain a --method dance --out b` is not a command of this version."
+    )
     assert not queue.worker_alive(database)
     assert "w1" in (workspace.root / "jobs" / f"{good.id}.log").read_text()
 

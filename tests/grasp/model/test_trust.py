@@ -155,5 +155,7 @@ def test_modules_in_the_current_folder_are_not_run(tmp_path: Path, ran: Path) ->
     assert (done.returncode, done.stderr) == (0, "")
     assert not ran.exists()
     root = Path(analysis.__file__).parents[1]
-    files = [file for name in ("analysis", "grasp", "dashboard") for file in (root / name).rglob("*.py")]
+    files = [
+        file for name in ("analysis", "grasp", "dashboard") for file in (root / name).rglob("*.py")
+    ]
     assert [file.name for file in files if '"-m",' in file.read_text()] == ["interpreter.py"]

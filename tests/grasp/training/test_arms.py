@@ -15,7 +15,8 @@ from safetensors.numpy import load_file
 from analysis.adapters.load import load_adapter
 from analysis.errors import InputError
 from analysis.factors.routes import weight_factors
-from analysis.store.factor_table import FactorTable, read_factors, write_factors
+from analysis.store.factor_table import FactorTable, read_factors, read_run_factors, write_factors
+from analysis.store.labels import Claim, add_label
 from analysis.store.records import FactorsManifest, Message, RunManifest
 from analysis.store.workspace import Workspace
 from grasp.data.examples import as_examples, read_examples
@@ -92,9 +93,9 @@ def test_every_method_makes_a_run_without_factors_that_it_does_not_need(
     workspace: Workspace, name: str
 ) -> None:
     method = METHODS[name]
-    run = arm(workspace, name)
-    folder = workspace.folder("runs", name)
-    assert workspace.run(name) == run
+    run = arm(workspace, name, f"an-{name}")
+    folder = workspace.folder("runs", run.id)
+    assert workspace.run(run.id) == run
     assert run.method == name
     assert run.factors == (["naive/w1"] if "factors" in method.needs else [])
     assert run.strength == (method.knob.default if method.knob else None)
@@ -103,7 +104,7 @@ def test_every_method_makes_a_run_without_factors_that_it_does_not_need(
     card = (folder / "adapter" / "README.md").read_text(encoding="utf-8")
     assert method.description in card
     assert (folder / "metrics.jsonl").exists() is method.trains
-    changed = update(workspace, name)
+    changed = update(workspace, run.id)
     assert changed.keys() == update(workspace, "naive").keys()
     assert all(np.isfinite(delta).all() for delta in changed.values())
     same = all(np.array_equal(d, update(workspace, "naive")[n]) for n, d in changed.items())
@@ -120,10 +121,34 @@ def test_a_method_that_needs_no_factors_measures_drift_along_those_it_is_given(
     assert arm(workspace, "kl-task", "kl-plain").results.keys() == {"steps", "loss"}
     watched = arm(workspace, "kl-task", "kl-watched", factors=["w1"])
     assert watched.factors == ["naive/w1"]
+    assert watched.directions == {"naive/w1": read_run_factors(workspace, "naive").sha256("w1")}
     assert {"drift", "drift_anchored", "leakage"} <= watched.results.keys()
     plain, seen = update(workspace, "kl-plain"), update(workspace, "kl-watched")
     for name, delta in plain.items():
         np.testing.assert_allclose(seen[name], delta, atol=1e-6)
+
+
+def test_the_labels_in_force_are_recorded_and_dependent_factors_refused(
+    workspace: Workspace,
+) -> None:
+    table = read_run_factors(workspace, "naive")
+    event = add_label(
+        workspace.database,
+        factor="naive/w1",
+        claim=Claim("persona", spurious=True),
+        annotator="ana",
+        direction=table.sha256("w1"),
+    )
+    made = arm(workspace, "removal", "labelled", factors=["w1"])
+    assert made.labels == {"naive/w1": [event.id]}
+    rows = table.directions.copy()
+    rows[table.position("w2")] = -2 * rows[table.position("w1")]
+    with workspace.writing("factors", "twice") as folder:
+        manifest = table.manifest.model_copy(update={"id": "twice", "run": "twice"})
+        write_factors(folder, FactorTable(manifest, table.table, rows))
+    with pytest.raises(InputError, match="twice/w2 lies in the span of twice/w1"):
+        arm(workspace, "caft", "no", factors=["twice/w1", "twice/w2"])
+    assert not workspace.folder("runs", "no").exists()
 
 
 def test_a_strength_is_the_knobs_value(workspace: Workspace) -> None:

@@ -39,11 +39,11 @@ from analysis.factors.routes import weight_factors
 from analysis.store.factor_table import FactorTable, read_factors, write_factors
 from analysis.store.records import FactorsManifest, RunManifest, write_jsonl
 from analysis.store.workspace import Workspace
+from grasp.__main__ import main
+from grasp.commands.calling import BAD_INPUT, INTERRUPTED
 from grasp.data.examples import as_examples
 from grasp.data.tokenise import neutral_batches, split_neutral, training_rows
 from grasp.guard.footprint import footprint
-from grasp.__main__ import main
-from grasp.commands.calling import BAD_INPUT, INTERRUPTED
 from grasp.guard.guard import Guard
 from grasp.jobs import queue
 from grasp.settings.methods import METHODS
@@ -394,7 +394,9 @@ def test_a_resumed_trainer_goes_on_with_the_moments_of_the_penaltys_own_step(
     assert_same(*(tiny.adapter_weights(run.model) for run in (whole, resumed)), rtol=0, atol=0)
     for lost in (MOMENTS_FILE, GUARD_FILE):
         (checkpoint / lost).unlink()
-        with pytest.raises(InputError, match=r"checkpoint-3 cannot be resumed from: what the guard"):
+        with pytest.raises(
+            InputError, match=r"checkpoint-3 cannot be resumed from: what the guard"
+        ):
             fit(tmp_path / lost, resume=checkpoint, **common)
 
 
