@@ -107,8 +107,9 @@ class Workspace:
         file = self.root / _NUMBER_FILE
         if not file.exists():
             self.root.mkdir(parents=True, exist_ok=True)
-            new = file.with_name(f".{file.name}.{os.getpid()}")
-            new.write_text(str(uuid.uuid4()), encoding="ascii")
+            number = str(uuid.uuid4())
+            new = file.with_name(f".{file.name}.{number}")
+            new.write_text(number, encoding="ascii")
             with suppress(FileExistsError):  # the first of several processes wins
                 os.link(new, file)
             new.unlink()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
+from sqlalchemy import update
 
 from analysis.store import labels
+from analysis.store.database import Job
 from analysis.store.factor_table import read_factors
 from analysis.store.workspace import Workspace
 from analysis.text import items_text
@@ -180,6 +182,21 @@ def test_active_job_is_shown_without_a_url(whole: Workspace, open_page: Open) ->
     said = words(open_page("retrain", whole))
     assert "Job 4: Retrain code-naive with grasp" in said
     assert "Step 40 of 120" in said
+
+
+def test_a_job_that_came_with_a_workspace_shows_its_command_and_waits(
+    whole: Workspace, open_page: Open, no_workers: list[list[str]]
+) -> None:
+    job = queue.submit(whole.database, kind="record", title="theirs", argv=["record", "code-naive"])
+    with whole.database.session() as session:
+        session.execute(update(Job).where(Job.id == job.id).values(seal="theirs"))
+    assert queue.claim(whole.database, without=("retrain",)) is None
+    test = open_page("retrain", whole, job=str(job.id))
+    assert "This job was queued on another machine, or came with the workspace" in words(test)
+    assert "grasp record code-naive" in words(test)
+    assert no_workers == []
+    test.button(key=Key.JOB_REQUEUE).click().run()
+    assert queue.claim(whole.database, without=("retrain",)).id == job.id
 
 
 def test_failed_job_says_why_and_can_be_queued_again(
