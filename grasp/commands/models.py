@@ -27,7 +27,7 @@ from analysis.errors import InputError
 from analysis.statistics.intervals import Interval
 from analysis.store.layout import adapter_of
 from analysis.store.records import Draws, Message, Prompt, RunManifest
-from analysis.store.workspace import Workspace
+from analysis.store.workspace import Workspace, ensure_workspace
 from analysis.tables import align_columns
 from analysis.text import interval_text, items_text, number_text
 from analysis.values import Json
@@ -195,7 +195,7 @@ def _run(args: argparse.Namespace) -> tuple[Workspace, Path, RunManifest]:
     """The workspace, folder and manifest of the run; creates the workspace if it is missing."""
     workspace = find_workspace(args, args.run)
     folder, run = run_folder(workspace, args.run)
-    return Workspace.create(workspace.root), folder, run
+    return ensure_workspace(workspace.root), folder, run
 
 
 def _metric_lines(data: Json) -> str:
