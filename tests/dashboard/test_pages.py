@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import get_args
 
+import pandas as pd
 import pytest
 from sqlalchemy import update
 
 from analysis.store import labels
 from analysis.store.database import Job
 from analysis.store.factor_table import read_factors
-from analysis.store.workspace import Workspace
+from analysis.store.workspace import Kind, Workspace
 from analysis.text import items_text
 from dashboard.state.selection import Key
 from grasp.jobs import queue
@@ -364,3 +365,17 @@ def test_a_damaged_database_is_said_on_every_page(
     said = words(open_page(page, whole, run="code-naive", family="code-naive"))
     assert "This page cannot be shown." in said
     assert "did not answer as it should (file is not a database)" in said
+
+
+@pytest.mark.parametrize(("page", "kind"), [("compare", "evaluations"), ("factors", "recordings")])
+def test_a_table_of_other_columns_is_said(
+    page: str, kind: Kind, whole: Workspace, open_page: Open
+) -> None:
+    """A whole file, but of something else; the rest of the page is drawn."""
+    name = {"evaluations": "samples", "recordings": "prompts"}[kind]
+    record = {"evaluations": "code-grasp", "recordings": "code-naive"}[kind]
+    file = whole.folder(kind, record) / f"{name}.parquet"
+    pd.DataFrame({"a": [1], "score": ["high"]}).to_parquet(file)
+    said = words(open_page(page, whole, run="code-naive", family="code-naive", factor="w2"))
+    assert "lacks the columns" in said
+    assert "This page cannot be shown" not in said
