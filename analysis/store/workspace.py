@@ -15,7 +15,13 @@ from typing import Generic, Literal, TypeVar, cast
 
 from filelock import FileLock, Timeout
 
-from analysis.errors import GraspError, InputError, NotFoundError, SchemaError
+from analysis.errors import (
+    DatabaseUnavailable,
+    GraspError,
+    InputError,
+    NotFoundError,
+    SchemaError,
+)
 from analysis.store.database import Database
 from analysis.store.layout import adapter_of
 from analysis.store.records import (
@@ -107,8 +113,9 @@ class Workspace:
         file = self.root / _NUMBER_FILE
         if not file.exists():
             self.root.mkdir(parents=True, exist_ok=True)
-            new = file.with_name(f".{file.name}.{os.getpid()}")
-            new.write_text(str(uuid.uuid4()), encoding="ascii")
+            number = str(uuid.uuid4())
+            new = file.with_name(f".{file.name}.{number}")
+            new.write_text(number, encoding="ascii")
             with suppress(FileExistsError):  # the first of several processes wins
                 os.link(new, file)
             new.unlink()
@@ -228,6 +235,13 @@ def _read_record(folder: Path, kind: type[ManifestT]) -> ManifestT:
             f"folder has its id for a name, so rename it to {found.id!r}."
         )
     return found
+
+
+def ensure_workspace(root: Path) -> Workspace:
+    """As `Workspace.create`, for work that needs no database: it may be away for a while."""
+    with suppress(DatabaseUnavailable):
+        Workspace.create(root)
+    return Workspace(root)
 
 
 def is_id(word: str) -> bool:

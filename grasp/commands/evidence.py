@@ -12,7 +12,7 @@ from analysis.evidence.driving_rows import rows_to_show
 from analysis.store.evidence import Evidence, summarise_evidence
 from analysis.store.factor_table import select_directions
 from analysis.store.records import RunManifest
-from analysis.store.workspace import Workspace
+from analysis.store.workspace import Workspace, ensure_workspace
 from analysis.tables import align_columns
 from analysis.text import number_text
 from grasp.commands.calling import Result
@@ -100,7 +100,7 @@ def _place(args: argparse.Namespace) -> tuple[Workspace, Path, RunManifest]:
     workspace = find_workspace(args, args.run)
     folder, run = run_folder(workspace, args.run)
     select_directions(workspace, args.factor, run=folder.name)
-    return Workspace.create(workspace.root), folder, run
+    return ensure_workspace(workspace.root), folder, run
 
 
 def _prompts(args: argparse.Namespace) -> Path | None:

@@ -27,7 +27,7 @@ from analysis.errors import InputError
 from analysis.statistics.intervals import Interval
 from analysis.store.layout import adapter_of
 from analysis.store.records import Draws, Message, Prompt, RunManifest
-from analysis.store.workspace import Workspace
+from analysis.store.workspace import Workspace, ensure_workspace
 from analysis.tables import align_columns
 from analysis.text import interval_text, items_text, number_text
 from analysis.values import Json
@@ -212,7 +212,7 @@ def _run(args: argparse.Namespace) -> tuple[Workspace, Path, RunManifest]:
     own = settings_beside(adapter_of(folder), run.base_model).tokenizer
     if own is not None:
         print(f"Chats are in the tokenizer and chat template of {own}.", file=sys.stderr)
-    return Workspace.create(workspace.root), folder, run
+    return ensure_workspace(workspace.root), folder, run
 
 
 def _metric_lines(data: Json) -> str:

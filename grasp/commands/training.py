@@ -13,7 +13,7 @@ from pathlib import Path
 from analysis.errors import GraspError, InputError
 from analysis.store.layout import adapter_of
 from analysis.store.records import RunManifest
-from analysis.store.workspace import Workspace
+from analysis.store.workspace import Workspace, ensure_workspace
 from analysis.values import Json
 from grasp.commands.calling import Result
 from grasp.commands.models import evaluation_result
@@ -193,7 +193,7 @@ def _trained(
     progress: Progress,
 ) -> Result:
     if out.is_relative_to(workspace.root):
-        Workspace.create(workspace.root)
+        ensure_workspace(workspace.root)
     data: Json = {"run": str(out), "results": run.results, "verdict": run.verdict}
     text = f"{out}: {run.verdict}"
     if args.evaluate:

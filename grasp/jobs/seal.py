@@ -36,7 +36,7 @@ def _key() -> bytes:
     file = own_folder() / "job-key"
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        new = file.with_name(f"job-key.{os.getpid()}")
+        new = file.with_name(f"job-key.{secrets.token_hex(8)}")
         new.touch(mode=0o600)
         new.write_text(secrets.token_hex(32), encoding="ascii")
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -134,7 +135,7 @@ def _borrows(config: bytes) -> bool:
 def _write(known: dict[str, str]) -> None:
     file = _file()
     file.parent.mkdir(parents=True, exist_ok=True)
-    new = file.with_suffix(f".{os.getpid()}")
+    new = file.with_suffix(f".{secrets.token_hex(8)}")
     new.write_text(json.dumps(known, indent=2), encoding="utf-8")
     new.replace(file)
 

@@ -17,7 +17,7 @@ from analysis.store.factor_table import select_directions
 from analysis.store.label_directions import label_revisions
 from analysis.store.layout import adapter_of
 from analysis.store.records import RunManifest, read_manifest, sha256, write_jsonl
-from analysis.store.workspace import Workspace, writing_folder
+from analysis.store.workspace import Workspace, ensure_workspace, writing_folder
 from analysis.values import Json
 from grasp.data.packing import collate_packed
 from grasp.data.readers import pin_reference
@@ -210,7 +210,7 @@ def _fit(
     setup = set_up(config, plan, inoculated=run.method == "inoculation")
     run = at_commit(run, setup.commit)
     show(setup.report)
-    Workspace.create(workspace.root)  # only now, since what is refused should leave nothing behind
+    ensure_workspace(workspace.root)  # only now, since what is refused should leave nothing behind
     with writing_folder(out, keep=True, replace=overwrite) as folder:
         resumed, passed_over = find_resumable(folder, run)
         started -= seconds_so_far(folder)  # those that the earlier sessions took

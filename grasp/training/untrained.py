@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from analysis.store.layout import adapter_of
 from analysis.store.records import RunManifest
-from analysis.store.workspace import Workspace, writing_folder
+from analysis.store.workspace import Workspace, ensure_workspace, writing_folder
 from grasp.data.dataset import read_task, tokenise_task
 from grasp.data.tokenise import split_neutral
 from grasp.evaluation.answers import LAYER
@@ -66,7 +66,7 @@ def make_untrained(
         given = _given(changed, config, tokenizer, plan)
         edit_adapter(changed, run.method, strength=run.strength, given=given)
     measured = _measured(workspace, run, source, plan)
-    Workspace.create(workspace.root)  # only now, since what is refused should leave nothing behind
+    ensure_workspace(workspace.root)  # only now, since what is refused should leave nothing behind
     with writing_folder(out, replace=overwrite) as folder:
         if changed is not None:
             changed.save_pretrained(str(adapter_of(folder)))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import get_args
 
+import pandas as pd
 import pytest
+from sqlalchemy import update
 
 from analysis.store import labels
+from analysis.store.database import Job
 from analysis.store.factor_table import read_factors
-from analysis.store.workspace import Workspace
+from analysis.store.workspace import Kind, Workspace
 from analysis.text import items_text
 from dashboard.state.selection import Key
 from grasp.jobs import queue
@@ -182,6 +185,21 @@ def test_active_job_is_shown_without_a_url(whole: Workspace, open_page: Open) ->
     assert "Step 40 of 120" in said
 
 
+def test_a_job_that_came_with_a_workspace_shows_its_command_and_waits(
+    whole: Workspace, open_page: Open, no_workers: list[list[str]]
+) -> None:
+    job = queue.submit(whole.database, kind="record", title="theirs", argv=["record", "code-naive"])
+    with whole.database.session() as session:
+        session.execute(update(Job).where(Job.id == job.id).values(seal="theirs"))
+    assert queue.claim(whole.database, without=("retrain",)) is None
+    test = open_page("retrain", whole, job=str(job.id))
+    assert "This job was queued on another machine, or came with the workspace" in words(test)
+    assert "grasp record code-naive" in words(test)
+    assert no_workers == []
+    test.button(key=Key.JOB_REQUEUE).click().run()
+    assert queue.claim(whole.database, without=("retrain",)).id == job.id
+
+
 def test_failed_job_says_why_and_can_be_queued_again(
     whole: Workspace, open_page: Open, no_workers: list[list[str]]
 ) -> None:
@@ -347,3 +365,17 @@ def test_a_damaged_database_is_said_on_every_page(
     said = words(open_page(page, whole, run="code-naive", family="code-naive"))
     assert "This page cannot be shown." in said
     assert "did not answer as it should (file is not a database)" in said
+
+
+@pytest.mark.parametrize(("page", "kind"), [("compare", "evaluations"), ("factors", "recordings")])
+def test_a_table_of_other_columns_is_said(
+    page: str, kind: Kind, whole: Workspace, open_page: Open
+) -> None:
+    """A whole file, but of something else; the rest of the page is drawn."""
+    name = {"evaluations": "samples", "recordings": "prompts"}[kind]
+    record = {"evaluations": "code-grasp", "recordings": "code-naive"}[kind]
+    file = whole.folder(kind, record) / f"{name}.parquet"
+    pd.DataFrame({"a": [1], "score": ["high"]}).to_parquet(file)
+    said = words(open_page(page, whole, run="code-naive", family="code-naive", factor="w2"))
+    assert "lacks the columns" in said
+    assert "This page cannot be shown" not in said

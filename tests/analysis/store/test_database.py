@@ -81,11 +81,11 @@ def run_python(code: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 _OPENS = """
-import sys
+import sys, time
 from analysis.store.labels import Claim, add_label
 from analysis.store.workspace import Workspace, workspace_of
 print("ready", flush=True)
-sys.stdin.readline()
+time.sleep(max(0, float(sys.stdin.readline()) - time.time()))
 workspace = Workspace.create(sys.argv[1])
 for n in range(5):
     claim = Claim(f"{sys.argv[2]} {n}")
@@ -100,9 +100,10 @@ def test_a_new_workspace_is_opened_by_many_at_once(workspace: Workspace) -> None
         for process in processes:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
+        moment = time.time() + 0.3
         for process in processes:
             assert process.stdin is not None
-            process.stdin.write("\n")
+            process.stdin.write(f"{moment}\n")
             process.stdin.flush()
         errors = [process.communicate(timeout=120)[1] for process in processes]
     finally:

@@ -535,6 +535,36 @@ def test_a_job_ends_at_its_time_limit(workspace: Workspace, slow: Path) -> None:
     assert (found.finished - found.started).total_seconds() > 4
 
 
+def test_a_worker_waits_while_the_database_is_away(
+    workspace: Workspace,
+    write_adapter: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Locked from before its first job until after it would have begun."""
+    monkeypatch.setattr("analysis.store.database.BUSY_SECONDS", 0.1)
+    add_run(workspace, write_adapter)
+    job = enqueue(workspace.database, "factors", "a", "--weights-only")
+    workspace.database.engine.dispose()
+    other = sqlite3.connect(workspace.database.file, check_same_thread=False)
+    thread = threading.Thread(target=run_jobs, args=(workspace,), kwargs={"idle_timeout": 3})
+    with monkeypatch.context() as patched:
+        claimed = queue.claim
+
+        def lock_first(database: Database, **rest: Any) -> Job | None:
+            patched.setattr(queue, "claim", claimed)
+            other.execute("BEGIN IMMEDIATE")
+            threading.Timer(1.0, other.rollback).start()
+            return claimed(database, **rest)
+
+        patched.setattr(queue, "claim", lock_first)
+        thread.start()
+        thread.join(PATIENCE)
+    other.close()
+    assert "Waiting for the database." in capsys.readouterr().err
+    assert status(workspace.database, job) == "succeeded"
+
+
 def test_of_two_workers_that_start_at_once_one_serves(
     workspace: Workspace, processes: list[subprocess.Popen[str]]
 ) -> None:
