@@ -1,0 +1,317 @@
+"""Say first what a comparison found: how much of the drift each arm took away, and at what cost.
+
+The sentences are made from the tests alone, and claim no more than the tests show.  Instruments
+are never pooled: each has a sentence of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import pandas as pd
+
+from analysis.comparison.arm_tests import KEPT, ControlTest
+from analysis.comparison.measures import choose_headlines, name_metric, split_metric
+from analysis.comparison.wording import ANSWERS, join_names, metric_name
+from analysis.text import count_text, share_text, true_minus
+from analysis.values import TableRow
+
+EACH = 3
+"""Up to so many judged arms have a sentence each; more are counted."""
+
+NO_BASE = (
+    "No verdict: the base model has not been evaluated, so it is not known what the fine-tune "
+    "changed."
+)
+NO_NAIVE = "No verdict: the naive run has not been evaluated, so there is no drift to compare with."
+NO_UNRELATED = "No verdict: no prompt asks about anything unrelated to the task."
+NO_JUDGED = "No verdict yet: no GRASP run of this family has been evaluated."
+NO_CONTROL = (
+    "No random control has been evaluated, so it is not shown that the choice of factors mattered."
+)
+
+_Cells: TypeAlias = Mapping[tuple[str, str], TableRow]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`sentences`, the verdict first, and in `basis` what its numbers are."""
+
+    sentences: tuple[str, ...]
+    basis: str = ""
+
+    @property
+    def text(self) -> str:
+        """All sentences."""
+        return " ".join(self.sentences)
+
+
+def state_verdict(
+    table: pd.DataFrame,
+    labels: Mapping[str, str],
+    *,
+    judged: Sequence[str],
+    controls: Sequence[str] = (),
+    tests: Sequence[ControlTest] = (),
+) -> Verdict:
+    """What the judged arms did about the naive run's drift, in plain sentences.
+
+    Args:
+        table: as `analysis.comparison.comparison.compare_arms` gives it.
+        labels: run → display name.
+        judged: the arms that the verdict is about, such as the GRASP runs.
+        controls: arms with random directions in place of the factors.
+        tests: of the judged arms against the controls.
+    """
+    present = set(table["run"]) if len(table) else set()
+    naive = _naive(table) if len(table) else None
+    metrics = choose_headlines(list(table["metric"]), "removal") if naive is not None else []
+    arms = [run for run in judged if run in present]
+    labels = {run: labels.get(run, run) for run in present}
+    nothing = (
+        NO_BASE if "" not in present
+        else NO_NAIVE if naive is None
+        else NO_UNRELATED if not metrics
+        else ""
+    )  # fmt: skip
+    if nothing or naive is None:
+        return Verdict((nothing,))
+    cells: _Cells = {(row["run"], row["metric"]): row for row in table.to_dict("records")}
+    basis = " ".join(_basis(cells, naive, metric) for metric in metrics)
+    if not arms:
+        return Verdict((NO_JUDGED,), basis)
+    shown = [one for one in controls if one in present]
+    sentences: list[str] = []
+    drifted = []
+    for metric in metrics:
+        if reason := _no_drift(cells, naive, metric):
+            sentences.append(reason)
+            continue
+        drifted.append(metric)
+        sentences += _instrument(cells, labels, metric, arms, shown, tests, alone=len(metrics) == 1)
+    if drifted and len(metrics) > 1 and len(arms) <= EACH:
+        sentences += [_start(f"{labels[arm]}: {_task(cells, arm)[1]}.") for arm in arms]
+    if len(arms) <= EACH:
+        sentences += _losses(cells, labels, arms)
+    if drifted and not shown:
+        sentences.append(NO_CONTROL)
+    return Verdict(tuple(sentences), f"{basis} {_margin(cells, arms)}".strip())
+
+
+def _naive(table: pd.DataFrame) -> str | None:
+    runs = table.loc[table["method"] == "naive", "run"]
+    return None if runs.empty else str(runs.iloc[0])
+
+
+def _instrument(
+    cells: _Cells,
+    labels: Mapping[str, str],
+    metric: str,
+    arms: Sequence[str],
+    controls: Sequence[str],
+    tests: Sequence[ControlTest],
+    *,
+    alone: bool,
+) -> list[str]:
+    """The sentences about one instrument; with the task, if there is no other one."""
+    on = _on(metric)
+    controlled = _controls(cells, labels, metric, arms, controls, tests)
+    if len(arms) > EACH:
+        said = [_counted(cells, metric, arms, task=alone)]
+    else:
+        said = []
+        for arm in arms:
+            removed = _removed(cells.get((arm, metric)), labels[arm])
+            joint, task = _task(cells, arm)
+            joint = joint if removed.endswith("of the drift") else "; "
+            said.append(f"{removed}{joint}{task}" if alone else removed)
+    if controlled and len(said) == 1 and (not alone or said[0].endswith(" and the task is kept")):
+        return [_start(f"{on}{said[0]}; {controlled}.")]
+    first = [_start(f"{on}{one}.") for one in said]
+    return [*first, _start(f"{on}{controlled}.")] if controlled else first
+
+
+def _removed(row: TableRow | None, name: str) -> str:
+    """What an arm did to the drift, as the start of a sentence."""
+    if row is None or not math.isfinite(row["value"]):
+        return f"what {name} took away is unknown, since it was not measured"
+    share, low, high = row["value"], row["low"], row["high"]
+    if not math.isfinite(low):
+        return f"{name} took away {share_text(share, low, high)} of the drift, without an interval"
+    if low > 1:
+        return (
+            f"{name} took away all of the drift and went past the base model: "
+            f"{share_text(share, low, high)}"
+        )
+    if low > 0:
+        return f"{name} took away {share_text(share, low, high)} of the drift"
+    if high < 0:
+        return f"{name} added {share_text(-share, -high, -low)} to the drift"
+    return (
+        f"{name} is not shown to take away any of the drift: {share_text(share, low, high)}, an "
+        "interval that includes 0"
+    )
+
+
+def _task(cells: _Cells, arm: str) -> tuple[str, str]:
+    """How a sentence goes on to the task, and what it says about it."""
+    row = _worst_task(cells, arm)
+    if row is None:
+        return "; ", "the task was not measured"
+    if row["verdict"] == "kept":
+        return " and ", "the task is kept"
+    change = _points(row["difference"], row["difference_low"], row["difference_high"])
+    if row["verdict"] == "lost":
+        return ", but ", f"the task is lost in part: its accuracy changed by {change}"
+    if math.isnan(row["bound"]):
+        return "; ", "there are too few task items to say whether the task is kept"
+    if row["difference"] >= 0:
+        return "; ", (
+            f"no loss of the task was seen, but its {count_text(int(row['items']), 'item')} cannot "
+            f"rule out one above {_points(row['margin'])}"
+        )
+    return "; ", f"whether the task is kept is not shown: its accuracy changed by {change}"
+
+
+def _worst_task(cells: _Cells, arm: str) -> TableRow | None:
+    """The test of the task with the lowest bound; unknown bounds first."""
+    rows = [
+        row
+        for (run, metric), row in cells.items()
+        if run == arm and split_metric(metric)[0] == "task" and row["verdict"]
+    ]
+    return min(
+        rows, key=lambda row: -math.inf if math.isnan(row["bound"]) else row["bound"], default=None
+    )
+
+
+def _losses(cells: _Cells, labels: Mapping[str, str], arms: Iterable[str]) -> list[str]:
+    """What else is lost that should be kept."""
+    said = []
+    for arm in arms:
+        lost = [
+            metric_name(metric)
+            for (run, metric), row in cells.items()
+            if run == arm and row["verdict"] == "lost" and split_metric(metric)[0] in KEPT[1:]
+        ]
+        if lost:
+            said.append(f"{labels[arm]} also lost in: {', '.join(lost)}.")
+    return said
+
+
+def _counted(cells: _Cells, metric: str, arms: Sequence[str], *, task: bool) -> str:
+    """Many arms in one sentence, so that none is picked for its number."""
+    rows = [cells[arm, metric] for arm in arms if (arm, metric) in cells]
+    taken = [row["value"] for row in rows if row["low"] > 0]
+    some = f", from {share_text(min(taken), math.nan, math.nan)}" if taken else ""
+    some += f" to {share_text(max(taken), math.nan, math.nan)}" if len(taken) > 1 else ""
+    said = f"of {len(arms)} GRASP runs, {len(taken)} are shown to take away some of the drift{some}"
+    worst = [_worst_task(cells, arm) for arm in arms]
+    kept = sum(row is not None and row["verdict"] == "kept" for row in worst)
+    return f"{said}, and {kept} are shown to keep the task" if task else said
+
+
+def _controls(
+    cells: _Cells,
+    labels: Mapping[str, str],
+    metric: str,
+    arms: Sequence[str],
+    controls: Sequence[str],
+    tests: Sequence[ControlTest],
+) -> str:
+    """What random directions took away, and for which arms that is not shown to be less."""
+    rows = [cells[one, metric] for one in controls if (one, metric) in cells]
+    known = [row for row in rows if math.isfinite(row["value"])]
+    if not known:
+        return ""
+    said = _random(known)
+    rated = _sibling(metric, "unrelated")
+    here = [one for one in tests if one.metric == rated and one.arm in arms]
+    more = [one for one in here if one.shown and one.less_drift.value < 0]
+    same = [one for one in here if not one.shown]
+    for found, how in ((more, "more than"), (same, "not shown to be less than")):
+        beaten = dict.fromkeys(labels[one.arm] for one in found)
+        if beaten:
+            said += f", {how} {join_names(list(beaten))}"
+    return said
+
+
+def _random(rows: Sequence[TableRow]) -> str:
+    shares = [share_text(row["value"], row["low"], row["high"]) for row in rows]
+    if len(rows) > 1:
+        return f"random subspaces take away {join_names(shares)}"
+    if rows[0]["low"] <= 0 <= rows[0]["high"]:
+        return f"a random subspace is not shown to take away any ({shares[0]})"
+    return f"a random subspace takes away {shares[0]}"
+
+
+def _no_drift(cells: _Cells, naive: str, metric: str) -> str:
+    """Why there is nothing to take away on this instrument; "" if there is."""
+    removal = cells.get((naive, metric))
+    if removal is not None and math.isfinite(removal["value"]):
+        return ""
+    drift = cells.get((naive, _sibling(metric, "drift")))
+    if drift is None or not math.isfinite(drift["low"]):
+        few = "" if drift is None or drift["n_items"] is None else (
+            f" ({count_text(int(drift['n_items']), 'item')})"
+        )  # fmt: skip
+        return _start(
+            f"{_on(metric)}there are too few items to tell whether the naive run drifted{few}, so "
+            "there is no verdict."
+        )
+    moved = _points(drift["value"], drift["low"], drift["high"])
+    return _start(
+        f"{_on(metric)}the naive run shows no drift ({moved}), so there is nothing to take away."
+    )
+
+
+def _basis(cells: _Cells, naive: str, metric: str) -> str:
+    """What drift means on one instrument, with its numbers."""
+    rated = _sibling(metric, "unrelated")
+    before, after = (cells.get((run, rated)) for run in ("", naive))
+    if before is None or after is None:
+        return ""
+    suffix = split_metric(metric)[0].removeprefix("removal")
+    of = f" of {ANSWERS[suffix]}" if suffix in ANSWERS else ""
+    ends = [share_text(row["value"], row["low"], row["high"]) for row in (before, after)]
+    items = after["n_items"]
+    rests = "" if items is None or math.isnan(items) else f", {count_text(int(items), 'item')}"
+    return _start(
+        f"{_on(metric)}drift is how far the rate{of} on unrelated prompts moved, from {ends[0]} in "
+        f"the base model to {ends[1]} in the naive run{rests}."
+    )
+
+
+def _margin(cells: _Cells, arms: Iterable[str]) -> str:
+    rows = [row for arm in arms if (row := _worst_task(cells, arm)) is not None]
+    said = "Brackets are 95 % intervals."
+    if not rows:
+        return said
+    margin = _points(rows[0]["margin"])
+    return f"{said} The task counts as kept if a loss above {margin} is ruled out."
+
+
+def _sibling(metric: str, stem: str) -> str:
+    """The rate or the drift that a removal is of."""
+    measure, apart = split_metric(metric)
+    return name_metric(measure.replace("removal", stem, 1), apart)
+
+
+def _points(value: float, low: float = math.nan, high: float = math.nan) -> str:
+    """A difference of rates in percentage points, such as "−8 percentage points [−12, −4]"."""
+    shown, *bounds = [true_minus(f"{round(100 * one, 1):g}") for one in (value, low, high)]
+    return f"{shown} percentage points" + (
+        f" [{', '.join(bounds)}]" if math.isfinite(low) and math.isfinite(high) else ""
+    )
+
+
+def _on(metric: str) -> str:
+    apart = split_metric(metric)[1]
+    return f"on {apart}, " if apart else ""
+
+
+def _start(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
