@@ -16,7 +16,7 @@ import pandas as pd
 from analysis.comparison.arm_tests import KEPT, ControlTest
 from analysis.comparison.measures import choose_headlines, name_metric, split_metric
 from analysis.comparison.wording import ANSWERS, join_names, metric_name
-from analysis.text import count_text, share_text, true_minus
+from analysis.text import count_text, percent_text, share_text, true_minus
 from analysis.values import TableRow
 
 EACH = 3
@@ -70,7 +70,6 @@ def state_verdict(
     naive = _naive(table) if len(table) else None
     metrics = choose_headlines(list(table["metric"]), "removal") if naive is not None else []
     arms = [run for run in judged if run in present]
-    labels = {run: labels.get(run, run) for run in present}
     nothing = (
         NO_BASE if "" not in present
         else NO_NAIVE if naive is None
@@ -84,21 +83,31 @@ def state_verdict(
     if not arms:
         return Verdict((NO_JUDGED,), basis)
     shown = [one for one in controls if one in present]
+    names = [labels.get(run, run) for run in arms]
+    found = _Found(cells, dict(zip(arms, names, strict=True)), shown, tests)
+    reasons = {metric: _no_drift(cells, naive, metric) for metric in metrics}
+    alone = len(metrics) == 1
     sentences: list[str] = []
-    drifted = []
-    for metric in metrics:
-        if reason := _no_drift(cells, naive, metric):
-            sentences.append(reason)
-            continue
-        drifted.append(metric)
-        sentences += _instrument(cells, labels, metric, arms, shown, tests, alone=len(metrics) == 1)
-    if drifted and len(metrics) > 1 and len(arms) <= EACH:
-        sentences += [_start(f"{labels[arm]}: {_task(cells, arm)[1]}.") for arm in arms]
+    for metric, reason in reasons.items():
+        sentences += [reason] if reason else _instrument(found, metric, alone=alone)
+    drifted = not all(reasons.values())
     if len(arms) <= EACH:
-        sentences += _losses(cells, labels, arms)
+        if drifted and not alone:
+            sentences += [f"{name}: {_task(cells, arm)[1]}." for arm, name in found.arms.items()]
+        sentences += _losses(found)
     if drifted and not shown:
         sentences.append(NO_CONTROL)
-    return Verdict(tuple(sentences), f"{basis} {_margin(cells, arms)}".strip())
+    return Verdict(tuple(sentences), f"{basis} {_margin(cells, arms)}")
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The cells of the table, the judged arms with their names, the controls and their tests."""
+
+    cells: _Cells
+    arms: Mapping[str, str]
+    controls: Sequence[str]
+    tests: Sequence[ControlTest]
 
 
 def _naive(table: pd.DataFrame) -> str | None:
@@ -106,32 +115,26 @@ def _naive(table: pd.DataFrame) -> str | None:
     return None if runs.empty else str(runs.iloc[0])
 
 
-def _instrument(
-    cells: _Cells,
-    labels: Mapping[str, str],
-    metric: str,
-    arms: Sequence[str],
-    controls: Sequence[str],
-    tests: Sequence[ControlTest],
-    *,
-    alone: bool,
-) -> list[str]:
+def _instrument(found: _Found, metric: str, *, alone: bool) -> list[str]:
     """The sentences about one instrument; with the task, if there is no other one."""
     on = _on(metric)
-    controlled = _controls(cells, labels, metric, arms, controls, tests)
-    if len(arms) > EACH:
-        said = [_counted(cells, metric, arms, task=alone)]
+    controlled = _controls(found, metric)
+    if len(found.arms) > EACH:
+        said = [_counted(found, metric, task=alone)]
     else:
-        said = []
-        for arm in arms:
-            removed = _removed(cells.get((arm, metric)), labels[arm])
-            joint, task = _task(cells, arm)
-            joint = joint if removed.endswith("of the drift") else "; "
-            said.append(f"{removed}{joint}{task}" if alone else removed)
+        said = [_arm(found, arm, metric, task=alone) for arm in found.arms]
     if controlled and len(said) == 1 and (not alone or said[0].endswith(" and the task is kept")):
         return [_start(f"{on}{said[0]}; {controlled}.")]
     first = [_start(f"{on}{one}.") for one in said]
     return [*first, _start(f"{on}{controlled}.")] if controlled else first
+
+
+def _arm(found: _Found, arm: str, metric: str, *, task: bool) -> str:
+    removed = _removed(found.cells.get((arm, metric)), found.arms[arm])
+    if not task:
+        return removed
+    joint, kept = _task(found.cells, arm)
+    return f"{removed}{joint if removed.endswith('of the drift') else '; '}{kept}"
 
 
 def _removed(row: TableRow | None, name: str) -> str:
@@ -188,59 +191,59 @@ def _worst_task(cells: _Cells, arm: str) -> TableRow | None:
     )
 
 
-def _losses(cells: _Cells, labels: Mapping[str, str], arms: Iterable[str]) -> list[str]:
+def _losses(found: _Found) -> list[str]:
     """What else is lost that should be kept."""
     said = []
-    for arm in arms:
+    for arm, name in found.arms.items():
         lost = [
             metric_name(metric)
-            for (run, metric), row in cells.items()
+            for (run, metric), row in found.cells.items()
             if run == arm and row["verdict"] == "lost" and split_metric(metric)[0] in KEPT[1:]
         ]
         if lost:
-            said.append(f"{labels[arm]} also lost in: {', '.join(lost)}.")
+            said.append(f"{name} also lost in: {', '.join(lost)}.")
     return said
 
 
-def _counted(cells: _Cells, metric: str, arms: Sequence[str], *, task: bool) -> str:
+def _counted(found: _Found, metric: str, *, task: bool) -> str:
     """Many arms in one sentence, so that none is picked for its number."""
-    rows = [cells[arm, metric] for arm in arms if (arm, metric) in cells]
+    rows = [found.cells[arm, metric] for arm in found.arms if (arm, metric) in found.cells]
     taken = [row["value"] for row in rows if row["low"] > 0]
-    some = f", from {share_text(min(taken), math.nan, math.nan)}" if taken else ""
-    some += f" to {share_text(max(taken), math.nan, math.nan)}" if len(taken) > 1 else ""
-    said = f"of {len(arms)} GRASP runs, {len(taken)} are shown to take away some of the drift{some}"
-    worst = [_worst_task(cells, arm) for arm in arms]
+    some = f", from {percent_text(min(taken))}" if taken else ""
+    some += f" to {percent_text(max(taken))}" if len(taken) > 1 else ""
+    said = (
+        f"of {len(found.arms)} GRASP runs, {len(taken)} are shown to take away some of the "
+        f"drift{some}"
+    )
+    worst = [_worst_task(found.cells, arm) for arm in found.arms]
     kept = sum(row is not None and row["verdict"] == "kept" for row in worst)
     return f"{said}, and {kept} are shown to keep the task" if task else said
 
 
-def _controls(
-    cells: _Cells,
-    labels: Mapping[str, str],
-    metric: str,
-    arms: Sequence[str],
-    controls: Sequence[str],
-    tests: Sequence[ControlTest],
-) -> str:
+def _controls(found: _Found, metric: str) -> str:
     """What random directions took away, and for which arms that is not shown to be less."""
-    rows = [cells[one, metric] for one in controls if (one, metric) in cells]
+    rows = [found.cells[one, metric] for one in found.controls if (one, metric) in found.cells]
     known = [row for row in rows if math.isfinite(row["value"])]
     if not known:
         return ""
-    said = _random(known)
+    said, several = _random(known), len(known) > 1
     rated = _sibling(metric, "unrelated")
-    here = [one for one in tests if one.metric == rated and one.arm in arms]
-    more = [one for one in here if one.shown and one.less_drift.value < 0]
-    same = [one for one in here if not one.shown]
-    for found, how in ((more, "more than"), (same, "not shown to be less than")):
-        beaten = dict.fromkeys(labels[one.arm] for one in found)
-        if beaten:
-            said += f", {how} {join_names(list(beaten))}"
+    tests = [one for one in found.tests if one.metric == rated and one.arm in found.arms]
+    for chosen, how in (
+        ([one for one in tests if one.shown and one.less_drift.value < 0], "more than"),
+        ([one for one in tests if not one.shown], "not shown to be less than"),
+    ):
+        if names := dict.fromkeys(found.arms[one.arm] for one in chosen):
+            said += f", {'for some ' if several else ''}{how} {join_names(list(names))}"
     return said
 
 
 def _random(rows: Sequence[TableRow]) -> str:
     shares = [share_text(row["value"], row["low"], row["high"]) for row in rows]
+    if len(rows) > EACH:
+        values = sorted(row["value"] for row in rows)
+        ends = f"{percent_text(values[0])} to {percent_text(values[-1])}"
+        return f"{len(rows)} random subspaces take away {ends}"
     if len(rows) > 1:
         return f"random subspaces take away {join_names(shares)}"
     if rows[0]["low"] <= 0 <= rows[0]["high"]:
