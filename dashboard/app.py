@@ -8,12 +8,14 @@ import os
 import streamlit as st
 
 from dashboard.state import caches
+from dashboard.state.access import READ_ONLY, read_only
 from dashboard.state.selection import Key
 from dashboard.style.markup import STYLE, literal
 from dashboard.style.theme import FAVICON
 from grasp.jobs import queue
 
 PAGES = (
+    ("home", "Home", ":material/home:", "What the fine-tune learned besides its task."),
     ("workspace", "Workspace", ":material/folder_open:", "Runs, their origin, and jobs."),
     ("spectra", "Spectra", ":material/bar_chart:", "Singular values of the weight updates."),
     ("factors", "Factors", ":material/explore:", "Ranked factors with their evidence and labels."),
@@ -42,18 +44,21 @@ def main() -> None:
                 icon=icon,
                 help=text,
                 url_path=name,
-                default=name == "workspace",
+                default=name == "home",
             )
             for name, title, icon, text in PAGES
         ]
     )
     _sidebar()
+    if read_only():
+        st.caption(f":material/lock: {literal(READ_ONLY)}")
     page.run()
 
 
 def _sidebar() -> None:
     workspace = caches.workspace()
-    queue.reconcile(workspace.database)
+    if not read_only():
+        queue.reconcile(workspace.database)
     active = [job for job in queue.list_recent(workspace.database) if job.status in queue.ACTIVE]
     with st.sidebar:
         st.caption("Workspace")
@@ -67,6 +72,8 @@ def _sidebar() -> None:
                     help=literal(job.title),
                     query_params={"job": str(job.id)},
                 )
+        if read_only():
+            return
         st.session_state.setdefault(Key.ANNOTATOR, _default_annotator())
         st.text_input(
             "Your name",

@@ -16,6 +16,7 @@ from dashboard.panels import activations, adapter_facts, job_panel, label_form
 from dashboard.panels.frame import show_run_header
 from dashboard.queue import commands, runs
 from dashboard.state import caches
+from dashboard.state.access import read_only
 from dashboard.state.selection import FACTOR, RUN, Key, pick, remember, resolve_choice
 from dashboard.style import notices
 from dashboard.style.markup import chips, literal
@@ -42,7 +43,8 @@ def draw_page() -> None:
             _words(workspace, table, factor)
         with right, st.container(border=True):
             _step(table, factor)
-            label_form.show(workspace, table, factor)
+            if not read_only():
+                label_form.show(workspace, table, factor)
         activations.show(workspace, run, table, factor)
 
 
@@ -59,7 +61,7 @@ def _not_computed(workspace: Workspace, run: RunManifest) -> None:
         "each factor promotes.",
         command=commands.command_line(argv),
     )
-    if st.button("Compute factors", key=Key.COMPUTE_FACTORS, type="primary"):
+    if st.button("Compute factors", key=Key.COMPUTE_FACTORS, type="primary", disabled=read_only()):
         job_panel.start_job(
             workspace, kind="factors", title=f"Factors of {run.id}", argv=argv, output=""
         )
@@ -206,7 +208,7 @@ def _tokens(workspace: Workspace, table: FactorTable) -> None:
     """Why no tokens are known and, if only weights were used, a form to read them from files."""
     run, without = table.manifest.run, table.manifest.config.get("no_tokens", "")
     st.markdown(literal(f"Not known. {without or 'Compute the factors again.'}"))
-    if table.manifest.config.get("effects"):
+    if table.manifest.config.get("effects") or read_only():
         return
     base = st.text_input(
         "Folder or Hub id of the base model",

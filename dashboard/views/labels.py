@@ -10,6 +10,7 @@ from analysis.store import label_files, labels
 from analysis.store.database import LabelEvent
 from analysis.store.workspace import Workspace
 from dashboard.state import caches
+from dashboard.state.access import read_only
 from dashboard.state.selection import Key
 from dashboard.style import notices
 from dashboard.style.markup import literal
@@ -35,7 +36,8 @@ def draw_page() -> None:
         _standing(history)
         _history(history)
         _download(history)
-    _import(workspace)
+    if not read_only():
+        _import(workspace)
 
 
 def _of_run(history: list[LabelEvent]) -> list[LabelEvent]:

@@ -18,6 +18,7 @@ from dashboard.panels import job_panel, method_form, missing_settings
 from dashboard.panels.frame import show_run_header
 from dashboard.queue import commands, runs
 from dashboard.state import caches
+from dashboard.state.access import read_only
 from dashboard.state.selection import JOB, Key, read_number
 from dashboard.style import notices
 from dashboard.style.markup import literal
@@ -36,7 +37,7 @@ def draw_page() -> None:
     if shown is not None:
         job_panel.show(workspace, shown)
     if run is not None:
-        if not is_complete(run):
+        if not is_complete(run) and not read_only():
             with notices.catch_errors("The form for missing settings"):
                 missing_settings.ask_for_settings(workspace, run)
         with notices.catch_errors("The factors"):
@@ -89,7 +90,9 @@ def _plan(workspace: Workspace, run: RunManifest, table: FactorTable) -> None:
         taken = out in _taken(workspace)
         if taken:
             st.warning(literal(f"A run named {out} already exists; choose another name."))
-        if st.button("Start …", key=Key.RETRAIN_REVIEW, type="primary", disabled=taken):
+        if st.button(
+            "Start …", key=Key.RETRAIN_REVIEW, type="primary", disabled=taken or read_only()
+        ):
             _confirm(workspace, run, method.name, argv, out)
 
 

@@ -23,4 +23,5 @@ def serve_dashboard(workspace: str, args: argparse.Namespace) -> None:
     """Replace this process by the dashboard, so that Ctrl-C and signals reach it."""
     arguments = ["--workspace", workspace, "--port", str(args.port), "--host", args.host]
     arguments += ["--allow-remote"] * args.allow_remote + ["--open"] * args.open
+    arguments += ["--read-only"] * args.read_only
     os.execv(sys.executable, [sys.executable, "-m", "dashboard", *arguments])
