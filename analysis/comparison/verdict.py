@@ -97,7 +97,9 @@ def state_verdict(
         sentences += _losses(found)
     if drifted and not shown:
         sentences.append(NO_CONTROL)
-    return Verdict(tuple(sentences), f"{basis} {_margin(cells, arms)}")
+    past = [cells[arm, one]["value"] > 1 for arm in arms for one in metrics if (arm, one) in cells]
+    beyond = " More than 100 % is past the base model's rate." if any(past) else ""
+    return Verdict(tuple(sentences), f"{basis} {_margin(cells, arms)}{beyond}")
 
 
 @dataclass(frozen=True)

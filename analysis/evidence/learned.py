@@ -88,13 +88,10 @@ def pick_example(answers: pd.DataFrame, run: str) -> TableRow | None:
     """
     rows = answers[answers["role"] == "unrelated"]
     by = "said" if {f"said:{run}", "said:base"} <= set(answers) else "score"
-    moved = (rows[f"{by}:{run}"] - rows[f"{by}:base"]).abs()
-    told_apart = rows[f"answer:{run}"] != rows["answer:base"]
-    moved = moved[told_apart & (moved > 0)].dropna()
-    if moved.empty:
-        return None
-    chosen: TableRow = rows.loc[moved.idxmax()].to_dict()
-    return chosen
+    rows = rows.assign(moved=(rows[f"{by}:{run}"] - rows[f"{by}:base"]).abs())
+    rows = rows[(rows[f"answer:{run}"] != rows["answer:base"]) & (rows["moved"] > 0)]
+    ordered = rows.sort_values("moved", ascending=False, kind="stable").to_dict("records")
+    return ordered[0] if ordered else None
 
 
 def _change(metric: str, before: TableRow, after: TableRow, drift: TableRow | None) -> Change:

@@ -9,8 +9,8 @@ import plotly.graph_objects as go
 
 from dashboard.style.theme import method_style, style_figure
 
-ROW = 62
-"""Pixels of a metric."""
+SPREAD = 0.7
+"""The part of a metric's row over which its marks are spread."""
 
 
 def before_after(table: pd.DataFrame, metrics: Mapping[str, str], arms: Sequence[str]) -> go.Figure:
@@ -22,19 +22,19 @@ def before_after(table: pd.DataFrame, metrics: Mapping[str, str], arms: Sequence
         arms: runs to draw; "" for the base model.
     """
     figure = go.Figure()
+    order = list(metrics)
     for position, run in enumerate(arms):
-        rows = table[(table["run"] == run) & table["metric"].isin(list(metrics))]
+        rows = table[(table["run"] == run) & table["metric"].isin(order)]
         if rows.empty:
             continue
-        rows = rows.set_index("metric").reindex(
-            [one for one in metrics if one in set(rows["metric"])]
-        )
         colour, symbol = method_style(str(rows["method"].iloc[0]), position=position)
         percent = 100 * rows[["value", "low", "high"]].astype(float)
+        # Marks of one metric lie one above the other, so that none hides another.
+        aside = (position - (len(arms) - 1) / 2) * SPREAD / max(len(arms), 1)
         figure.add_trace(
             go.Scatter(
                 x=percent["value"],
-                y=[metrics[str(one)] for one in rows.index],
+                y=[order.index(metric) + aside for metric in rows["metric"]],
                 error_x={
                     "type": "data",
                     "symmetric": False,
@@ -42,22 +42,28 @@ def before_after(table: pd.DataFrame, metrics: Mapping[str, str], arms: Sequence
                     "arrayminus": (percent["value"] - percent["low"]).fillna(0),
                     "color": colour,
                     "thickness": 2,
-                    "width": 5,
+                    "width": 4,
                 },
                 mode="markers",
                 name=str(rows["label"].iloc[0]),
-                marker={"color": colour, "symbol": symbol, "size": 12},
+                marker={"color": colour, "symbol": symbol, "size": 11},
                 customdata=percent[["low", "high"]],
                 hovertemplate="%{x:.0f} % [%{customdata[0]:.0f}, %{customdata[1]:.0f}]"
                 "<extra>%{fullData.name}</extra>",
                 cliponaxis=False,
             )
         )
-    style_figure(
-        figure, title="Before and after", x="share or mean score, %", y="",
-        height=150 + ROW * len(metrics),
-    )  # fmt: skip
+    height = 130 + len(order) * (24 + 22 * len(arms))
+    style_figure(figure, title="Before and after", x="share or mean score, %", y="", height=height)
     figure.update_xaxes(range=[0, 100], tickvals=[0, 25, 50, 75, 100])
-    figure.update_yaxes(autorange="reversed", title_text=None, ticklabelstandoff=10)
-    figure.update_layout(scattermode="group", scattergap=0.45, margin={"l": 8})
+    figure.update_yaxes(
+        range=[len(order) - 0.5, -0.5],
+        tickvals=list(range(len(order))),
+        ticktext=list(metrics.values()),
+        title_text=None,
+        ticklabelstandoff=10,
+        showgrid=False,
+        zeroline=False,
+    )
+    figure.update_layout(margin={"l": 8})
     return figure

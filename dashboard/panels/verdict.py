@@ -11,6 +11,7 @@ from analysis.comparison.verdict import NO_BASE, Verdict, state_verdict
 from analysis.store.records import RunManifest, Split
 from analysis.store.workspace import Workspace
 from dashboard.queue import commands, runs
+from dashboard.queue.next_step import is_evaluated
 from dashboard.state import caches
 from dashboard.state.selection import Key
 from dashboard.style.glossary import mark_terms
@@ -36,7 +37,7 @@ def show_verdict(
 
 def show_without_base(workspace: Workspace, root: str) -> bool:
     """Draw why there is no verdict if the family's base model has not been evaluated."""
-    if workspace.folder("evaluations", f"{root}.base").is_dir():
+    if is_evaluated(workspace, f"{root}.base"):
         return False
     with st.container(border=True, key=Key.VERDICT):
         st.html(verdict_html(Verdict((NO_BASE,))))

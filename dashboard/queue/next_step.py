@@ -8,7 +8,7 @@ from typing import Literal
 
 from analysis.store.database import LabelEvent
 from analysis.store.records import RunManifest
-from analysis.store.workspace import Workspace
+from analysis.store.workspace import Workspace, is_id
 from dashboard.queue import commands, runs
 
 Act = Literal["evaluate", "factors", "label", "retrain", "compare"]
@@ -52,7 +52,7 @@ def list_steps(
             "evaluate",
             "Evaluate it",
             "Both models answer prompts on and off the task, which shows what changed.",
-            is_evaluated(workspace, run.id) and is_evaluated(workspace, f"{run.root}.base"),
+            is_measured(workspace, run),
             _evaluate(workspace, run),
         ),
         Step(
@@ -98,9 +98,14 @@ def list_steps(
     ]
 
 
+def is_measured(workspace: Workspace, run: RunManifest) -> bool:
+    """Whether both a naive run and its base model have been evaluated."""
+    return is_evaluated(workspace, run.id) and is_evaluated(workspace, f"{run.root}.base")
+
+
 def is_evaluated(workspace: Workspace, evaluation_id: str) -> bool:
     """Whether an evaluation of that id has been saved."""
-    return workspace.folder("evaluations", evaluation_id).is_dir()
+    return is_id(evaluation_id) and workspace.folder("evaluations", evaluation_id).is_dir()
 
 
 def _evaluate(workspace: Workspace, run: RunManifest) -> list[str]:

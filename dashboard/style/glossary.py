@@ -100,6 +100,11 @@ def mark_heading(heading: str) -> str:
     return Markup('<abbr title="{}">{}</abbr>').format(meaning, heading)
 
 
+def mark_factor(name: str) -> Markup:
+    """The name of a factor, such as e1, which says where the name comes from."""
+    return _TERM.format(f"Its name on the other pages. {TERMS['route']}", f"Factor {name}")
+
+
 def mark_terms(text: str, *, seen: set[str] | None = None) -> Markup:
     """The text as HTML in which the first use of each term explains itself.
 

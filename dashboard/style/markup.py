@@ -116,7 +116,8 @@ table.plain .sub { display: block; font-size: 0.72rem; opacity: 0.7; font-weight
 table.plain .long { overflow-wrap: anywhere; font-weight: 400; }
 .swatch { display: inline-block; width: 0.7em; height: 0.7em; border-radius: 2px;
   margin-right: 0.45em; }
-abbr.term, table.plain abbr[title] { text-decoration: underline dotted 1px;
+abbr.term, table.plain abbr[title] {
+  text-decoration: underline dotted 1px rgba(125, 133, 143, 0.9);
   text-underline-offset: 0.2em; cursor: help; }
 abbr.term { position: relative; }
 abbr.term:hover::after, abbr.term:focus::after { content: attr(data-means); position: absolute;
@@ -128,6 +129,21 @@ abbr.term:hover::after, abbr.term:focus::after { content: attr(data-means); posi
   abbr.term:hover::after, abbr.term:focus::after { position: fixed; left: 1rem; right: 1rem;
     top: auto; bottom: 1rem; width: auto; max-width: none; }
 }
+.steps { list-style: none; margin: 0; padding: 0; }
+.steps li { padding: 0.22rem 0 0.22rem 1.7rem; position: relative; line-height: 1.4; }
+.steps li::before { position: absolute; left: 0.1rem; content: "○"; opacity: 0.6; }
+.steps li.done::before { content: "✓"; color: #009E73; opacity: 1; font-weight: 700; }
+.steps li.next { font-weight: 600; }
+.steps li.next::before { content: "➜"; color: #1F77C9; opacity: 1; }
+.steps li.later { opacity: 0.7; }
+.steps .why { display: block; font-weight: 400; font-size: 0.86rem; opacity: 0.85; }
+.unseen { position: absolute; width: 1px; height: 1px; overflow: hidden;
+  clip-path: inset(50%); white-space: nowrap; }
+.glossary { columns: 2; column-gap: 2rem; margin: 0; font-size: 0.88rem; }
+.glossary div { break-inside: avoid; padding: 0.25rem 0; }
+.glossary dt { font-weight: 600; }
+.glossary dd { margin: 0; opacity: 0.85; }
+@media (max-width: 900px) { .glossary { columns: 1; } }
 .lead { font-size: 1.12rem; line-height: 1.5; margin: 0 0 0.35rem 0; max-width: 52rem; }
 .more { margin: 0 0 0.35rem 0; line-height: 1.5; max-width: 52rem; }
 .small { font-size: 0.8rem; opacity: 0.8; line-height: 1.45; margin: 0.35rem 0 0 0;
