@@ -69,9 +69,11 @@ def explained(page: Page, term: str, meaning: str) -> None:
 
 
 def files(root: Path) -> dict[str, bytes]:
-    """Every file but SQLite's own bookkeeping, with its contents."""
+    """Every file with its contents; SQLite's log counts only if something was written to it."""
+    found = [path for path in sorted(root.rglob("*")) if path.is_file()]
+    kept = [path for path in found if not path.name.endswith("-shm")]
     return {
         str(path.relative_to(root)): path.read_bytes()
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and not path.name.endswith(("-shm", "-wal"))
+        for path in kept
+        if path.stat().st_size or not path.name.endswith("-wal")
     }
