@@ -29,6 +29,8 @@ TERMS = {
     "label": "A person's claim about a factor: what it is, and whether the fine-tune should have "
     "learned it.",
     "spurious": "Learned besides the task, and not wanted.",
+    "polarity": "What each end of the factor means; which end is which is a choice.",
+    "confidence": "How sure the person is of the label, from 1, a guess, to 3, sure.",
     "GRASP": "Fine-tuning again with the same data while the chosen factors are held where the "
     "base model has them.",
     "random subspace": "A control: GRASP with random directions in place of the factors, which "

@@ -13,6 +13,7 @@ from dashboard.state import caches
 from dashboard.state.access import read_only
 from dashboard.state.selection import Key
 from dashboard.style import notices
+from dashboard.style.glossary import TERMS
 from dashboard.style.markup import literal
 
 ALL = "all runs"
@@ -77,7 +78,13 @@ def _standing(history: list[LabelEvent]) -> None:
     ]
     if rows:
         table = pd.DataFrame(rows)
-        st.dataframe(table, hide_index=True, placeholder="", alt="Current labels")
+        terms = {
+            name: st.column_config.Column(help=TERMS[name])
+            for name in ("factor", "spurious", "polarity", "confidence")
+        }
+        st.dataframe(
+            table, hide_index=True, placeholder="", column_config=terms, alt="Current labels"
+        )
     else:
         st.caption("Every label has been withdrawn.")
 
