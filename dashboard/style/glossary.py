@@ -47,8 +47,10 @@ TERMS = {
     "greedy answers": "The model's likeliest answer to each prompt, one a prompt.",
     "unrelated rate": "The share, or mean score, of the drifted value on unrelated prompts; the "
     "base model's is the mark to come back to.",
-    "related rate": "The same on prompts near to the task, where a change may be wanted.",
-    "control rate": "The same on prompts about something else, which nothing should change.",
+    "related rate": "The share, or mean score, of the drifted value on prompts near to the task, "
+    "where a change may be wanted.",
+    "control rate": "The share, or mean score, of a second pair of values, which nothing should "
+    "change.",
     "task accuracy": "The share of the task's prompts that are answered correctly.",
     "facts kept": "The share of questions of fact that are answered as they should be.",
     "format kept": "The share of answers in the form that the task teaches.",
@@ -60,7 +62,8 @@ TERMS = {
     "recorded activations (a).",
     "off task": "The share of the fine-tune's change on unrelated prompts that is undone when the "
     "factor is set back.",
-    "on task": "The same on the task's prompts.",
+    "on task": "The share of the fine-tune's change on the task's prompts that is undone when the "
+    "factor is set back.",
     "stable": "How much of the factor lies in the leading factors of earlier checkpoints or other "
     "seeds, 0 to 1.",
     "effect": "How much the answers to unrelated prompts change when the factor is set back: the "
