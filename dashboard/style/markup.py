@@ -130,7 +130,8 @@ abbr.term:hover::after, abbr.term:focus::after { content: attr(data-means); posi
     top: auto; bottom: 1rem; width: auto; max-width: none; }
 }
 ol.steps.steps { list-style: none; margin: 0; padding: 0; }
-ol.steps.steps li { margin: 0; padding: 0.22rem 0 0.22rem 1.7rem; position: relative; line-height: 1.4; }
+ol.steps.steps li { margin: 0; padding: 0.22rem 0 0.22rem 1.7rem; position: relative;
+  line-height: 1.4; }
 .steps li::before { position: absolute; left: 0.1rem; content: "○"; opacity: 0.6; }
 .steps li.done::before { content: "✓"; color: #009E73; opacity: 1; font-weight: 700; }
 .steps li.next { font-weight: 600; }
