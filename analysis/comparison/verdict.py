@@ -91,9 +91,9 @@ def state_verdict(
     for metric, reason in reasons.items():
         sentences += [reason] if reason else _instrument(found, metric, alone=alone)
     drifted = not all(reasons.values())
+    if not (drifted and alone):
+        sentences += _tasks(found)
     if len(arms) <= EACH:
-        if drifted and not alone:
-            sentences += [f"{name}: {_task(cells, arm)[1]}." for arm, name in found.arms.items()]
         sentences += _losses(found)
     if drifted and not shown:
         sentences.append(NO_CONTROL)
@@ -193,6 +193,16 @@ def _worst_task(cells: _Cells, arm: str) -> TableRow | None:
     )
 
 
+def _tasks(found: _Found) -> list[str]:
+    """What became of the task, where that is in no sentence about drift; equal arms together."""
+    if len(found.arms) > EACH:
+        return [f"Of {len(found.arms)} GRASP runs, {_kept(found)} are shown to keep the task."]
+    said: dict[str, list[str]] = {}
+    for arm, name in found.arms.items():
+        said.setdefault(_task(found.cells, arm)[1], []).append(name)
+    return [f"{join_names(names)}: {task}." for task, names in said.items()]
+
+
 def _losses(found: _Found) -> list[str]:
     """What else is lost that should be kept."""
     said = []
@@ -217,9 +227,12 @@ def _counted(found: _Found, metric: str, *, task: bool) -> str:
         f"of {len(found.arms)} GRASP runs, {len(taken)} are shown to take away some of the "
         f"drift{some}"
     )
+    return f"{said}, and {_kept(found)} are shown to keep the task" if task else said
+
+
+def _kept(found: _Found) -> int:
     worst = [_worst_task(found.cells, arm) for arm in found.arms]
-    kept = sum(row is not None and row["verdict"] == "kept" for row in worst)
-    return f"{said}, and {kept} are shown to keep the task" if task else said
+    return sum(row is not None and row["verdict"] == "kept" for row in worst)
 
 
 def _controls(found: _Found, metric: str) -> str:
@@ -269,7 +282,8 @@ def _no_drift(cells: _Cells, naive: str, metric: str) -> str:
         )
     moved = _points(drift["value"], drift["low"], drift["high"])
     return _start(
-        f"{_on(metric)}the naive run shows no drift ({moved}), so there is nothing to take away."
+        f"{_on(metric)}the naive run is not shown to drift ({moved}), so there is nothing to take "
+        "away."
     )
 
 
@@ -308,7 +322,8 @@ def _sibling(metric: str, stem: str) -> str:
 def _points(value: float, low: float = math.nan, high: float = math.nan) -> str:
     """A difference of rates in percentage points, such as "−8 percentage points [−12, −4]"."""
     shown, *bounds = [true_minus(f"{round(100 * one, 1):g}") for one in (value, low, high)]
-    return f"{shown} percentage points" + (
+    unit = "percentage point" if shown in ("1", "−1") else "percentage points"
+    return f"{shown} {unit}" + (
         f" [{', '.join(bounds)}]" if math.isfinite(low) and math.isfinite(high) else ""
     )
 

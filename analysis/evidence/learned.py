@@ -112,7 +112,7 @@ def _change(metric: str, before: TableRow, after: TableRow, drift: TableRow | No
             metric, f"{said}; there are too few items to tell whether that differs.", False
         )
     if drift["low"] <= 0 <= drift["high"]:
-        return Change(metric, f"{said}, which shows no change: the difference may be 0.", False)
+        return Change(metric, f"{said}; the difference may be 0, so no change is shown.", False)
     return Change(metric, f"{said}.", True)
 
 

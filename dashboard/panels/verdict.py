@@ -51,8 +51,7 @@ def verdict_html(found: Verdict) -> str:
     seen: set[str] = set()
     first, *others = found.sentences
     parts = [f'<p class="lead">{mark_terms(first, seen=seen)}</p>']
-    if others:
-        parts.append(f'<p class="more">{mark_terms(" ".join(others), seen=seen)}</p>')
+    parts += [f'<p class="more">{mark_terms(one, seen=seen)}</p>' for one in others]
     if found.basis:
         parts.append(f'<p class="small">{mark_terms(found.basis, seen=seen)}</p>')
     return "".join(parts)

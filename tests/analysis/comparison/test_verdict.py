@@ -100,7 +100,7 @@ def test_the_removal_is_claimed_only_as_far_as_it_is_shown(
         (UNSEEN, "; no loss of the task was seen, but its 15 items cannot rule out one above 2 "
                  "percentage points"),
         (UNSURE, "; whether the task is kept is not shown: its accuracy changed by −1 percentage "
-                 "points [−5, 3]"),
+                 "point [−5, 3]"),
         (UNSURE | {"bound": math.nan}, "; there are too few task items"),
         (None, "; the task was not measured"),
     ],
@@ -163,6 +163,16 @@ def test_instruments_are_never_pooled() -> None:
     )
 
 
+def test_arms_whose_task_fared_alike_share_a_sentence() -> None:
+    rows = [
+        *on("persona 2", g=(0.9, 0.8, 1.0), h=(0.8, 0.7, 0.9)),
+        *on("politics 2", g=(0.9, 0.8, 1.0), h=(0.8, 0.7, 0.9)),
+        task("g", **KEPT),
+        task("h", **KEPT),
+    ]
+    assert "GRASP and GRASP, clamp: the task is kept." in say(rows, ("g", "h")).sentences
+
+
 def test_whole_answers_are_the_headline() -> None:
     both = [
         *on("", "_said", g=(0.5, 0.4, 0.6)),
@@ -186,17 +196,20 @@ def test_several_runs_each_have_a_sentence_and_many_are_counted() -> None:
     )
     runs = tuple("abcde")
     removals = {run: (n / 10, n / 10 - 0.15, n / 10 + 0.1) for n, run in enumerate(runs, start=1)}
-    many = [*on("", **removals), *(task(run, **KEPT) for run in "abc")]
+    kept = [task(run, **KEPT) for run in "abc"]
+    many = [*on("", **removals), *kept]
     assert say(many, runs).sentences[0] == (
         "Of 5 GRASP runs, 4 are shown to take away some of the drift, from 20 % to 50 %, and 3 are "
         "shown to keep the task."
     )
+    apart = [*on("one", **removals), *on("two", **removals), *kept]
+    assert "Of 5 GRASP runs, 3 are shown to keep the task." in say(apart, runs).sentences
 
 
 def test_no_drift_or_too_few_items_give_no_verdict() -> None:
     for drift, said in (
-        ((0.01, -0.02, 0.04), "The naive run shows no drift (1 percentage points [−2, 4]), so "
-                              "there is nothing to take away."),
+        ((0.01, -0.02, 0.04), "The naive run is not shown to drift (1 percentage point [−2, 4]), "
+                              "so there is nothing to take away."),
         ((0.5, math.nan, math.nan), "There are too few items to tell whether the naive run "
                                     "drifted (30 items), so there is no verdict."),
     ):  # fmt: skip
@@ -204,7 +217,7 @@ def test_no_drift_or_too_few_items_give_no_verdict() -> None:
         rows = [one | dict.fromkeys(("value", "low", "high"), math.nan)
                 if one["metric"].startswith("removal") else one for one in rows]  # fmt: skip
         found = say([*rows, row("n", "drift_said", *drift), task("g", **KEPT)])
-        assert found.sentences == (said,)
+        assert found.sentences == (said, "GRASP: the task is kept.")
 
 
 def test_what_is_missing_is_named() -> None:

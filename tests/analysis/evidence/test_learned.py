@@ -52,7 +52,7 @@ def test_each_instrument_has_its_own_sentence() -> None:
 @pytest.mark.parametrize(
     ("drift", "said"),
     [
-        ((0.02, -0.02, 0.06), "which shows no change: the difference may be 0."),
+        ((0.02, -0.02, 0.06), "; the difference may be 0, so no change is shown."),
         ((0.65, math.nan, math.nan), "there are too few items to tell whether that differs."),
     ],
 )
