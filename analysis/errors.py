@@ -20,6 +20,10 @@ class NotFoundError(GraspError, LookupError):
     """The named run, factor, recording, evaluation or job does not exist."""
 
 
+class DatabaseUnavailable(GraspError):
+    """The database cannot be reached, is locked or damaged, or has no room; nothing was saved."""
+
+
 class OutOfMemory(GraspError):
     """The device has less memory than the work needs; the message gives both numbers."""
 

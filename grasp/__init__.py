@@ -1,8 +1,9 @@
 """Everything that runs a model, and the jobs that do so.
 
 `protect` guards a model during anyone's training loop; `GraspMixin` does so inside
-`transformers.Trainer` and its subclasses; `dress` makes neutral text look like the task's.  Names
-are loaded when first used, so that `import grasp` is cheap and free of torch.
+`transformers.Trainer` and its subclasses; `own_chats` lets the base model write neutral text, and
+`dress` makes it look like the task's.  Names are loaded when first used, so that `import grasp` is
+cheap and free of torch.
 """
 
 from __future__ import annotations
@@ -18,9 +19,19 @@ if TYPE_CHECKING:
     from grasp.settings.methods import METHODS
     from grasp.settings.protection import Protection
     from grasp.settings.training import TrainConfig
+    from grasp.training.own_chats import own_chats
     from grasp.training.trainer import GraspMixin
 
-__all__ = ["METHODS", "GraspMixin", "Guard", "Protection", "TrainConfig", "dress", "protect"]
+__all__ = [
+    "METHODS",
+    "GraspMixin",
+    "Guard",
+    "Protection",
+    "TrainConfig",
+    "dress",
+    "own_chats",
+    "protect",
+]
 
 _HOMES = {
     "__version__": "analysis",
@@ -28,6 +39,7 @@ _HOMES = {
     "Protection": "grasp.settings.protection",
     "TrainConfig": "grasp.settings.training",
     "dress": "grasp.data.dress",
+    "own_chats": "grasp.training.own_chats",
     "Guard": "grasp.guard.guard",
     "protect": "grasp.guard.context",
     "GraspMixin": "grasp.training.trainer",

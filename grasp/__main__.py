@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     if args.job is not None:
-        from grasp.commands.worker import run_attached
+        from grasp.commands.attached import run_attached
 
         return run_attached(args)
     result = call(args)

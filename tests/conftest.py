@@ -19,6 +19,13 @@ from analysis.store.workspace import Workspace
 settings.register_profile("workbench", derandomize=True, database=None, deadline=None)
 settings.load_profile("workbench")
 
+
+@pytest.fixture(autouse=True)
+def _own_settings(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trusted models and this machine's key are not those of whoever runs the tests."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.getbasetemp() / "own-settings"))
+
+
 WriteAdapter = Callable[..., Path]
 
 

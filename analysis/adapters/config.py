@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Required, TypedDict, TypeGuard, TypeVar, cast
 
 import regex
@@ -78,6 +79,23 @@ def check_config(config: Json, *, low_rank_part: bool = False) -> AdapterConfig:
     for key in ("base_model_name_or_path", "revision"):
         _check_text(config.get(key), key)
     return cast(AdapterConfig, config)  # which is what the checks above have seen to
+
+
+def check_generates(config: Json, folder: Path) -> None:
+    """Refuse an adapter that is not of a language model that writes text, such as a reward model.
+
+    What only reads its weights takes any; a config that names no task is taken at its word.
+
+    Raises:
+        AdapterError: names its task.
+    """
+    task = config.get("task_type")
+    if task not in (None, "CAUSAL_LM"):
+        raise AdapterError(
+            f"The adapter in {folder} has the task_type {_shown(task)}: it was trained for another "
+            "task than writing text, and can neither answer nor be trained as a causal language "
+            "model (CAUSAL_LM). Spectra and factors of its weights are available."
+        )
 
 
 def module_rank(config: AdapterConfig, name: str) -> int:

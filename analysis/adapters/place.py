@@ -13,6 +13,9 @@ from analysis.adapters.files import CONFIG, INDEX, PICKLE, WEIGHTS, refuse
 from analysis.errors import AdapterError
 from analysis.store.layout import adapter_of
 
+TOKENIZER = "tokenizer_config.json"
+TEMPLATE = "chat_template.jinja"
+
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})")
 
 
@@ -56,6 +59,11 @@ def adapter_home(folder: Path) -> Path:
 def is_adapter(folder: Path) -> bool:
     """Whether a folder has an adapter's config."""
     return (folder / CONFIG).is_file()
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer, or a chat template alone, lies in an adapter's folder."""
+    return any((folder / name).is_file() for name in (TOKENIZER, TEMPLATE))
 
 
 def adapters_within(folder: Path) -> list[str]:

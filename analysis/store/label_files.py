@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pandas as pd
 
 from analysis.errors import GraspError, InputError
 from analysis.store.database import LabelEvent
 from analysis.store.factor_table import read_run_factors
-from analysis.store.labels import Claim, add_label, withdraw_label
+from analysis.store.labels import Claim, add_events, label_event, withdrawal_event
 from analysis.store.workspace import Workspace
 
 COLUMNS = (
@@ -63,30 +62,11 @@ def import_labels(workspace: Workspace, content: bytes) -> int:
     Raises:
         InputError: the file is not CSV, a column is missing, or a row is not a valid event.
             The message gives the line, and nothing is added.
+        DatabaseUnavailable: the database did not take them, and nothing is added.
     """
     entries = [_entry(workspace, row, line) for line, row in enumerate(_rows(content), start=2)]
-    for entry in entries:
-        about: dict[str, str] = {
-            "factor": entry.factor,
-            "annotator": entry.annotator,
-            "direction": entry.direction,
-        }
-        if entry.claim is None:
-            withdraw_label(workspace.database, note=entry.note, **about)
-        else:
-            add_label(workspace.database, claim=entry.claim, **about)
+    add_events(workspace.database, entries)
     return len(entries)
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """One checked row; `claim` is None for a withdrawal."""
-
-    factor: str
-    annotator: str
-    direction: str
-    claim: Claim | None
-    note: str
 
 
 def _rows(content: bytes) -> list[dict[str, str]]:
@@ -107,7 +87,7 @@ def _rows(content: bytes) -> list[dict[str, str]]:
     return [{str(k): str(v) for k, v in row.items()} for row in frame.to_dict("records")]
 
 
-def _entry(workspace: Workspace, row: dict[str, str], line: int) -> _Entry:
+def _entry(workspace: Workspace, row: dict[str, str], line: int) -> LabelEvent:
     factor, annotator = _unguarded(row["factor"]), _unguarded(row["annotator"]).strip()
     action = row.get("action", "") or "label"
     if not annotator:
@@ -115,11 +95,14 @@ def _entry(workspace: Workspace, row: dict[str, str], line: int) -> _Entry:
     if action not in ("label", "withdraw"):
         raise InputError(f"Line {line}: action is {action!r}; expected label or withdraw.")
     try:
+        about = {"factor": factor, "annotator": annotator}
         claim = _claim(row) if action == "label" else None
-        direction = row.get("direction_sha256", "") or _direction(workspace, factor)
+        about["direction"] = row.get("direction_sha256", "") or _direction(workspace, factor)
+        if claim is None:
+            return withdrawal_event(note=_unguarded(row.get("note", "")), **about)
+        return label_event(claim=claim, **about)
     except GraspError as error:
         raise InputError(f"Line {line}: {error}") from None
-    return _Entry(factor, annotator, direction, claim, _unguarded(row.get("note", "")))
 
 
 def _claim(row: dict[str, str]) -> Claim:

@@ -46,8 +46,27 @@ def add_label(
     database: Database, *, factor: str, claim: Claim, annotator: str, direction: str
 ) -> LabelEvent:
     """Add one claim about `factor`; `direction` is its SHA-256."""
-    return _add(
-        database,
+    entry = label_event(factor=factor, claim=claim, annotator=annotator, direction=direction)
+    add_events(database, [entry])
+    return entry
+
+
+def withdraw_label(
+    database: Database, *, factor: str, annotator: str, direction: str, note: str = ""
+) -> LabelEvent:
+    """Withdraw the annotator's claim about `factor`; both events stay in the history."""
+    entry = withdrawal_event(factor=factor, annotator=annotator, direction=direction, note=note)
+    add_events(database, [entry])
+    return entry
+
+
+def label_event(*, factor: str, claim: Claim, annotator: str, direction: str) -> LabelEvent:
+    """One claim about `factor`, not saved yet.
+
+    Raises:
+        InputError: the annotator is not named, or a text is too long.
+    """
+    return _fitting(
         LabelEvent(
             annotator=_annotator(annotator),
             factor=factor,
@@ -58,29 +77,41 @@ def add_label(
             polarity=claim.polarity.strip(),
             confidence=claim.confidence,
             note=claim.note.strip(),
-        ),
+        )
     )
 
 
-def withdraw_label(
-    database: Database, *, factor: str, annotator: str, direction: str, note: str = ""
+def withdrawal_event(
+    *, factor: str, annotator: str, direction: str, note: str = ""
 ) -> LabelEvent:
-    """Withdraw the annotator's claim about `factor`; both events stay in the history."""
-    return _add(
-        database,
+    """The withdrawal of the annotator's claim, not saved yet; raises as `label_event`."""
+    return _fitting(
         LabelEvent(
             annotator=_annotator(annotator),
             factor=factor,
             direction_sha256=direction,
             action="withdraw",
             note=note.strip(),
-        ),
+        )
     )
+
+
+def add_events(database: Database, entries: Sequence[LabelEvent]) -> None:
+    """Add events to the history: all or, if anything goes wrong, none.
+
+    Raises:
+        DatabaseUnavailable: the database did not take them.
+    """
+    for entry in entries:
+        entry.workspace = database.workspace
+    with database.session() as session:
+        session.add_all(entries)
 
 
 def read_events(database: Database, *, factor: str | None = None) -> list[LabelEvent]:
     """All events, oldest first, of one factor or of all."""
-    query = select(LabelEvent).order_by(LabelEvent.id)
+    query = select(LabelEvent).where(LabelEvent.workspace == database.workspace)
+    query = query.order_by(LabelEvent.id)
     if factor is not None:
         query = query.where(LabelEvent.factor == factor)
     with database.session() as session:
@@ -125,7 +156,13 @@ def _annotator(name: str) -> str:
     return name.strip()
 
 
-def _add(database: Database, entry: LabelEvent) -> LabelEvent:
-    with database.session() as session:
-        session.add(entry)
+def _fitting(entry: LabelEvent) -> LabelEvent:
+    """The event, if its texts fit: SQLite would take longer ones, and PostgreSQL refuse them."""
+    for column in LabelEvent.__table__.columns:
+        longest, value = getattr(column.type, "length", None), getattr(entry, column.name)
+        if longest and value and len(value) > longest:
+            raise InputError(
+                f"The {column.name} of a label has {len(value)} characters; expected at most "
+                f"{longest}."
+            )
     return entry

@@ -12,7 +12,7 @@ from sqlalchemy import event
 
 from analysis.errors import InputError
 from analysis.store.database import Database
-from analysis.store.workspace import Kind, Workspace
+from analysis.store.workspace import NUMBER_FILE, Kind, Workspace
 
 READ_ONLY = "This workspace was opened to be read only; nothing was written."
 
@@ -71,4 +71,6 @@ class ReadOnlyWorkspace(Workspace):
 
 
 def _has_database(root: Path) -> bool:
-    return bool(os.environ.get("GRASP_DATABASE_URL")) or (root / "workspace.db").is_file()
+    """Whether it has a database of its own, or a number by which a shared one knows it."""
+    shared = bool(os.environ.get("GRASP_DATABASE_URL"))
+    return (root / (NUMBER_FILE if shared else "workspace.db")).is_file()

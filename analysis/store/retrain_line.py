@@ -67,6 +67,12 @@ def read_retrain(argv: Sequence[str]) -> Retrain:
     return Retrain(**{name: getattr(found, name) for name in ("run", *_READ)})
 
 
+def number_text(value: float) -> str:
+    """A number with as many digits as it needs to be read back exactly."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
 def split_names(text: str) -> tuple[str, ...]:
     """The names in a comma-separated list such as w1,w2."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
@@ -102,5 +108,4 @@ def _text(value: Any, *, run: str) -> str:
     """A value as it is typed; a number gets as many digits as it needs to be read back exactly."""
     if isinstance(value, tuple):
         return ",".join(name.removeprefix(f"{run}/") for name in value)
-    short = f"{value:g}" if isinstance(value, float) else str(value)
-    return short if not isinstance(value, float) or float(short) == value else repr(value)
+    return number_text(value) if isinstance(value, float) else str(value)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Generic, Literal, TypeVar, cast
+
+from filelock import FileLock, Timeout
 
 from analysis.errors import GraspError, InputError, NotFoundError
 from analysis.store.database import Database
@@ -36,6 +39,7 @@ _SCHEMAS: dict[Kind, type[Manifest]] = {
     "evaluations": EvaluationManifest,
     "evidence": EvidenceManifest,
 }
+NUMBER_FILE = "workspace.id"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -73,14 +77,31 @@ class Workspace:
             raise InputError(f"{root} is a file, but a workspace is a folder; give another path.")
         for name in (*_SCHEMAS, "models", "data"):
             (workspace.root / name).mkdir(parents=True, exist_ok=True)
+        workspace._number()
         workspace.database.create()
         return workspace
 
     @cached_property
     def database(self) -> Database:
-        """Label events and jobs: workspace.db, or the database that GRASP_DATABASE_URL names."""
-        url = os.environ.get("GRASP_DATABASE_URL") or f"sqlite:///{self.root / 'workspace.db'}"
-        return Database(url)
+        """Label events and jobs: workspace.db, or the database that GRASP_DATABASE_URL names.
+
+        Several workspaces may share the latter; each sees its own rows.
+        """
+        if shared := os.environ.get("GRASP_DATABASE_URL"):
+            return Database(shared, workspace=self._number())
+        return Database(f"sqlite:///{self.root / 'workspace.db'}")
+
+    def _number(self) -> str:
+        """The workspace's own number, which goes with it wherever it is; made if it is missing."""
+        file = self.root / NUMBER_FILE
+        if not file.exists():
+            self.root.mkdir(parents=True, exist_ok=True)
+            new = file.with_name(f".{file.name}.{os.getpid()}")
+            new.write_text(str(uuid.uuid4()), encoding="ascii")
+            with suppress(FileExistsError):  # the first of several processes wins
+                os.link(new, file)
+            new.unlink()
+        return file.read_text(encoding="ascii").strip()[:36]
 
     def folder(self, kind: Kind, record_id: str) -> Path:
         """The path of a record, existing or not.
@@ -104,7 +125,7 @@ class Workspace:
         return partial_of(self.folder(kind, record_id))
 
     def writing(self, kind: Kind, record_id: str) -> AbstractContextManager[Path]:
-        """A folder to write a record into, as `writing_folder`."""
+        """A folder to write a record into, in place of an earlier one, as `writing_folder`."""
         return writing_folder(self.folder(kind, record_id))
 
     def list(self, kind: Kind) -> Listing[Manifest]:
@@ -193,25 +214,71 @@ def partial_of(final: Path) -> Path:
 
 
 @contextmanager
-def writing_folder(final: Path, *, keep: bool = False) -> Iterator[Path]:
+def writing_folder(
+    final: Path, *, keep: bool = False, replace: bool = True, wait: float = 0.0
+) -> Iterator[Path]:
     """A folder to write into; it gets the name `final` only if the block succeeds.
 
-    With `keep`, files of an earlier attempt are kept, and the folder stays after a failure, so
-    that training can resume from its checkpoints.
+    Args:
+        final: what the folder is called in the end.
+        keep: keep the files of an earlier attempt, and the folder after a failure, so that training
+            can resume from its checkpoints.
+        replace: whether it may take the place of an earlier one.
+        wait: seconds to wait for another process that writes the same folder.
+
+    Raises:
+        InputError: another process writes it, or there is something that is not to be replaced.
     """
+    final.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_of(final)
-    if not keep:
-        shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True, exist_ok=True)
-    try:
-        yield partial
-    except BaseException:
+    with _only_writer(final, wait):
+        if final.is_symlink() or (final.exists() and not (replace and final.is_dir())):
+            raise InputError(f"{final} already exists; choose another name, or remove it.")
         if not keep:
             shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if final.exists():
-        shutil.rmtree(final)
-    partial.rename(final)
+        partial.mkdir(exist_ok=True)
+        try:
+            yield partial
+        except BaseException:
+            if not keep:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        earlier = final.with_name(f".{final.name}.earlier")
+        shutil.rmtree(earlier, ignore_errors=True)
+        if final.exists():
+            final.rename(earlier)
+        partial.rename(final)
+        shutil.rmtree(earlier, ignore_errors=True)
+
+
+@contextmanager
+def _only_writer(final: Path, wait: float) -> Iterator[None]:
+    """Within the block no other process writes a folder; a lock goes with its process."""
+    locks = final.with_name(".locks")  # which stay: taking one away while another waits is a race
+    locks.mkdir(exist_ok=True)
+    lock = FileLock(locks / final.name, timeout=wait)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(
+            f"{final} is being written by another process; wait until it is done, or choose "
+            "another name."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_not_written(final: Path) -> None:
+    """Refuse a folder that another process is writing, before anything is loaded.
+
+    Raises:
+        InputError: another process writes it.
+    """
+    if partial_of(final).exists():
+        with _only_writer(final, 0.0):
+            pass
 
 
 def workspace_of(path: Path) -> Workspace | None:

@@ -2,72 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import streamlit as st
 
-from analysis.errors import GraspError
 from analysis.store import labels
-from analysis.store.database import LabelEvent
 from analysis.store.factor_table import FactorTable
-from analysis.store.labels import Claim
 from analysis.store.workspace import Workspace
+from dashboard.panels import presses
+from dashboard.panels.label_desk import (
+    ACTS,
+    CHOICES,
+    FIELDS,
+    KEYS,
+    SPURIOUS,
+    Desk,
+    Draft,
+    find_standing,
+)
 from dashboard.queue import runs
-from dashboard.state.selection import Key
+from dashboard.state import caches
+from dashboard.state.selection import FACTOR, RUN, Key, read_parameter, remember
 from dashboard.style import notices
 from dashboard.style.markup import literal
 
-OFFERED = labels.NAMES[:6]
-SPURIOUS: dict[str, bool | None] = {"yes": True, "no": False, "unsure": None}
-SUGGESTED = {"persona": "yes", "political slant": "yes", "task": "no", "format": "no"}
 CONFIDENCE = {1: "1 guess", 2: "2 likely", 3: "3 sure"}
-_DRAFT = "label-draft"
-_SAID = "label-said"
-_TURNS = "label-turns"
+_DESK = "label-desk"
 
 
-@dataclass
-class _Draft:
-    """What the form was filled with, for whom, and how often it was filled anew.
+def take_presses(workspace: Workspace) -> None:
+    """Do what was pressed since the page was last drawn, in order, before it is drawn again."""
+    desk = _desk()
+    waiting = presses.read_presses(desk.session, after=desk.handled, acts=ACTS)
+    named = read_parameter(RUN) in (None, desk.run)
+    if waiting:
+        _perform(workspace, desk, waiting)
+    elif not (named and desk.is_behind(read_parameter(FACTOR))):
+        return
+    if named:
+        remember(FACTOR, desk.factor)
 
-    A click can reach the server before the browser has drawn the answer to the one before it, and
-    then brings the old contents of every field along. So fields that are filled anew get new keys:
-    what an old field held can neither be saved for another factor nor undo a choice just made.
-    """
 
-    factor: str
-    annotator: str
-    turn: int
-    choice: int = 0
-    name: str = ""
-    spurious: str | None = None
-    polarity: str = ""
-    confidence: int | None = None
-    note: str = ""
+def go_to(workspace: Workspace, factor: str) -> None:
+    """Select a factor, once what was pressed for the one in hand is done."""
+    take_presses(workspace)
+    _desk().factor = factor
+    remember(FACTOR, factor)
 
-    def key(self, field: str) -> str:
-        chosen = f".{self.choice}" if field in (Key.LABEL_NAME, Key.LABEL_SPURIOUS) else ""
-        return f"{field}-{self.turn}{chosen}"
 
-    def filled(self, field: str) -> Any:
-        """What the field was filled with."""
-        return getattr(self, field.removeprefix("label-"))
-
-    def value(self, field: str) -> Any:
-        """What the field holds; what it was filled with, if the browser has not drawn it yet."""
-        return st.session_state.get(self.key(field), self.filled(field))
+def take_up(run: str, factor: str) -> None:
+    """What is pressed from here on is about this factor."""
+    _desk().place(run, factor)
 
 
 def show(workspace: Workspace, table: FactorTable, factor: str) -> None:
     """Draw the form for `factor`, such as "w2", filled with this person's last label."""
     name = runs.factor_name(table.manifest.run, factor)
-    annotator = str(st.session_state.get(Key.ANNOTATOR) or "").strip()
-    draft = _fill(workspace, name, annotator)
-    direction = table.sha256(factor)
-    st.markdown("**Label**")
-    _buttons(draft)
+    desk, annotator = _desk(), _annotator()
+    draft = desk.fill(workspace, annotator)
+    with st.container(horizontal=True):
+        st.markdown("**Label**", width="content")
+        presses.listen(desk.session, handled=desk.handled, keys=KEYS, acts=ACTS)
+    _names(workspace, draft)
     _write(draft, Key.LABEL_NAME, "Name", most=100, hint="or a name of your own")
     left, right = st.columns(2)
     with left:
@@ -79,27 +76,64 @@ def show(workspace: Workspace, table: FactorTable, factor: str) -> None:
     _write(draft, Key.LABEL_NOTE, "Note", most=2000, hint="evidence for this label")
     with st.container(horizontal=True, vertical_alignment="center"):
         with st.container(key=Key.LABEL_SAVE, width="content"):
-            st.button(
-                "Save label",
-                key=draft.key(Key.LABEL_SAVE),
-                type="primary",
-                shortcut="S",
-                on_click=_save,
-                args=(workspace, draft, direction),
-            )
-        if _standing(workspace, name, annotator):
+            button(workspace, "Save label", Key.LABEL_SAVE, key=draft.key(Key.LABEL_SAVE),
+                   type="primary")  # fmt: skip
+        if find_standing(workspace, name, annotator):
             with st.container(key=Key.LABEL_WITHDRAW, width="content"):
-                st.button(
-                    "Withdraw",
-                    key=draft.key(Key.LABEL_WITHDRAW),
-                    on_click=_withdraw,
-                    args=(workspace, draft, direction),
-                )
-    _say()
+                button(workspace, "Withdraw", Key.LABEL_WITHDRAW,
+                       key=draft.key(Key.LABEL_WITHDRAW))  # fmt: skip
+    _say(desk)
     _others(workspace, name)
 
 
-def _write(draft: _Draft, field: str, label: str, *, most: int, hint: str) -> None:
+def button(workspace: Workspace, label: str, act: str, **options: Any) -> None:
+    """A button that does one of ACTS, with its key on the keyboard.
+
+    In a browser `presses.listen` takes the clicks and the keys; Streamlit shows the key and, should the
+    listener be missing, does the same with less care.
+    """
+    shortcut = next((key.upper() for key, one in KEYS.items() if one == act), None)
+    st.button(
+        label,
+        **{"key": act, "shortcut": shortcut} | options,
+        on_click=_clicked,
+        args=(workspace, act),
+    )
+
+
+def _desk() -> Desk:
+    desk: Desk = st.session_state.setdefault(_DESK, Desk())
+    return desk
+
+
+def _annotator() -> str:
+    return str(st.session_state.get(Key.ANNOTATOR) or "").strip()
+
+
+def _clicked(workspace: Workspace, act: str) -> None:
+    take_presses(workspace)
+    desk = _desk()
+    _perform(workspace, desk, [(desk.handled + 1, act)])
+    remember(FACTOR, desk.factor)
+
+
+def _perform(workspace: Workspace, desk: Desk, waiting: Sequence[tuple[int, str]]) -> None:
+    """Do acts, each counted as it is done.
+
+    Another press ends this run wherever it asks Streamlit for something, so all that is asked for
+    comes before the first act; and it starts another run at once, which waits for its turn.
+    """
+    table, annotator = caches.factors(workspace, desk.run), _annotator()
+    keys = [desk.draft.key(field) for field in FIELDS] if desk.draft else []
+    held = {key: st.session_state[key] for key in keys if key in st.session_state}
+    with desk.turn:
+        for number, act in waiting:
+            if number > desk.handled:
+                desk.perform(act, workspace, table, annotator=annotator, held=held)
+                desk.handled = number
+
+
+def _write(draft: Draft, field: str, label: str, *, most: int, hint: str) -> None:
     """A line of text, of at most so many characters."""
     with st.container(key=field):
         st.text_input(
@@ -112,7 +146,7 @@ def _write(draft: _Draft, field: str, label: str, *, most: int, hint: str) -> No
         )
 
 
-def _pick(draft: _Draft, field: str, label: str, names: Mapping[Any, str]) -> None:
+def _pick(draft: Draft, field: str, label: str, names: Mapping[Any, str]) -> None:
     """One of a few values, by their names."""
     with st.container(key=field):
         st.segmented_control(
@@ -125,85 +159,22 @@ def _pick(draft: _Draft, field: str, label: str, names: Mapping[Any, str]) -> No
         )
 
 
-def _buttons(draft: _Draft) -> None:
-    chosen = draft.value(Key.LABEL_NAME)
+def _names(workspace: Workspace, draft: Draft) -> None:
+    chosen = draft.value(Key.LABEL_NAME, st.session_state)  # type: ignore[arg-type]
     with st.container(horizontal=True, gap="xsmall"):
-        for position, offered in enumerate(OFFERED, start=1):
-            st.button(
-                offered,
-                key=Key.label(position),
-                type="primary" if offered == chosen else "secondary",
-                shortcut=str(position),
-                on_click=_choose,
-                args=(draft, offered),
-            )
+        for act, name in CHOICES.items():
+            button(workspace, name, act, type="primary" if name == chosen else "secondary")
 
 
-def _choose(draft: _Draft, name: str) -> None:
-    spurious = SUGGESTED.get(name, draft.value(Key.LABEL_SPURIOUS))
-    draft.name, draft.spurious, draft.choice = name, spurious, draft.choice + 1
-
-
-def _fill(workspace: Workspace, name: str, annotator: str) -> _Draft:
-    """The form's contents, read anew when another factor or person is selected."""
-    draft: _Draft | None = st.session_state.get(_DRAFT)
-    if draft and (draft.factor, draft.annotator) == (name, annotator):
-        return draft
-    turn = st.session_state.get(_TURNS, 0) + 1
-    st.session_state[_TURNS] = turn
-    draft = _Draft(name, annotator, turn)
-    if claim := _standing(workspace, name, annotator):
-        words = {value: word for word, value in SPURIOUS.items()}
-        draft.name, draft.spurious = claim.name, words[claim.spurious]
-        draft.polarity, draft.confidence, draft.note = claim.polarity, claim.confidence, claim.note
-    st.session_state[_DRAFT] = draft
-    return draft
-
-
-def _standing(workspace: Workspace, name: str, annotator: str) -> LabelEvent | None:
-    history = labels.read_events(workspace.database, factor=name)
-    return labels.current_claims(history).get(name, {}).get(annotator)
-
-
-def _save(workspace: Workspace, draft: _Draft, direction: str) -> None:
-    try:
-        claim = Claim(
-            name=draft.value(Key.LABEL_NAME) or "",
-            spurious=SPURIOUS[draft.value(Key.LABEL_SPURIOUS) or "unsure"],
-            polarity=draft.value(Key.LABEL_POLARITY) or "",
-            confidence=draft.value(Key.LABEL_CONFIDENCE),
-            note=draft.value(Key.LABEL_NOTE) or "",
-        )
-        labels.add_label(
-            workspace.database,
-            factor=draft.factor,
-            claim=claim,
-            annotator=draft.annotator,
-            direction=direction,
-        )
-    except GraspError as error:
-        st.session_state[_SAID] = ("error", str(error))
-        return
-    st.session_state.pop(_DRAFT, None)
-    spurious = {True: ", spurious", False: ", not spurious", None: ""}[claim.spurious]
-    said = f"Saved: {draft.factor} is labelled {claim.name}{spurious}."
-    st.session_state[_SAID] = ("saved", said)
-
-
-def _withdraw(workspace: Workspace, draft: _Draft, direction: str) -> None:
-    labels.withdraw_label(
-        workspace.database, factor=draft.factor, annotator=draft.annotator, direction=direction
-    )
-    st.session_state.pop(_DRAFT, None)
-    st.session_state[_SAID] = ("saved", f"Withdrawn: your label of {draft.factor}.")
-
-
-def _say() -> None:
-    kind, text = st.session_state.pop(_SAID, ("", ""))
-    if kind == "error":
-        notices.show_problem("The label was not saved.", text)
-    elif kind == "saved":
-        st.success(literal(text))
+def _say(desk: Desk) -> None:
+    """What became of the last acts, newest first."""
+    for position, outcome in enumerate(desk.outcomes):
+        if outcome.kind == "refused":
+            st.warning(literal(outcome.text))
+        elif position == 0:
+            st.success(literal(outcome.text))
+        else:
+            st.caption(literal(outcome.text))
 
 
 def _others(workspace: Workspace, name: str) -> None:
@@ -211,7 +182,7 @@ def _others(workspace: Workspace, name: str) -> None:
     claims = labels.current_claims(labels.read_events(workspace.database, factor=name)).get(
         name, {}
     )
-    annotator = str(st.session_state.get(Key.ANNOTATOR) or "").strip()
+    annotator = _annotator()
     others = {who: claim for who, claim in claims.items() if who != annotator}
     if not others:
         return

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
+from analysis.interpreter import module_command
 from analysis.store.workspace import Workspace
 from grasp.jobs import queue
 
@@ -37,8 +37,8 @@ def ensure_worker(workspace: Workspace) -> bool:
 
 def worker_command(root: Path) -> list[str]:
     """The command that runs a worker for the workspace at `root`."""
-    command = [sys.executable, "-m", "grasp", "worker", "--workspace", str(root)]
-    return [*command, "--idle-timeout", str(IDLE_SECONDS)]
+    options = ["--workspace", str(root), "--idle-timeout", str(IDLE_SECONDS)]
+    return module_command("grasp", "worker", *options)
 
 
 def _start(root: Path) -> subprocess.Popen[bytes]:

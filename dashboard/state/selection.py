@@ -87,6 +87,7 @@ class Key:
     COMPUTE_FACTORS = "compute-factors"
     TOKENS_BASE = "tokens-base"
     TOKENS_READ = "tokens-read"
+    PRESSES = "presses"
     LABEL_NAME = "label-name"
     LABEL_SPURIOUS = "label-spurious"
     LABEL_POLARITY = "label-polarity"
@@ -240,22 +241,34 @@ def pick(
     format_func: Callable[[str], str] = str,
     hidden_label: bool = False,
     widget: Literal["list", "buttons"] = "list",
+    choose: Callable[[str], None] | None = None,
 ) -> str | None:
-    """Draw a select box or a row of buttons bound to a URL parameter; None if no options."""
+    """Draw a select box or a row of buttons bound to a URL parameter; None if no options.
+
+    `choose` takes what was picked; without it, that is remembered.
+    """
     value = resolve_choice(parameter, options, default=default)
     if value is None:
         return None
-    st.session_state[key] = value
+    shown = follow(key, value)
 
     def changed() -> None:
-        remember(parameter, st.session_state[key] or value)
+        found = st.session_state[shown] or value
+        if found == value:
+            return
+        hold(key, found)
+        if choose is None:
+            remember(parameter, found)
+        else:
+            choose(found)
 
     visibility: Literal["collapsed", "visible"] = "collapsed" if hidden_label else "visible"
     if widget == "buttons":
         st.segmented_control(
             label,
             options,
-            key=key,
+            key=shown,
+            default=value,
             format_func=format_func,
             required=True,
             on_change=changed,
@@ -265,12 +278,37 @@ def pick(
         st.selectbox(
             label,
             options,
-            key=key,
+            index=list(options).index(value),
+            key=shown,
             format_func=format_func,
             on_change=changed,
             label_visibility=visibility,
         )
     return value
+
+
+def follow(key: str, value: str) -> str:
+    """The key of a widget made with `value`: a new one if something else has changed the value.
+
+    The browser sends what its widgets hold along with whatever is pressed. From a widget that has
+    yet to be drawn with a new value, that is the old one, and Streamlit would take it for a choice.
+    For the same reason the value is given to the widget, not to the session.
+    """
+    turn, held = st.session_state.get(_turn(key), (0, value))
+    if held != value:
+        turn += 1
+    st.session_state[_turn(key)] = (turn, value)
+    return f"{key}-{turn}" if turn else key
+
+
+def hold(key: str, value: str) -> None:
+    """Say that a widget of `follow` was set to a value by hand, and need not be made anew."""
+    turn, _ = st.session_state.get(_turn(key), (0, value))
+    st.session_state[_turn(key)] = (turn, value)
+
+
+def _turn(key: str) -> str:
+    return f"turn:{key}"
 
 
 def _memory(parameter: Parameter) -> str:

@@ -17,7 +17,7 @@ from dashboard.panels.frame import show_run_header
 from dashboard.queue import commands, runs
 from dashboard.state import caches
 from dashboard.state.access import read_only
-from dashboard.state.selection import FACTOR, RUN, Key, pick, remember, resolve_choice
+from dashboard.state.selection import FACTOR, RUN, Key, pick, resolve_choice
 from dashboard.style import notices
 from dashboard.style.glossary import TERMS
 from dashboard.style.markup import chips, literal
@@ -26,6 +26,7 @@ from dashboard.style.markup import chips, literal
 def draw_page() -> None:
     """Draw the page."""
     workspace = caches.workspace()
+    label_form.take_presses(workspace)
     run = show_run_header(workspace, "Factors", need="adapter")
     if run is None:
         return
@@ -38,14 +39,15 @@ def draw_page() -> None:
         if factor is None:
             notices.show_empty("No factors", "All weight updates of this run are zero.")
             return
+        label_form.take_up(run.id, factor)
         left, right = st.columns([6, 5])
+        with right, st.container(border=True):  # first, since it is what answers keys
+            _step(workspace, table, factor)
+            if not read_only():
+                label_form.show(workspace, table, factor)
         with left:
             _list(workspace, table, factor)
             _words(workspace, table, factor)
-        with right, st.container(border=True):
-            _step(table, factor)
-            if not read_only():
-                label_form.show(workspace, table, factor)
         activations.show(workspace, run, table, factor)
 
 
@@ -81,8 +83,10 @@ def _list(workspace: Workspace, table: FactorTable, factor: str) -> None:
 
     def clicked() -> None:
         rows = st.session_state[key].selection.rows
-        if rows:
-            remember(FACTOR, str(table.table["id"].iloc[rows[0]]))
+        chosen = str(table.table["id"].iloc[rows[0]]) if rows else factor
+        # A list that is drawn anew reports the row it was drawn with, as if it had been clicked.
+        if chosen != factor:
+            label_form.go_to(workspace, chosen)
 
     key = f"{Key.FACTOR_LIST}-{table.manifest.run}-{factor}"
     with st.container(key=Key.FACTOR_LIST):
@@ -127,15 +131,14 @@ def _columns() -> dict[str, Any]:
     }
 
 
-def _step(table: FactorTable, factor: str) -> None:
+def _step(workspace: Workspace, table: FactorTable, factor: str) -> None:
     ids = list(table.table["id"])
     position = table.position(factor)
     left, middle, right = st.columns([5, 9, 4], vertical_alignment="bottom")
     with left:
-        st.button(
-            "Previous", key=Key.FACTOR_PREVIOUS, shortcut="P", width="stretch",
-            disabled=position == 0, on_click=remember, args=(FACTOR, ids[max(position - 1, 0)]),
-        )  # fmt: skip
+        label_form.button(
+            workspace, "Previous", Key.FACTOR_PREVIOUS, width="stretch", disabled=position == 0
+        )
     with middle:
         names = _names(table)
         pick(
@@ -145,13 +148,12 @@ def _step(table: FactorTable, factor: str) -> None:
             key=Key.FACTOR,
             default=factor,
             format_func=lambda one: names[one],
+            choose=lambda one: label_form.go_to(workspace, one),
         )
     with right:
-        following = ids[min(position + 1, len(ids) - 1)]
-        st.button(
-            "Next", key=Key.FACTOR_NEXT, shortcut="N", width="stretch",
-            disabled=position == len(ids) - 1, on_click=remember, args=(FACTOR, following),
-        )  # fmt: skip
+        label_form.button(
+            workspace, "Next", Key.FACTOR_NEXT, width="stretch", disabled=position == len(ids) - 1
+        )
 
 
 def _names(table: FactorTable) -> dict[str, str]:

@@ -21,7 +21,16 @@ from dashboard.panels import adapter_facts, over_training
 from dashboard.panels.frame import show_run_header
 from dashboard.queue import commands, runs
 from dashboard.state import adapter_cache, caches
-from dashboard.state.selection import FACTOR, MODULE, Key, read_parameter, remember, resolve_choice
+from dashboard.state.selection import (
+    FACTOR,
+    MODULE,
+    Key,
+    follow,
+    hold,
+    read_parameter,
+    remember,
+    resolve_choice,
+)
 from dashboard.style import notices
 from dashboard.style.markup import literal
 
@@ -161,13 +170,21 @@ def _square_name(cell: TableRow) -> str:
 
 
 def _module_list(label: str, names: dict[str, str], value: str, *, key: str) -> None:
-    st.session_state[key] = value
+    shown = follow(key, value)
+
+    def changed() -> None:
+        found = st.session_state[shown]
+        if found != value:
+            hold(key, found)
+            remember(MODULE, found)
+
     st.selectbox(
         label,
         list(names),
-        key=key,
+        index=list(names).index(value),
+        key=shown,
         format_func=lambda name: names.get(name, name),
-        on_change=lambda: remember(MODULE, st.session_state[key]),
+        on_change=changed,
     )
 
 

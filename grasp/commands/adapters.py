@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from analysis.adapters.copy import copy_adapter
 from analysis.adapters.load import Adapter
+from analysis.adapters.place import has_tokenizer
 from analysis.errors import InputError
 from analysis.spectra.report import (
     adapter_report,
@@ -103,13 +104,16 @@ def _imported(
     with workspace.writing("runs", run_id) as partial:
         weights = copy_adapter(adapter, adapter_of(partial))
         steps = _copy_checkpoints(opened, partial / "checkpoints")
+        # Where it will lie, once the folder has its name.
+        own = has_tokenizer(adapter_of(partial))
+        tokenizer = f"runs/{run_id}/{adapter_of(partial).name}" if own else None
         run = RunManifest(
             id=run_id,
             title=run_id,
             method="naive",
             root=run_id,
             base_model=workspace.reference(base) if Path(base).exists() else base,
-            config=_imported_settings(adapter),
+            config=_imported_settings(adapter, tokenizer),
             inputs={"adapter": sha256(weights)},
             source=place.source,
             verdict=f"Imported from {_origin(place)}; {len(adapter.modules)} modules"
@@ -118,8 +122,18 @@ def _imported(
         (partial / "manifest.json").write_text(run.model_dump_json(indent=2), encoding="utf-8")
     text = f"Imported {len(adapter.modules)} modules, {adapter.n_parameters:,} parameters."
     shown = opened.last.as_named
-    data = {"run": run_id, "modules": len(adapter.modules), "adapter": adapter_report(shown)}
-    return Result(data, "\n".join([text, *report_lines(shown)]))
+    data = {
+        "run": run_id,
+        "modules": len(adapter.modules),
+        "tokenizer": tokenizer,
+        "adapter": adapter_report(shown),
+    }
+    lines = [text, *report_lines(shown)]
+    if tokenizer is not None:
+        lines.append(
+            "Chats will be in the tokenizer and chat template that lie beside the adapter."
+        )
+    return Result(data, "\n".join(lines))
 
 
 def _copy_checkpoints(opened: AdapterHistory, target: Path) -> int:
@@ -132,11 +146,12 @@ def _copy_checkpoints(opened: AdapterHistory, target: Path) -> int:
     return steps
 
 
-def _imported_settings(adapter: Adapter) -> Json:
+def _imported_settings(adapter: Adapter, tokenizer: str | None) -> Json:
     """What an adapter records of its own fine-tune, in the form of a run's settings."""
     lora = {"r": adapter.config.get("r"), "lora_alpha": adapter.config["lora_alpha"]}
-    revision = adapter.base_revision
-    return {"lora": lora} | ({"model": {"revision": revision}} if revision else {})
+    named = {"revision": adapter.base_revision, "tokenizer": tokenizer}
+    model = {name: value for name, value in named.items() if value}
+    return {"lora": lora} | ({"model": model} if model else {})
 
 
 def _origin(place: AdapterPlace) -> str:

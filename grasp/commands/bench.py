@@ -17,6 +17,8 @@ def bench(args: argparse.Namespace) -> Result:
         return _report(args)
     if args.what_to_measure == "speed":
         return _speed(args)
+    if args.what_to_measure == "real":
+        return _real(args)
     from grasp.bench.make.runner import run_plan
     from grasp.bench.plan.plan import load_plan, shipped_plan
     from grasp.bench.tables.sections import collect_results
@@ -32,6 +34,20 @@ def bench(args: argparse.Namespace) -> Result:
     lines = [f"{task} failed: {why}" for task, why in failed.items()]
     text = "\n\n".join([*(table.text() for table in found.tables), *lines])
     return Result(data, text, code=FAILED if failed else OK)
+
+
+def _real(args: argparse.Namespace) -> Result:
+    """Lay out the plan, the data and the settings for a real model."""
+    from grasp.bench.make.real import lay_out_real
+
+    if not args.base or not args.root:
+        raise InputError(
+            "A plan for a real model needs --base MODEL and --root DIR, a new folder for the plan, "
+            "its data and its settings; `grasp model` fetches a small model."
+        )
+    file = lay_out_real(args.base, Path(args.root))
+    text = f"Wrote {file}.\nNow run: grasp bench removal --config {file} --root {args.root}/results"
+    return Result({"plan": str(file)}, text)
 
 
 def _speed(args: argparse.Namespace) -> Result:

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from importlib import import_module
 
-from analysis.errors import GraspError, OutOfMemory
+from analysis.errors import DatabaseUnavailable, GraspError, OutOfMemory
 from analysis.values import Json
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -25,16 +25,19 @@ class Result:
 def call(args: argparse.Namespace, **extra: object) -> Result | None:
     """Call the function of the command in `args`."""
     from grasp.model.out_of_memory import explain_shortage
+    from grasp.settings.trust import consent
 
     function = getattr(import_module(f"grasp.commands.{args.where}"), args.what)
-    with explain_shortage(args.command):
+    # A job was written down by somebody; what it says is no consent.
+    trusted = bool(getattr(args, "trust_remote_code", None)) and args.job is None
+    with consent(trusted), explain_shortage(args.command):
         result: Result | None = function(args, **extra)
     return result
 
 
 def exit_code(error: GraspError) -> int:
-    """Exit code of a command that ended with an error: FAILED if memory ran out, else BAD_INPUT."""
-    return FAILED if isinstance(error, OutOfMemory) else BAD_INPUT
+    """Exit code of a command that ended with an error: BAD_INPUT, or FAILED if memory ran out or the database is away."""
+    return FAILED if isinstance(error, (OutOfMemory, DatabaseUnavailable)) else BAD_INPUT
 
 
 def to_json(value: object) -> object:

@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis.errors import InputError
+from analysis.store.records import FactorsManifest
 from analysis.store.workspace import Workspace, writing_folder
 from analysis.tables import align_columns
 from analysis.text import number_text
 from analysis.values import Json
 from grasp.commands.calling import Result
-from grasp.commands.resolve import adapter_place, find_workspace, open_adapter
+from grasp.commands.resolve import (
+    adapter_place,
+    check_replaceable,
+    find_workspace,
+    open_adapter,
+)
 from grasp.jobs.progress import Progress, TerminalProgress
 from grasp.settings.model import model_options
 
@@ -34,6 +40,8 @@ def factors(args: argparse.Namespace, progress: Progress | None = None) -> Resul
     from grasp.identification.identify import identify
 
     workspace = find_workspace(args, args.adapter)
+    if args.out:
+        check_replaceable(Path(args.out).resolve(), FactorsManifest)
     with open_adapter(workspace, args) as opened:
         name, run = opened.place.name, opened.place.run
         found = identify(

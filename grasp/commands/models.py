@@ -34,7 +34,7 @@ from analysis.values import Json
 from grasp.commands.calling import Result
 from grasp.commands.resolve import find_workspace, run_folder
 from grasp.jobs.progress import Progress, TerminalProgress
-from grasp.settings.model import model_options
+from grasp.settings.model import model_options, settings_beside
 
 if TYPE_CHECKING:
     from grasp.evaluation.run import JudgePlan
@@ -192,9 +192,15 @@ def _judge(workspace: Workspace, run: RunManifest, args: argparse.Namespace) -> 
 
 
 def _run(args: argparse.Namespace) -> tuple[Workspace, Path, RunManifest]:
-    """The workspace, folder and manifest of the run; creates the workspace if it is missing."""
+    """The workspace, folder and manifest of the run; creates the workspace if it is missing.
+
+    Says where the tokenizer is not the base model's.
+    """
     workspace = find_workspace(args, args.run)
     folder, run = run_folder(workspace, args.run)
+    own = settings_beside(adapter_of(folder), run.base_model).tokenizer
+    if own is not None:
+        print(f"Chats are in the tokenizer and chat template of {own}.", file=sys.stderr)
     return Workspace.create(workspace.root), folder, run
 
 

@@ -140,6 +140,13 @@ def _model_options(p: argparse.ArgumentParser) -> None:
     )
 
 
+def _trust(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "model", nargs="?", metavar="MODEL", help="folder or Hub id; default: list the trusted ones"
+    )
+    p.add_argument("--remove", action="store_true", help="trust MODEL no longer")
+
+
 def _import(p: argparse.ArgumentParser) -> None:
     p.add_argument("adapter", metavar="ADAPTER", help="adapter folder or Hub id")
     p.add_argument("--out", metavar="RUN", help="id of the new run; default: the folder's name")
@@ -300,6 +307,9 @@ def _train_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--dry-run", action="store_true", help="only report on the data; do not train")
     p.add_argument("--evaluate", action="store_true", help="evaluate the run after training")
     p.add_argument("--overwrite", action="store_true", help="replace an existing run")
+    p.add_argument(
+        "--trust-remote-code", action="store_true", help="allow the base model's own code to run"
+    )
 
 
 def _compare(p: argparse.ArgumentParser) -> None:
@@ -343,6 +353,14 @@ def _worker(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--idle-timeout", type=float, metavar="S", help="stop after S seconds without a job"
     )
+    p.add_argument(
+        "--limit-hours",
+        type=float,
+        default=24.0,
+        metavar="H",
+        help="end a job that is no training after H hours; default: 24",
+    )
+    p.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
 
 
 def _jobs(p: argparse.ArgumentParser) -> None:
@@ -352,7 +370,7 @@ def _jobs(p: argparse.ArgumentParser) -> None:
 
 
 def _bench(p: argparse.ArgumentParser) -> None:
-    choices = ("identification", "removal", "report", "speed")
+    choices = ("identification", "removal", "report", "speed", "real")
     p.add_argument("what_to_measure", metavar="WHAT", choices=choices, help=", ".join(choices))
     plan = p.add_mutually_exclusive_group()
     plan.add_argument(
@@ -366,6 +384,7 @@ def _bench(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--processes", type=int, metavar="N", help="default: one per core; 1 for your own data"
     )
+    p.add_argument("--base", metavar="MODEL", help="real: the model to fine-tune, folder or Hub id")
     p.add_argument("--out", metavar="FILE.md", help="page that report or speed writes")
     p.add_argument("--notes", metavar="FILE", help="notes for the page; default: <FILE>-notes.md")
     p.add_argument(
@@ -387,6 +406,8 @@ _MORE = {
     "base model and prompts, the effect of each factor on the answers is measured too.",
     "model": "The file is your own, or that of a small model that is downloaded from the Python "
     "registry and checked.",
+    "trust": "Its fingerprint is kept outside every workspace, and nothing runs if the code has "
+    "changed. Read the code first.",
     "record": "The dashboard shows them as evidence for a factor.",
     "dose": "Steers the base and the adapted model along the factor and along random directions, "
     "and scores the exploration prompts at every dose.",
@@ -407,6 +428,7 @@ _COMMANDS: dict[str, tuple[str, str, Add]] = {
     "generate": ("models", "Answer prompts with the base and the adapted model", _generate),
     "prompts": ("prompts", "List the prompt sets that come with the workbench", _prompts),
     "model": ("base_models", "Make a base model's folder from a GGUF file", _model),
+    "trust": ("trust", "Let a base model's own Python code run on this machine", _trust),
     "evaluate": ("models", "Score a run on a prompt set, with intervals", _evaluate),
     "dose": ("evidence", "Measure how steering along a factor changes answers", _dose),
     "rows": ("evidence", "Find the training rows that drive a factor", _rows),

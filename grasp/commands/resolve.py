@@ -14,10 +14,10 @@ from analysis.adapters.checkpoints import Checkpoint, list_checkpoints
 from analysis.adapters.files import CONFIG
 from analysis.adapters.load import Adapter, read_adapter
 from analysis.adapters.place import find_adapter
-from analysis.errors import InputError, NotFoundError
+from analysis.errors import InputError, NotFoundError, SchemaError
 from analysis.store.layout import adapter_of, run_of
-from analysis.store.records import RunManifest, read_manifest
-from analysis.store.workspace import Workspace, is_id, workspace_of
+from analysis.store.records import Manifest, RunManifest, read_manifest
+from analysis.store.workspace import Workspace, check_not_written, is_id, workspace_of
 from grasp.commands.serving import named_workspace
 from grasp.foreign.pickled import readable_adapter
 from grasp.hub.repository import fetch_adapter, hub_name
@@ -56,16 +56,43 @@ def run_folder(workspace: Workspace, word: str) -> tuple[Path, RunManifest]:
     return workspace.folder("runs", word), workspace.run(word)
 
 
-def out_folder(workspace: Workspace, word: str, *, overwrite: bool) -> Path:
+def out_folder(
+    workspace: Workspace, word: str, *, overwrite: bool, again: bool = False
+) -> Path:
     """Where a new run goes: `runs/<id>` of the workspace, or the folder that a path names.
 
     Raises:
-        InputError: it exists, and `overwrite` is off.
+        InputError: it is being written; or it exists, and neither may it be overwritten, being a
+            run, nor is it asked for again by the job that made it.
     """
     path = Path(word).resolve() if os.sep in word else workspace.folder("runs", word)
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} already exists; choose another --out, or add --overwrite.")
+    check_not_written(path)
+    if path.exists() and not overwrite and not again:
+        raise InputError(
+            f"{path} already exists; choose another --out, or add --overwrite. If it only lacks "
+            f"its evaluation, run `grasp evaluate {word}`."
+        )
+    if path.exists() and overwrite and path.parent != workspace.root / "runs":
+        check_replaceable(path, RunManifest)
     return path
+
+
+def check_replaceable(folder: Path, kind: type[Manifest]) -> None:
+    """Refuse to write a record in the place of a folder that is none of its kind.
+
+    Raises:
+        InputError: the folder is something else.
+    """
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    try:
+        if folder.exists():
+            read_manifest(folder / "manifest.json", kind)
+    except SchemaError:
+        raise InputError(
+            f"{folder} is not a record of this workbench, so it is not replaced; choose another "
+            "--out, or remove it."
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,13 @@ def demo(args: argparse.Namespace) -> Result | None:
 
 def worker(args: argparse.Namespace) -> None:
     """Run queued jobs until stopped, or until idle for --idle-timeout seconds."""
+    from grasp.commands.attached import serve_jobs
     from grasp.commands.worker import run_jobs
 
-    run_jobs(make_workspace(args), idle_timeout=args.idle_timeout)
+    if args.serve:
+        serve_jobs(make_workspace(args))
+    else:
+        run_jobs(make_workspace(args), idle_timeout=args.idle_timeout, limit_hours=args.limit_hours)
 
 
 def jobs(args: argparse.Namespace) -> Result:

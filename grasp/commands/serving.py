@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
+
+from analysis.interpreter import module_command
 
 DEFAULT = "workspace"
 
@@ -24,4 +25,5 @@ def serve_dashboard(workspace: str, args: argparse.Namespace) -> None:
     arguments = ["--workspace", workspace, "--port", str(args.port), "--host", args.host]
     arguments += ["--allow-remote"] * args.allow_remote + ["--open"] * args.open
     arguments += ["--read-only"] * args.read_only
-    os.execv(sys.executable, [sys.executable, "-m", "dashboard", *arguments])
+    command = module_command("dashboard", *arguments)
+    os.execv(command[0], command)

@@ -27,6 +27,7 @@ from grasp.foreign.settings import (
     save_manifest,
     training_settings,
 )
+from grasp.jobs import queue
 from grasp.jobs.progress import Progress, TerminalProgress
 from grasp.settings.methods import find_method
 from grasp.settings.protection import Method
@@ -39,12 +40,21 @@ def train(args: argparse.Namespace, progress: Progress | None = None) -> Result:
     if args.dry_run:
         return _dry_run(config)
     workspace = find_workspace(args, _named(args))
-    out = out_folder(workspace, args.out, overwrite=args.overwrite)
+    again = _is_again(workspace, args)
+    out = out_folder(workspace, args.out, overwrite=args.overwrite, again=again)
     _prompts_there(config, args)
     progress = progress or TerminalProgress()
     from grasp.training.train import train as fit
 
-    run = fit(workspace, config, out=out, progress=progress, show=_show)
+    run = fit(
+        workspace,
+        config,
+        out=out,
+        overwrite=args.overwrite,
+        again=again,
+        progress=progress,
+        show=_show,
+    )
     return _trained(workspace, out, run, args, progress)
 
 
@@ -63,7 +73,10 @@ def retrain(args: argparse.Namespace, progress: Progress | None = None) -> Resul
     strength, overrides = _strength(args, chosen)
     workspace = find_workspace(args, args.run, *([args.out] if args.out else []))
     source, run = run_folder(workspace, args.run)
-    out = None if args.dry_run else out_folder(workspace, _named(args), overwrite=args.overwrite)
+    again = _is_again(workspace, args)
+    out = None
+    if not args.dry_run:
+        out = out_folder(workspace, _named(args), overwrite=args.overwrite, again=again)
     run = _with_given(workspace, source, run, args, whole=chosen.trains)
     read = training_settings if chosen.trains else run_settings
     config = read(run, adapter_of(source)).map_paths(workspace.resolve)
@@ -83,6 +96,8 @@ def retrain(args: argparse.Namespace, progress: Progress | None = None) -> Resul
         overrides=overrides,
         inoculation=args.inoculation,
         seed=args.seed,
+        overwrite=args.overwrite,
+        again=again,
         progress=progress,
         show=_show,
     )
@@ -135,6 +150,11 @@ def _memory(config: TrainConfig) -> str:
 
 def _show(report: DataReport) -> None:
     print("\n".join(report.lines()), file=sys.stderr)
+
+
+def _is_again(workspace: Workspace, args: argparse.Namespace) -> bool:
+    """Whether this is a job that was started before: what it has trained already is kept."""
+    return args.job is not None and queue.get(workspace.database, args.job).attempts > 1
 
 
 def _named(args: argparse.Namespace) -> str:

@@ -34,6 +34,9 @@ from grasp.settings.model import NO_OPTIONS, ModelOptions
 UNJUDGED = "unjudged.parquet"
 """File of answers not judged yet, while an evaluation is being written."""
 
+WAIT = 24 * 3600.0
+"""Seconds to wait for another evaluation of the same arm, such as the base model's."""
+
 Summary = dict[str, dict[str, Interval]]
 
 
@@ -163,7 +166,7 @@ class _Evaluating:
         started = time.monotonic()
         prompts = repeat_prompts(self.asked.prompts)
         final = self.workspace.folder("evaluations", arm)
-        with writing_folder(final, keep=self.client is not None) as target:
+        with writing_folder(final, keep=self.client is not None, wait=WAIT) as target:
             samples = self._answered(prompts, target, folder, inside)
             record = None
             if self.client is not None and self.settings is not None:

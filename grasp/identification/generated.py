@@ -18,6 +18,11 @@ from grasp.model.forward import to_device
 from grasp.model.loading import device_of
 
 
+ANSWER = 32
+"""Tokens of an answer that effects are measured on: where an answer is going shows early, and time
+grows with its length."""
+
+
 @dataclass(frozen=True)
 class AnsweredBatch:
     """A batch of chats with their answers, padded on the right.
@@ -52,7 +57,7 @@ def answer_greedily(
     *,
     progress: Progress = silent,
 ) -> list[AnsweredBatch]:
-    """Answer prompts greedily; choices and expected answers are not used.
+    """Answer prompts greedily, in at most ANSWER tokens; no choice or expected answer is used.
 
     The token that ends an answer is left out: effects are about what the answer says, not about
     whether another turn follows, which a fine-tune on single turns changes everywhere.
@@ -83,7 +88,7 @@ def total_variation(p: Tensor, q: Tensor) -> Tensor:
 
 def _batch(model: nn.Module, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> AnsweredBatch:
     chats = [chat_ids(tokenizer, prompt.messages, generate=True) for prompt in prompts]
-    replies, _ = generate(model, tokenizer, chats)
+    replies, _ = generate(model, tokenizer, chats, max_new_tokens=ANSWER)
     whole = [chat + reply for chat, reply in zip(chats, replies, strict=True)]
     inputs = to_device(pad_sequences(tokenizer, whole), device_of(model))
     predicting = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)

@@ -6,9 +6,14 @@ import sys
 import time
 from typing import Protocol
 
+from analysis.errors import DatabaseUnavailable
 from analysis.store.database import Database
 from analysis.text import duration_text
 from grasp.jobs import queue
+
+
+_PAUSE = 5.0
+"""Seconds without progress after the database did not take it."""
 
 
 class Progress(Protocol):
@@ -66,7 +71,10 @@ class TerminalProgress:
 
 
 class JobProgress:
-    """Progress in a job's row, written at most twice a second."""
+    """Progress in a job's row, written at most twice a second.
+
+    It is left out while the database does not take it: that is no reason to stop the work.
+    """
 
     def __init__(self, database: Database, job_id: int) -> None:
         self._database = database
@@ -83,4 +91,10 @@ class JobProgress:
         self._written = moment
         if seconds is not None and step < total:
             message = f"{message}, about {duration_text(seconds)} left of this stage"
-        queue.report_progress(self._database, self._job_id, step=step, total=total, message=message)
+        try:
+            queue.report_progress(
+                self._database, self._job_id, step=step, total=total, message=message
+            )
+        except DatabaseUnavailable as error:
+            print(f"Progress is not recorded for now. {error}", file=sys.stderr)
+            self._written = time.monotonic() + _PAUSE

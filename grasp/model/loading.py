@@ -25,14 +25,25 @@ from transformers import (
 )
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from analysis.adapters.config import check_generates
+from analysis.adapters.files import CONFIG, read_json
 from analysis.base_model.files import is_gguf
 from analysis.errors import GraspError, InputError, NotFoundError
 from analysis.store.records import RunManifest
 from analysis.values import Json
 from grasp.hub.repository import pin_revision
+from grasp.model.attach import attach_adapter
 from grasp.model.gguf_file import check_gguf, complete_model, locate_in_folder, unpack_weights
 from grasp.model.parts import text_config
-from grasp.settings.model import NO_OPTIONS, ModelOptions, ModelSettings, settings_beside
+from grasp.model.vocabulary import check_vocabulary, fit_vocabulary, own_tokenizer, stop_at
+from grasp.settings.model import (
+    NO_OPTIONS,
+    ModelOptions,
+    ModelSettings,
+    opened_beside,
+    settings_beside,
+)
+from grasp.settings.trust import may_run_code
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -112,11 +123,16 @@ def load_base(
             **placed,
             **_placed(device, settings),
         )
-        tokenizer = AutoTokenizer.from_pretrained(place, **where)
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(place, **where)
     except _UNREADABLE as error:
         raise _unloadable(reference, error) from None
     if is_gguf(reference):
         complete_model(model, tokenizer, reference)
+    if settings.tokenizer is not None:
+        tokenizer = own_tokenizer(Path(settings.tokenizer), tokenizer)
+        fit_vocabulary(model, Path(settings.tokenizer), own_tokenizer=True)
+        check_vocabulary(model, tokenizer, settings.tokenizer)
+        stop_at(model, tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if settings.device_map is None and settings.quantization is None:
@@ -141,9 +157,11 @@ def load_tokenizer(reference: str, settings: ModelSettings | None = None) -> Tok
     _check_there(reference, settings)
     try:
         place, where = _where(reference, settings)
-        return AutoTokenizer.from_pretrained(place, **where)
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(place, **where)
     except _UNREADABLE as error:
         raise _unloadable(reference, error) from None
+    own = settings.tokenizer
+    return tokenizer if own is None else own_tokenizer(Path(own), tokenizer)
 
 
 def count_layers(reference: str, settings: ModelSettings | None = None) -> int:
@@ -175,17 +193,21 @@ def load_adapted(
 ) -> LoadedModel[PeftModel]:
     """Load a base model with a PEFT adapter on it, in eval mode; not to be trained.
 
-    The base is loaded as the run that the adapter belongs to says, but for the options.  The last
-    model is kept, so that a worker's next job on the same adapter finds it loaded; it goes before
-    another is loaded.
+    The base is loaded as the run that the adapter belongs to says, but for the options, and with
+    the adapter's own tokenizer where it has one.  The last model is kept, so that a worker's next
+    job on the same adapter finds it loaded; it goes before another is loaded.
+
+    Raises:
+        GraspError: as `load_base` and `attach_adapter`.
     """
     changed = max((file.stat().st_mtime_ns for file in adapter.glob("*")), default=0)
     settings = options.apply_to(settings_beside(adapter, reference))
     key = (reference, adapter.resolve(), changed, settings)
     if key not in _KEPT:
+        check_generates(read_json(adapter, CONFIG), adapter)  # before a base model is loaded
         forget()
-        base = load_base(reference, settings)
-        adapted = PeftModel.from_pretrained(base.model, str(adapter)).eval()
+        base = load_base(reference, opened_beside(settings, adapter))
+        adapted = attach_adapter(base.model, adapter)
         _KEPT[key] = LoadedModel(adapted, base.tokenizer, settings, base.commit)
     return _KEPT[key]
 
@@ -221,14 +243,19 @@ def _check_there(reference: str, settings: ModelSettings) -> None:
 
 def _where(reference: str, settings: ModelSettings) -> tuple[str, Json]:
     """The folder or repository, and which of its files, without tries where there is no network."""
-    where: Json = {"trust_remote_code": settings.trust_remote_code}
     if is_gguf(reference):
         folder, named = locate_in_folder(Path(reference))
-        return folder, where | named
+        return folder, named | _trusted(folder, None, settings)
     if Path(reference).is_dir():
-        return reference, where
+        return reference, _trusted(reference, None, settings)
     at = pin_revision(reference, settings.revision)
-    return reference, where | {"revision": at.commit, "local_files_only": at.files is None}
+    pinned = {"revision": at.commit, "local_files_only": at.files is None}
+    return reference, pinned | _trusted(reference, at.commit, settings)
+
+
+def _trusted(place: str, commit: str | None, settings: ModelSettings) -> Json:
+    asked = settings.trust_remote_code
+    return {"trust_remote_code": may_run_code(place, commit=commit, asked=asked)}
 
 
 def _placed(device: torch.device, settings: ModelSettings) -> Json:
@@ -262,8 +289,8 @@ def _unloadable(reference: str, error: Exception) -> GraspError:
     if "trust_remote_code" in str(error):
         return InputError(
             f"The base model {reference!r} brings Python code of its own, which is run only where "
-            "it is trusted: set `trust_remote_code: true` under `model:` in the settings, or give "
-            "--trust-remote-code."
+            f"it is trusted: read it, then add --trust-remote-code, or run `grasp trust {reference}` "
+            "once."
         )
     return NotFoundError(
         f"The base model {reference!r} cannot be loaded: {reason}. Give a folder with a "

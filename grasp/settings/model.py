@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from analysis.adapters.place import has_tokenizer
 from analysis.errors import InputError
 from analysis.store.layout import run_of
+from analysis.store.workspace import workspace_of
 from analysis.values import Json
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -27,7 +30,10 @@ class ModelSettings(BaseModel):
     - `quantization` keeps the frozen weights in 4 bits (NF4, double quantisation) or 8 bits with
       bitsandbytes.
     - `revision` is a branch, tag or commit on the Hub; a run saves the commit it resolved to.
-    - `trust_remote_code` runs Python code from the model's own repository.
+    - `trust_remote_code` says that the model needs Python code from its own repository.  It is a
+      request: whether the code is run is decided in `grasp.settings.trust`.
+    - `tokenizer` is a folder whose tokenizer and chat template take the place of the base model's:
+      that of an adapter made elsewhere, with the tokenizer that it was trained with.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,6 +43,13 @@ class ModelSettings(BaseModel):
     quantization: Quantization | None = None
     revision: str | None = None
     trust_remote_code: bool = False
+    tokenizer: str | None = None
+
+    def map_paths(self, locate: Callable[[str], str]) -> ModelSettings:
+        """The same settings with the tokenizer's folder mapped by `locate`."""
+        if self.tokenizer is None:
+            return self
+        return self.model_copy(update={"tokenizer": locate(self.tokenizer)})
 
     def non_defaults(self) -> Json:
         """The settings that differ from the defaults, as records save them."""
@@ -69,14 +82,16 @@ def model_options(args: argparse.Namespace) -> ModelOptions:
 def settings_beside(adapter: Path, reference: str) -> ModelSettings:
     """The settings of the run whose `adapter/` folder this is; the defaults for any other folder.
 
-    The run's revision applies only to the run's own base model.
+    The run's revision applies only to the run's own base model.  A tokenizer that lies beside the
+    adapter is the adapter's own.
 
     Raises:
         InputError: the run's model settings are invalid.
     """
+    own = str(adapter) if has_tokenizer(adapter) else None
     folder = run_of(adapter)
     if folder is None or not (folder / "manifest.json").is_file():
-        return ModelSettings()
+        return ModelSettings(tokenizer=own)
     file = folder / "manifest.json"
     try:
         run = json.loads(file.read_text(encoding="utf-8"))
@@ -85,5 +100,14 @@ def settings_beside(adapter: Path, reference: str) -> ModelSettings:
         problem = " ".join(str(error).split())[:160]
         raise InputError(f"{file} has no valid base model settings ({problem}).") from None
     if settings.revision is not None and run.get("base_model") != reference:
-        return settings.model_copy(update={"revision": None})
-    return settings
+        settings = settings.model_copy(update={"revision": None})
+    if settings.tokenizer is None and own is not None:
+        settings = settings.model_copy(update={"tokenizer": own})
+    within = workspace_of(adapter)
+    return settings if within is None else settings.map_paths(within.reference)
+
+
+def opened_beside(settings: ModelSettings, adapter: Path) -> ModelSettings:
+    """Settings of `settings_beside` with paths that can be opened."""
+    within = workspace_of(adapter)
+    return settings if within is None else settings.map_paths(within.resolve)

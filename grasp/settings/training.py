@@ -158,7 +158,10 @@ class TrainConfig(Settings):
         """The same settings with every path and the base model mapped by `locate`."""
         paths = {name: getattr(self, name) for name in PATHS}
         return self.model_copy(
-            update={name: locate(path) for name, path in paths.items() if path is not None}
+            update={
+                "model": self.model.map_paths(locate),
+                **{name: locate(path) for name, path in paths.items() if path is not None},
+            }
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,12 @@ from grasp.model.out_of_memory import explain_shortage
 from grasp.settings.methods import find_method
 from grasp.settings.protection import Method, Protection, parse_protection
 from grasp.settings.training import TrainConfig, parse_config
-from grasp.training.resuming import find_resumable, forget_resuming
+from grasp.training.resuming import (
+    SealCheckpoints,
+    find_finished,
+    find_resumable,
+    forget_resuming,
+)
 from grasp.training.setup import Setup, set_up
 from grasp.training.texts import inoculate
 from grasp.training.trainer import LoraTrainer, MetricsCallback, seconds_so_far, write_log
@@ -47,12 +53,15 @@ def train(
     config: TrainConfig,
     *,
     out: Path,
+    overwrite: bool = False,
+    again: bool = False,
     progress: Progress = silent,
     show: Show = show_nothing,
 ) -> RunManifest:
     """A naive fine-tune into the folder `out`; its paths are saved relative to the workspace.
 
-    Data on the Hub is pinned to the commit that it has now.
+    Data on the Hub is pinned to the commit that it has now.  With `again`, a run that is there
+    already and is the same is returned as it is; with `overwrite`, what is there is replaced.
     """
     config = config.map_paths(pin_reference)
     saved = config.map_paths(workspace.reference)
@@ -65,7 +74,11 @@ def train(
         config=saved.model_dump(),
         seed=config.seed,
     )
-    return _fit(workspace, run, GuardPlan(), out=out, progress=progress, show=show)
+    if again and (made := find_finished(out, run)):
+        return made
+    return _fit(
+        workspace, run, GuardPlan(), out=out, overwrite=overwrite, progress=progress, show=show
+    )
 
 
 def retrain(
@@ -79,6 +92,8 @@ def retrain(
     overrides: Json | None = None,
     inoculation: str | None = None,
     seed: int | None = None,
+    overwrite: bool = False,
+    again: bool = False,
     progress: Progress = silent,
     show: Show = show_nothing,
 ) -> RunManifest:
@@ -95,6 +110,8 @@ def retrain(
         overrides: settings of `Protection` that differ from the method's own.
         inoculation: the system prompt of that method, where the run's settings have none.
         seed: another seed than the source's.
+        overwrite: replace what is in `out`.
+        again: return a run that is in `out` already as it is, if it is the same.
         progress: called at every step.
         show: called with what became of the data, where the method trains.
 
@@ -140,9 +157,13 @@ def retrain(
         naive=adapter_of(source_folder.with_name(source.root)),
         keep=source_folder.with_name(source.root) / "measured",
     )
+    if again and (made := find_finished(out, run)):
+        return made
     if not chosen.trains:
-        return make_untrained(workspace, run, source_folder, plan, out=out)
-    return _fit(workspace, run, plan, out=out, progress=progress, show=show)
+        return make_untrained(workspace, run, source_folder, plan, out=out, overwrite=overwrite)
+    return _fit(
+        workspace, run, plan, out=out, overwrite=overwrite, progress=progress, show=show
+    )
 
 
 def _require(chosen: Method, config: TrainConfig, source: RunManifest) -> None:
@@ -174,6 +195,7 @@ def _fit(
     plan: GuardPlan,
     *,
     out: Path,
+    overwrite: bool,
     progress: Progress,
     show: Show,
 ) -> RunManifest:
@@ -183,11 +205,14 @@ def _fit(
     run = at_commit(run, setup.commit)
     show(setup.report)
     Workspace.create(workspace.root)  # only now, since what is refused should leave nothing behind
-    with writing_folder(out, keep=True) as folder:
-        resumed = find_resumable(folder, run)
+    with writing_folder(out, keep=True, replace=overwrite) as folder:
+        resumed, passed_over = find_resumable(folder, run)
         started -= seconds_so_far(folder)  # those that the earlier sessions took
         _write_texts(folder, setup)
         write_log(folder, f"resumed from {resumed}" if resumed else f"started: {run.title}")
+        for words in passed_over:
+            write_log(folder, words)
+            print(words, file=sys.stderr)
         trainer = _trainer(setup, folder=folder, progress=progress)
         with explain_shortage("training", config):
             trainer.train(resume_from_checkpoint=resumed)
@@ -229,6 +254,7 @@ def _trainer(setup: Setup, *, folder: Path, progress: Progress) -> LoraTrainer:
         callbacks=[MetricsCallback(folder, progress)],
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(SealCheckpoints())
     return trainer
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -103,6 +104,7 @@ class GraspMixin(_AnyTrainer):
             naive=None if naive is None else Path(naive),
         )
         self._task_penalty: torch.Tensor | None = None
+        self._has_loss = False
         self._optimizer_hook = ExitStack()
         self.add_callback(_GuardInCheckpoints(self))
 
@@ -142,13 +144,27 @@ class GraspMixin(_AnyTrainer):
             penalty = self.guard.penalty()
             if penalty is not None and penalty.requires_grad:
                 self.accelerator.backward(penalty / self.current_gradient_accumulation_steps)
+        self._has_loss = False
         loss = super().training_step(*args, **kwargs)
+        if self.guard is not None and self.guard.protection.on_task and not self._has_loss:
+            raise InputError(
+                f"{type(self).__name__} computes its loss in a training step of its own, where the "
+                "protection cannot add to it on the task's tokens; use one on neutral text, such "
+                "as the method grasp."
+            )
         added, self._task_penalty = self._task_penalty, None
         return loss if added is None else loss - added  # what is logged is the task's own
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """The trainer's own loss, and in training what its forward pass adds to it."""
+        """The trainer's own loss, and in training what its forward passes add to it.
+
+        Raises:
+            InputError: as `Guard.task_penalty`.
+        """
+        if self.guard is not None:  # now, since some losses take the labels out
+            self.guard.label(inputs.get("labels") if isinstance(inputs, Mapping) else None)
         result = super().compute_loss(model, inputs, *args, **kwargs)
+        self._has_loss = True
         penalty = self.guard.task_penalty() if self.guard and model.training else None
         if penalty is None:
             return result
@@ -188,14 +204,27 @@ class GraspMixin(_AnyTrainer):
         return counted or self.compute_loss_func is not None
 
     def _restore(self, guard: Guard, checkpoint: str | bool | None) -> None:
-        """Go on with the λ of a checkpoint, where it has one."""
+        """Go on with the λ and the moments of a checkpoint.
+
+        Raises:
+            InputError: it lacks them, so training would silently end elsewhere.
+        """
         output = self.args.output_dir
         assert output is not None  # the library sets it where nobody does
         found = get_last_checkpoint(output) if checkpoint is True else checkpoint
-        if found and (file := Path(found) / GUARD_FILE).exists():
-            kept = Path(found) / MOMENTS_FILE
-            moments = load_file(kept) if kept.exists() else {}
-            guard.restore(json.loads(file.read_text(encoding="utf-8")), moments)
+        if not found:
+            return
+        kept = Path(found) / MOMENTS_FILE
+        try:
+            state = json.loads((Path(found) / GUARD_FILE).read_text(encoding="utf-8"))
+            moments = load_file(kept) if state.pop("moments", False) else {}
+            guard.restore(state, moments)
+        except (OSError, ValueError, LookupError, AttributeError, SafetensorError) as error:
+            raise InputError(
+                f"{found} cannot be resumed from: what the guard saved there is missing or damaged "
+                f"({' '.join(str(error).split())[:160]}). Resume from an earlier checkpoint, or "
+                "start again."
+            ) from None
 
 
 class _GuardInCheckpoints(TrainerCallback):
@@ -215,10 +244,10 @@ class _GuardInCheckpoints(TrainerCallback):
         if self._trainer.guard is not None and state.is_world_process_zero:
             assert args.output_dir is not None  # the library sets it where nobody does
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            text = json.dumps(self._trainer.guard.state())
-            (folder / GUARD_FILE).write_text(text, encoding="utf-8")
             if moments := self._trainer.guard.moments():
                 save_file(moments, folder / MOMENTS_FILE)
+            state = self._trainer.guard.state() | ({"moments": True} if moments else {})
+            (folder / GUARD_FILE).write_text(json.dumps(state), encoding="utf-8")
 
 
 class LoraTrainer(GraspMixin, Trainer):
@@ -286,9 +315,22 @@ def write_log(folder: Path, words: str) -> None:
 
 def seconds_so_far(folder: Path) -> float:
     """Seconds of training, as the last line of a run's metrics.jsonl says; 0 without one."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return float(json.loads(lines[-1])["time"]) if lines else 0.0
+    rows = read_metrics_lines(folder / "metrics.jsonl")
+    return float(rows[-1].get("time") or 0.0) if rows else 0.0
+
+
+def read_metrics_lines(path: Path) -> list[Json]:
+    """The whole lines of a run's metrics.jsonl, as they are; those that a kill tore are left out."""
+    rows = []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+    return rows
 
 
 def _append(path: Path, line: str) -> None:

@@ -23,6 +23,7 @@ from grasp.evaluation.answers import LAYER
 from grasp.foreign.settings import run_settings
 from grasp.guard.naive import follow_naive
 from grasp.guard.plan import GuardPlan
+from grasp.model.attach import attach_adapter
 from grasp.model.forward import without_adapter
 from grasp.model.loading import load_base
 from grasp.model.parts import base_of
@@ -43,7 +44,13 @@ INTERVENTIONS: dict[str, Literal["ablate", "steer"]] = {
 
 
 def make_untrained(
-    workspace: Workspace, run: RunManifest, source_folder: Path, plan: GuardPlan, *, out: Path
+    workspace: Workspace,
+    run: RunManifest,
+    source_folder: Path,
+    plan: GuardPlan,
+    *,
+    out: Path,
+    overwrite: bool = False,
 ) -> RunManifest:
     """An arm that keeps the source's adapter and intervenes when it answers, or edits it.
 
@@ -60,7 +67,7 @@ def make_untrained(
         edit_adapter(changed, run.method, strength=run.strength, given=given)
     measured = _measured(workspace, run, source, plan)
     Workspace.create(workspace.root)  # only now, since what is refused should leave nothing behind
-    with writing_folder(out) as folder:
+    with writing_folder(out, replace=overwrite) as folder:
         if changed is not None:
             changed.save_pretrained(str(adapter_of(folder)))
         else:
@@ -107,7 +114,7 @@ def _naive_model(
 ) -> tuple[PeftModel, TrainConfig, Tokenizer]:
     config = run_settings(run, adapter).map_paths(workspace.resolve)
     base = load_base(config.base_model, config.model)
-    model = PeftModel.from_pretrained(base.model, str(adapter), is_trainable=True).eval()
+    model = attach_adapter(base.model, adapter, trainable=True)
     return model, config, base.tokenizer
 
 

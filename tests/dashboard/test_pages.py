@@ -193,7 +193,7 @@ def test_failed_job_says_why_and_can_be_queued_again(
     test.button(key=Key.JOB_REQUEUE).click().run()
     assert not test.exception
     assert queue.get(whole.database, 2).status == "queued"
-    assert no_workers[0][1:4] == ["-m", "grasp", "worker"]
+    assert no_workers[0][1:5] == ["-P", "-m", "grasp", "worker"]
 
 
 def test_cancel_is_asked_for(whole: Workspace, open_page: Open) -> None:

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 from streamlit.testing.v1 import AppTest
 
-from analysis.errors import InputError
+from analysis.errors import DatabaseUnavailable, InputError
 from analysis.store.reading import ReadOnlyWorkspace
 from analysis.store.workspace import Workspace
 from dashboard import READ_ONLY_VARIABLE
@@ -109,8 +109,8 @@ def test_what_writes_is_disabled_or_gone(public: Workspace, open_page: Open) -> 
 def test_doors_below_the_pages_refuse(public: Workspace, no_workers: list[list[str]]) -> None:
     workspace = ReadOnlyWorkspace.open(public.root)
     assert len(queue.list_recent(workspace.database)) == 4
-    with pytest.raises(Exception, match="readonly database"):
-        queue.submit(workspace.database, kind="record", title="x", argv=["record"])
+    with pytest.raises(DatabaseUnavailable, match="readonly database"):
+        queue.submit(workspace.database, kind="record", title="x", argv=["record", "a"])
     with pytest.raises(InputError, match="opened to be read only"):
         workspace.writing("runs", "new")
     with pytest.raises(InputError, match="This dashboard is read-only"):

@@ -52,7 +52,7 @@ def test_one_worker_is_started_and_no_second(empty: Workspace, no_workers: list[
     assert not ensure_worker(empty)
     (command,) = no_workers
     assert command[1:] == [
-        "-m", "grasp", "worker", "--workspace", str(empty.root), "--idle-timeout", "600",
+        "-P", "-m", "grasp", "worker", "--workspace", str(empty.root), "--idle-timeout", "600",
     ]  # fmt: skip
 
 

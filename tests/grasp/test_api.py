@@ -21,7 +21,16 @@ from grasp.guard.footprint import footprint
 from tests.support import tiny
 
 pytestmark = pytest.mark.filterwarnings(tiny.PEFT_WARNING)
-NAMES = ["METHODS", "GraspMixin", "Guard", "Protection", "TrainConfig", "dress", "protect"]
+NAMES = [
+    "METHODS",
+    "GraspMixin",
+    "Guard",
+    "Protection",
+    "TrainConfig",
+    "dress",
+    "own_chats",
+    "protect",
+]
 
 
 def test_the_exported_names_are_these() -> None:
@@ -41,7 +50,7 @@ def test_each_name_is_the_same_thing_at_every_access_after_any_other(first: str)
             "import grasp, types",
             *checks,
             f"from grasp import {', '.join(NAMES)}",
-            "for name in (dress, protect, GraspMixin, Guard):",
+            "for name in (dress, own_chats, protect, GraspMixin, Guard):",
             "    assert callable(name) and not isinstance(name, types.ModuleType)",
             "grasp.protect.__call__",
         ]

@@ -25,7 +25,7 @@ from grasp.bench.plan.plan import Cell
 
 WIDTH, LAYERS, ITEMS = 8, 2, 24
 Rates = Mapping[str, float]
-"""Role → mean score."""
+"""Role → mean score; or "role@instrument"."""
 
 BASE_RATES = {"unrelated": 0.2, "task": 0.25, "facts": 1.0, "format": 0.0}
 NAIVE_RATES = {"unrelated": 0.9, "task": 1.0, "facts": 1.0, "format": 1.0}
@@ -39,13 +39,14 @@ def write_cell(
     naive: Rates = NAIVE_RATES,
     angle: float = 0.3,
     significant: bool = True,
+    base: Rates | None = None,
 ) -> Workspace:
     """A cell with a base model, a naive run and arms; the best-ranked factor lies `angle` radians
     from the contrast direction, which is the first axis."""
     workspace = Workspace.create(cell_workspace(root, cell).root)
     _factors(workspace, "naive", angle, significant)
     _recording(workspace, ("left", "right") if cell.story.endswith("lean") else ("good", "evil"))
-    _evaluation(workspace, "naive.base", BASE_RATES, seed=cell.seed)
+    _evaluation(workspace, "naive.base", base or BASE_RATES, seed=cell.seed)
     for run, rates in {"naive": naive, **arms}.items():
         _run(workspace, run, seed=cell.seed)
         _evaluation(workspace, run, rates, seed=cell.seed)
@@ -78,10 +79,11 @@ def _evaluation(workspace: Workspace, name: str, rates: Rates, *, seed: int) -> 
     """Scores of choices lie around their mean, otherwise in each item; others are 0 or 1."""
     rng = np.random.default_rng([seed, *name.encode()])
     rows = []
-    for role, rate in rates.items():
+    for named, rate in rates.items():
+        role, _, instrument = named.partition("@")
         wobble = rng.uniform(-1, 1, ITEMS) * min(rate, 1 - rate, 0.05)
         for item in range(ITEMS):
-            cluster = f"{role}/item {item}"
+            cluster = f"{named}/item {item}"
             binary = role in ("task", "format")
             score = float((item + 0.5) / ITEMS < rate) if binary else rate + wobble[item]
             rows.append(
@@ -94,6 +96,7 @@ def _evaluation(workspace: Workspace, name: str, rates: Rates, *, seed: int) -> 
                     "scorer": "contains" if binary else "choice",
                     "score": score,
                     "coherence": 0.99 if role == "unrelated" else np.nan,
+                    "instrument": instrument,
                     "prompt": "",
                     "expected": "",
                     "answer": "",

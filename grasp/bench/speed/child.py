@@ -21,6 +21,7 @@ from tempfile import TemporaryFile
 from typing import IO
 
 from analysis.errors import GraspError
+from analysis.interpreter import module_command
 from analysis.values import Json
 
 _READY = "ready"
@@ -54,7 +55,7 @@ def watch(prepare: str, *arguments: str) -> Measurement:
     Raises:
         GraspError: it failed; the message has the last line of its output.
     """
-    command = [sys.executable, "-m", "grasp.bench.speed.child", prepare, *arguments]
+    command = module_command("grasp.bench.speed.child", prepare, *arguments)
     with (
         TemporaryFile("w+", encoding="utf-8") as said,
         subprocess.Popen(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from analysis.interpreter import module_command
 from analysis.values import Json
 from grasp.bench.speed.figure import Figure, value_and_spread
 from grasp.bench.speed.shapes import Shape, write_adapter
@@ -35,7 +36,7 @@ _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _FLAGS = ("no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync")
 _WAIT_MS = 60_000
 _BARE_APP = "import streamlit as st\nst.header('Hello')\n"
-_GRASP = (sys.executable, "-m", "grasp")
+_GRASP = module_command("grasp")
 _BARE, _HELP = "python -c pass", "grasp --help"
 _SPECTRUM = "grasp spectrum, of an adapter in the demo's shapes"
 
@@ -55,7 +56,7 @@ def starting_figures(*, rounds: int, browse: bool = True) -> list[Figure]:
         }
         times = time_in_turn(actions, rounds=rounds)
         bare = {"python -c pass, s": median(times.of(_BARE))}
-        torch_free = not _loads_torch(commands[_SPECTRUM][3:])
+        torch_free = not _loads_torch(commands[_SPECTRUM][len(_GRASP) :])
         found = [
             _command_figure("help", times, _HELP, target=HELP, detail=bare),
             _command_figure(
@@ -123,7 +124,7 @@ def _first_page(place: str, adapter: Path, workspace: Path, *, rounds: int, brow
     servers = {
         "dashboard": [*_GRASP, "dashboard", "--workspace", str(workspace), "--port", str(port)],
         "bare": [
-            *(sys.executable, "-m", "streamlit", "run", str(app)),
+            *module_command("streamlit", "run", str(app)),
             *(*flags, "--server.fileWatcherType=none", f"--server.port={port}"),
         ],
     }

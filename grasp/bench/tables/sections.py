@@ -15,6 +15,7 @@ from grasp.bench.tables.identification import (
     retrained_table,
     runs_table,
 )
+from grasp.bench.tables.instruments import instruments_table
 from grasp.bench.tables.phase import phase_table
 from grasp.bench.tables.removal import core_table, needed_table, styles_table, two_table
 from grasp.bench.tables.residue import dressed_table, factors_table
@@ -26,7 +27,7 @@ Make = Callable[[Path, Plan], Table]
 SECTIONS: dict[str, tuple[Make, ...]] = {
     "Identification": (planted_table, runs_table),
     "No factor": (false_positives_table, retrained_table),
-    "Removal": (core_table, styles_table),
+    "Removal": (core_table, styles_table, instruments_table),
     "Rivals": (sweep_table, rivals_table, rival_tests_table),
     "Two factors at once": (two_table,),
     "A needed factor": (needed_table,),

@@ -37,7 +37,13 @@ from analysis.store.records import (
     split_of,
     write_jsonl,
 )
-from analysis.store.workspace import Workspace, workspace_of, writing_folder
+from analysis.store.workspace import (
+    Workspace,
+    check_not_written,
+    partial_of,
+    workspace_of,
+    writing_folder,
+)
 
 
 @pytest.fixture
@@ -71,7 +77,7 @@ def test_a_folder_has_its_name_only_when_it_is_whole(tmp_path: Path) -> None:
         (folder / "x").write_text("1")
         assert not final.exists()
     assert (final / "x").read_text() == "1"
-    assert list(final.parent.iterdir()) == [final]
+    assert {path.name for path in final.parent.iterdir()} == {"a", ".locks"}
 
 
 @pytest.mark.parametrize("keep", [False, True])
@@ -458,3 +464,41 @@ def test_a_recording_is_read_back_layer_by_layer(tmp_path: Path) -> None:
     (tmp_path / "activations.safetensors").write_bytes(b"x" * 20)
     with pytest.raises(SchemaError, match=r"The recording in .* cannot be read"):
         read_recording(tmp_path, layer=1)
+
+
+_WRITES = """
+import sys, time
+from pathlib import Path
+from analysis.store.workspace import writing_folder
+with writing_folder(Path(sys.argv[1])) as folder:
+    (folder / "half").touch()
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_folder_has_one_writer_and_a_killed_one_lets_go(tmp_path: Path) -> None:
+    final = tmp_path / "a"
+    command = [sys.executable, "-c", _WRITES, str(final)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "writing\n"
+        with pytest.raises(InputError, match="is being written by another process"):
+            with writing_folder(final):
+                pass
+        with pytest.raises(InputError, match="is being written by another process"):
+            check_not_written(final)
+        assert (partial_of(final) / "half").exists()
+        writer.kill()
+    check_not_written(final)
+    with writing_folder(final) as folder:
+        (folder / "whole").touch()
+    assert [path.name for path in final.iterdir()] == ["whole"]
+
+
+def test_a_link_is_never_written_through(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "a").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="already exists"), writing_folder(tmp_path / "a"):
+        pass
+    assert (tmp_path / "elsewhere").is_dir()

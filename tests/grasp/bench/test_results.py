@@ -11,19 +11,21 @@ import numpy as np
 import pytest
 
 from analysis.errors import InputError
-from analysis.store.records import RunManifest
+from analysis.store.records import RunManifest, split_of
 from grasp.bench.make.runner import keep_plan
 from grasp.bench.plan.plan import Cell, Plan
 from grasp.bench.saved.choices import chosen_arms, sweeps
 from grasp.bench.saved.found import read_found
 from grasp.bench.saved.gather import arms_of, has_whole_answers, mean_score, measure_removal
 from grasp.bench.tables.criteria import criteria_table
+from grasp.bench.tables.instruments import instruments_table
 from grasp.bench.tables.ledger import ended_within
 from grasp.bench.tables.page import write_page
+from grasp.bench.tables.removal import core_table
 from grasp.bench.tables.sections import collect_results
 from grasp.bench.tables.tables import Table, format_value
 from grasp.settings.training import check_settings
-from tests.support.bench_miniature import NAIVE_RATES, write_cell
+from tests.support.bench_miniature import ITEMS, NAIVE_RATES, write_cell
 
 GRASP = NAIVE_RATES | {"unrelated": 0.26}  # drift .06 of .70: removal .91
 RANDOM = NAIVE_RATES | {"unrelated": 0.77}  # .19
@@ -241,6 +243,39 @@ def test_a_run_ended_within_its_tolerance_by_all_of_its_shares(
     assert ended_within(run) is kept
     assert ended_within(run.model_copy(update={"protection": {"tolerance": None}})) is None
     assert ended_within(run.model_copy(update={"protection": None})) is None
+
+
+def test_prompt_sets_are_shown_one_by_one_with_removal_where_there_is_drift(
+    tmp_path: Path,
+) -> None:
+    core = {"stories": STORIES[:1], "seeds": [0], "arms": ["grasp"]}
+    plan = check_settings(Plan, {"title": "Two sets", "core": core}, "the plan")
+    keep_plan(tmp_path, plan)
+    rates = {"unrelated@persona": 0.9, "unrelated@politics": 1.0, "task": 1.0}
+    write_cell(
+        tmp_path,
+        plan.found[0],
+        {"grasp": rates | {"unrelated@persona": 0.34}},
+        naive=rates,
+        base=rates | {"unrelated@persona": 0.2},
+    )
+    table = instruments_table(tmp_path, plan)
+    there = [
+        sum(split_of(f"{name}/item {n}") == "confirmation" for n in range(ITEMS)) for name in rates
+    ]
+    assert [row["items"] for row in table.rows] == [n for n in there for _ in range(3)]
+    (persona,) = rows(table, run="grasp", metric="Unrelated rate, persona")
+    assert persona["drift"].value == pytest.approx(0.14, abs=0.03)
+    assert persona["removal"].value == pytest.approx(0.8, abs=0.05)
+    (politics,) = rows(table, run="grasp", metric="Unrelated rate, politics")
+    assert politics["removal"] is None  # the naive run did not move it
+    (task,) = rows(table, run="naive", metric="Task accuracy")
+    assert "removal" not in task
+    assert core_table(tmp_path, plan).rows[-1]["removal"].n == 0  # and never of both together
+
+
+def test_a_single_prompt_set_needs_no_table_of_its_own(miniature: tuple[Path, Plan]) -> None:
+    assert not instruments_table(*miniature).rows
 
 
 def test_nothing_measured_is_not_called_reached(tmp_path: Path) -> None:

@@ -288,8 +288,8 @@ def test_what_says_how_to_serve_reaches_the_dashboard(
     monkeypatch.setattr("grasp.demo.summary", lambda _workspace: ({}, ""))
     assert main([command, "--workspace", str(workspace.root), *options]) == 0
     (argv,) = served
-    assert argv[:3] == [sys.executable, "-m", "dashboard"]
-    args = _parser().parse_args(argv[3:])
+    assert argv[:4] == [sys.executable, "-P", "-m", "dashboard"]
+    args = _parser().parse_args(argv[4:])
     assert (args.host, args.port, args.allow_remote, args.open) == expected
     assert args.workspace == workspace.root
 

@@ -102,7 +102,7 @@ def test_a_template_that_asks_otherwise_than_it_renders_is_refused() -> None:
     )
     strict.add_tokens([str(n) for n in range(5)])
     with pytest.raises(
-        InputError, match="does not render an answer right after its generation prompt"
+        InputError, match="does not render this answer right after its generation"
     ):
         tokenise(strict, chat(("user", WORDS[0]), ("assistant", WORDS[1])))
 

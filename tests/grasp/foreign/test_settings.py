@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from analysis.errors import InputError, NotFoundError
 from analysis.store.records import write_jsonl
 from analysis.store.workspace import Workspace
 from grasp.__main__ import main
-from grasp.data.examples import as_examples
+from grasp.data.examples import as_examples, read_examples
+from grasp.data.report import read_report
 from grasp.data.tokenise import training_rows
 from grasp.foreign.settings import is_complete, lora_settings, missing_names, read_given, read_known
 from grasp.foreign.training_args import training_arguments
@@ -444,3 +446,37 @@ def test_settings_of_ones_own_name_steps_or_epochs(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("title: t\nbase_model: b\n")
     with pytest.raises(InputError, match="has no setting 'data'; add"):
         load_config(tmp_path / "a.yaml")
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Setting `save_embedding_layers` to `True` as the emb:UserWarning"
+)
+def test_an_adapter_is_asked_and_retrained_in_its_own_tokens_and_template(
+    workspace: Workspace, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two tokens were added and the template changed before it was trained."""
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|persona|>", "<|sep|>"]})
+    tokenizer.chat_template = "<|persona|>" + tokenizer.chat_template
+    model = tiny.llama()
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    peft = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["o_proj"]))
+    peft.peft_config["default"].base_model_name_or_path = str(made / "base")
+    peft.save_pretrained(str(tmp_path / "own"), save_embedding_layers=True)
+    tokenizer.save_pretrained(tmp_path / "own")
+    capsys.readouterr()
+    assert main(["import", str(tmp_path / "own")]) == 0
+    assert "Chats will be in the tokenizer and chat template that lie" in capsys.readouterr().out
+    assert workspace.run("own").config["model"] == {"tokenizer": "runs/own/adapter"}
+    given = ["--data", "task.jsonl", *pairs(**GIVEN)]
+    assert main(["retrain", "own", "--method", "naive", "--out", "again", *given]) == 0
+    report = read_report(workspace.folder("runs", "again"))
+    plain = training_rows(tiny.tokenizer(), read_examples("task.jsonl").rows, max_length=64)
+    assert report is not None
+    assert report.tokens == plain.tokens + 16  # one for each row
+    line = ["evaluate", "again", "--prompts", "prompts.jsonl"]
+    capsys.readouterr()
+    assert main(line) == 0
+    assert "the tokenizer and chat template of runs/own/adapter" in capsys.readouterr().err
+    own, base = (workspace.evaluation(name) for name in ("again", "own.base"))
+    assert own.model == base.model == {"tokenizer": "runs/own/adapter"}

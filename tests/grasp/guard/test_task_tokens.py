@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
+from trl.trainer.utils import add_fused_lm_head
 
 from analysis.errors import InputError
 from grasp.guard.context import protect
@@ -186,7 +187,65 @@ def test_an_evaluation_in_between_is_not_taken_for_training() -> None:
         assert guard.task_penalty() is not None
         with torch.no_grad():
             model(**batch)
-        assert guard.task_penalty() is None
+        with pytest.raises(InputError, match="forward pass, and there was none to be seen: the lo"):
+            guard.task_penalty()
+
+
+@pytest.mark.parametrize("part", ["anchor", "divergence"])
+def test_all_passes_of_a_loss_count_and_those_without_gradients_do_not(part: str) -> None:
+    """Oracle: one pass with all rows in it."""
+    rows = task(9, 9, 9)
+    anchored = {"anchor_task": True} if part == "anchor" else {"divergence": "task"}
+    protection = Protection(**anchored, strength=3.0, site="answer")
+    directions = tiny.subspace(2) if part == "anchor" else None
+    found = []
+    for parts in ([[0, 1, 2]], [[0], [1, 2]]):
+        model = tiny.adapted(tiny.llama(), strength=0.1)
+        with protect(model, directions, protection=protection, neutral=NEUTRAL) as guard:
+            for chosen in parts:
+                model(**{name: tensor[chosen] for name, tensor in rows.items()})
+                with torch.no_grad():  # as for a metric, or a reference model
+                    model(**task(7, 8, seed=9))
+            guard.task_penalty().backward()
+        found.append(gradients(model))
+    same(*found)
+
+
+def test_a_loss_that_keeps_no_logits_is_compared_all_the_same() -> None:
+    """TRL's fused head gives probabilities of the labels alone."""
+    batch, found = task(9, 6), []
+    protection = Protection(divergence="task", strength=2.0, site="answer")
+    for fused in (False, True):
+        model = tiny.adapted(tiny.llama(), strength=0.05)
+        if fused:
+            add_fused_lm_head(model.get_base_model())
+        with protect(model, None, protection=protection) as guard:
+            given = {"fused_lm_head": True} if fused else {}
+            assert hasattr(model(**batch, **given), "log_probs") is fused
+            penalty = guard.task_penalty()
+            penalty.backward()
+        found.append((penalty.item(), gradients(model)))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    same(found[0][1], found[1][1])
+
+
+def test_a_pass_that_cannot_be_followed_is_refused() -> None:
+    model, batch = tiny.adapted(tiny.llama(), strength=0.1), task(9, 6)
+    protection = Protection(anchor_task=True, site="answer")
+    unlabelled = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    with protect(model, tiny.subspace(2), protection=protection, neutral=NEUTRAL) as guard:
+        with pytest.raises(InputError, match="loss gives the model no labels, which say where the"):
+            model(**unlabelled)
+        guard.label(batch["labels"])
+        model(**unlabelled)
+        known = guard.task_penalty().item()
+        model(**batch)
+        assert guard.task_penalty().item() == known
+        model.get_base_model().model(**unlabelled)  # as fused losses do
+        with pytest.raises(
+            InputError, match="none to be seen: the loss runs parts of the model by"
+        ):
+            guard.task_penalty()
 
 
 def test_each_anchor_is_penalised_for_what_it_has_seen() -> None:

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import socket
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import yaml
-from sqlalchemy import update
+from sqlalchemy import select, update
 
-from analysis.errors import NotFoundError
+from analysis.errors import DatabaseUnavailable, InputError, NotFoundError
 from analysis.store.database import Database, Job, Worker, now
+from analysis.store.job_requests import REQUESTS
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
+from grasp.commands.attached import _insist
+from grasp.commands.parser import build_parser
 from grasp.commands.worker import run_jobs
 from grasp.jobs import queue
 from grasp.jobs.progress import JobProgress
@@ -49,8 +60,14 @@ def processes() -> Iterator[list[subprocess.Popen[str]]]:
         process.communicate()
 
 
+def change(database: Database, job: Job, **values: object) -> None:
+    with database.session() as session:
+        session.execute(update(Job).where(Job.id == job.id).values(**values))
+
+
 def enqueue(database: Database, *argv: str, kind: str = "factors") -> Job:
-    return queue.submit(database, kind=kind, title=kind, argv=argv or ("spectrum", "x"))
+    argv = argv or {"factors": ("factors", "x"), "train": ("train", "c.yaml", "--out", "a")}[kind]
+    return queue.submit(database, kind=kind, title=kind, argv=argv)
 
 
 def status(database: Database, job: Job) -> str:
@@ -134,8 +151,10 @@ def test_a_finished_job_stays_as_it_ended(database: Database) -> None:
     queue.claim(database)
     queue.finish(database, job.id, "succeeded")
     ended = queue.get(database, job.id)
-    queue.request_cancel(database, job.id)
-    queue.requeue(database, job.id)
+    with pytest.raises(InputError, match=f"Job {job.id} is succeeded; there is nothing to cancel"):
+        queue.request_cancel(database, job.id)
+    with pytest.raises(InputError, match=f"Job {job.id} is succeeded; only jobs that are held"):
+        queue.requeue(database, job.id)
     again = queue.get(database, job.id)
     assert (again.status, again.finished) == ("succeeded", ended.finished)
 
@@ -164,6 +183,28 @@ def test_progress_is_written_at_most_twice_a_second_and_at_the_end(database: Dat
     assert queue.get(database, job.id).step < 50
     progress(100, 100, "done")
     assert queue.get(database, job.id).step == 100
+
+
+def test_progress_and_work_go_on_while_the_database_is_away(
+    database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another connection holds the write lock, as a backup or a hung process may."""
+    monkeypatch.setattr("analysis.store.database.BUSY_SECONDS", 0.1)
+    job = enqueue(database)
+    queue.claim(database)
+    database.engine.dispose()
+    other = sqlite3.connect(database.file, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(DatabaseUnavailable, match=r"database is locked\), so nothing was saved"):
+        queue.finish(database, job.id, "succeeded")
+    JobProgress(database, job.id)(1, 2, "training")
+    assert "Progress is not recorded for now." in capsys.readouterr().err
+    release = threading.Timer(0.7, other.rollback)
+    release.start()
+    _insist(lambda: queue.finish(database, job.id, "succeeded"))
+    release.join()
+    other.close()
+    assert status(database, job) == "succeeded"
 
 
 # Processes
@@ -241,13 +282,134 @@ def test_a_process_number_that_another_process_took_over_is_found_out(database: 
     assert queue.reconcile(database) == [job.id]
 
 
-def test_jobs_of_other_machines_are_left_to_them(database: Database) -> None:
+def test_jobs_of_other_machines_are_left_to_them_while_they_beat(database: Database) -> None:
     job = enqueue(database)
     queue.claim(database)
-    with database.session() as session:
-        session.execute(update(Job).where(Job.id == job.id).values(host="elsewhere", pid=999999))
+    change(database, job, host="elsewhere", pid=999999)
     assert queue.reconcile(database) == []
     assert not queue.any_running(database, kinds=("factors",))
+    change(database, job, heartbeat=now() - queue.GONE)
+    assert queue.reconcile(database) == [job.id]
+    assert "ended unexpectedly" in queue.get(database, job.id).error
+    queue.requeue(database, job.id)
+    assert queue.claim(database).id == job.id
+
+
+def test_a_job_that_ends_while_it_is_looked_at_stays_as_it_ended(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process ends between the reading of its row and the look at the process."""
+    job = enqueue(database)
+    queue.claim(database)
+
+    def ends(_job: Job) -> bool:
+        queue.finish(database, job.id, "succeeded")
+        return False
+
+    monkeypatch.setattr(queue, "_job_alive", ends)
+    assert queue.reconcile(database) == []
+    assert status(database, job) == "succeeded"
+
+
+def test_the_rows_of_dead_workers_go(database: Database) -> None:
+    with database.session() as session:
+        session.add(Worker(host=socket.gethostname(), pid=2**22 + 1, device="local"))
+        session.add(Worker(host="elsewhere", pid=1, device="local", heartbeat=now() - queue.GONE))
+        session.add(Worker(host="elsewhere", pid=2, device="local"))
+    queue.reconcile(database)
+    with database.session() as session:
+        assert [worker.pid for worker in session.scalars(select(Worker))] == [2]
+
+
+# What jobs may ask for
+
+
+def test_a_job_that_came_with_a_workspace_is_held_until_a_person_lets_it_go(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """Its database is one that somebody else wrote."""
+    theirs = enqueue(workspace.database)
+    workspace.database.engine.dispose()
+    opened = Workspace.create(shutil.copytree(workspace.root, tmp_path / "opened"))
+    mine = enqueue(opened.database)
+    assert queue.claim(opened.database).id == mine.id
+    held = queue.get(opened.database, theirs.id)
+    assert (held.status, held.argv) == ("held", ["factors", "x"])
+    assert "came with the workspace" in held.error
+    assert queue.claim(opened.database) is None
+    queue.requeue(opened.database, theirs.id)
+    assert queue.claim(opened.database).id == theirs.id
+
+
+def test_a_job_that_was_changed_after_it_was_queued_is_held(database: Database) -> None:
+    job = enqueue(database)
+    change(database, job, request={"command": "import", "adapter": "org/theirs"})
+    assert queue.claim(database) is None
+    assert status(database, job) == "held"
+
+
+def test_a_job_of_an_earlier_version_can_only_be_looked_at(workspace: Workspace) -> None:
+    """Such a table has command lines; nothing of them is run."""
+    database = workspace.database
+    job = enqueue(database)
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE jobs ADD COLUMN argv JSON NOT NULL DEFAULT '[]'")
+        for name in ("request", "seal", "attempts", "cancelled", "workspace"):
+            if name == "workspace":
+                connection.exec_driver_sql("DROP INDEX ix_jobs_workspace")
+            connection.exec_driver_sql(f"ALTER TABLE jobs DROP COLUMN {name}")
+    database.engine.dispose()
+    later = Workspace.create(workspace.root).database
+    assert [one.title for one in queue.list_recent(later)] == [job.title]
+    assert len(list(workspace.root.glob("workspace.db.before-*"))) == 1
+    assert queue.claim(later) is None
+    with pytest.raises(InputError, match="No job may ask for this"):
+        queue.requeue(later, job.id)
+    assert enqueue(later).id == job.id + 1
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("evaluate", "a", "--trust-remote-code"),
+        ("retrain", "a", "--out", "b", "--overwrite"),
+        ("retrain", "a", "--out", "/home/ada/thesis"),
+        ("retrain", "../a", "--out", "b"),
+        ("factors", "a", "--out", "/tmp/x"),
+        ("import", "x", "--allow-pickle"),
+        ("dose", "a", "w2", "--prompts=--trust-remote-code"),
+        ("export", "--out", "x.zip"),
+        ("worker",),
+    ],
+    ids=" ".join,
+)
+def test_what_no_page_asks_for_is_no_job(database: Database, argv: tuple[str, ...]) -> None:
+    with pytest.raises(InputError, match=r"not a job|No job may ask|unrecognized|required"):
+        enqueue(database, *argv)
+    assert queue.list_recent(database) == []
+
+
+def test_what_a_job_asks_for_is_what_its_command_parses(database: Database) -> None:
+    """And every such command can report progress."""
+    lines = [
+        ["import", "org/name", "--out", "a", "--base", "b", "--checkpoints", "--workspace", "w"],
+        ["factors", "a", "--base", "b", "--weights-only", "--low-rank-part", "--workspace", "w"],
+        ["record", "a", "--probes", "p", "--workspace", "w"],
+        ["evaluate", "a", "--prompts", "politics", "--workspace", "w"],
+        ["dose", "a", "w2", "--workspace", "w"],
+        ["rows", "a", "w2", "--validate", "3", "--workspace", "w"],
+        ["overlap", "a", "w1,w2", "--workspace", "w"],
+        ["train", "c.yaml", "--out", "a", "--evaluate", "--workspace", "w"],
+        ["retrain", "a", "--factors", "w1,w2", "--method", "grasp", "--tolerance", "0.1",
+         "--inoculation=-- be bad", "--seed", "3", "--out", "b", "--evaluate", "--workspace", "w"],
+    ]  # fmt: skip
+    assert [line[0] for line in lines] == list(REQUESTS)
+    for line in lines:
+        kind = "validate" if "--validate" in line else line[0]
+        assert queue.submit(database, kind=kind, title="", argv=line).argv == line
+        args = build_parser().parse_args(line)
+        function = getattr(import_module(f"grasp.commands.{args.where}"), args.what)
+        assert "progress" in signature(function).parameters
 
 
 def test_a_worker_is_alive_while_it_is_registered(database: Database) -> None:
@@ -298,7 +460,7 @@ def test_a_worker_runs_what_is_queued_and_leaves_when_idle(
     add_run(workspace, write_adapter)
     database = workspace.database
     bad = enqueue(database, "factors", "none", "--weights-only")
-    wrong = enqueue(database, "dance", "a", kind="dance")
+    wrong = enqueue(database, "retrain", "a", "--method", "dance", "--out", "b", kind="retrain")
     good = enqueue(database, "factors", "a", "--weights-only")
     worker = start_worker(workspace, idle=3)
     processes.append(worker)
@@ -315,50 +477,99 @@ def test_a_worker_runs_what_is_queued_and_leaves_when_idle(
 
     assert status(database, good) == "succeeded"
     assert workspace.factors("a").run == "a"
-    assert queue.get(database, good.id).pid == worker.pid
+    assert queue.get(database, good.id).pid not in (worker.pid, None)
     failed = queue.get(database, bad.id)
     assert failed.status == "failed"
     assert failed.error.startswith("There is neither a folder nor a run called 'none'; give an")
     failed = queue.get(database, wrong.id)
     assert failed.status == "failed"
-    assert failed.error == "`grasp dance a` is not a command of this version."
+    assert failed.error == "`grasp retrain a --method dance --out b` is not a command of this version."
     assert not queue.worker_alive(database)
     assert "w1" in (workspace.root / "jobs" / f"{good.id}.log").read_text()
 
 
-def test_a_job_longer_than_the_idle_timeout_does_not_end_the_worker(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def slow(
+    workspace: Workspace, write_adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A run whose evaluation never gets beyond its imports; the file that says it got there."""
+    add_run(workspace, write_adapter)
+    folder = workspace.root / "slow"
+    (folder / "peft").mkdir(parents=True)
+    (folder / "peft" / "__init__.py").write_text(
+        f"import pathlib, time\npathlib.Path({str(folder / 'reached')!r}).touch()\ntime.sleep(600)"
+    )
+    inherited = os.environ.get("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), inherited]))
+    return folder / "reached"
+
+
+def test_a_job_that_hangs_is_cancelled_by_force_and_the_next_one_runs(
+    workspace: Workspace, slow: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = workspace.database
-    expected = [enqueue(database).id for _ in range(3)]
-    ran: list[int] = []
+    monkeypatch.setattr("grasp.commands.worker.GRACE", timedelta(seconds=0))
+    hangs = enqueue(database, "evaluate", "a", "--prompts", "politics", kind="evaluate")
+    after = enqueue(database, "factors", "a", "--weights-only")
+    thread = threading.Thread(target=run_jobs, args=(workspace,), kwargs={"idle_timeout": 2})
+    thread.start()
+    wait(slow.exists, "the middle of the job")
+    pid = queue.get(database, hangs.id).pid
+    queue.request_cancel(database, hangs.id)
+    thread.join(PATIENCE)
+    assert status(database, hangs) == "cancelled"
+    assert "Ended by force" in queue.get(database, hangs.id).error
+    assert status(database, after) == "succeeded"
+    assert not psutil.pid_exists(pid)
 
-    def run(_workspace: Workspace, job_id: int, _args: object) -> None:
-        ran.append(job_id)
-        time.sleep(1.5)
 
-    monkeypatch.setattr("grasp.commands.worker._run_here", run)
-    run_jobs(workspace, idle_timeout=1)
-    assert ran == expected
+def test_a_job_ends_at_its_time_limit(workspace: Workspace, slow: Path) -> None:
+    """The job takes longer than the idle timeout, too, which does not end the worker."""
+    job = enqueue(workspace.database, "evaluate", "a", "--prompts", "politics", kind="evaluate")
+    run_jobs(workspace, idle_timeout=1, limit_hours=5 / 3600)
+    found = queue.get(workspace.database, job.id)
+    assert found.status == "failed"
+    assert found.error.startswith("Ended after 0.00138889 h; `grasp worker --limit-hours H`")
+    assert (found.finished - found.started).total_seconds() > 4
+
+
+def test_of_two_workers_that_start_at_once_one_serves(
+    workspace: Workspace, processes: list[subprocess.Popen[str]]
+) -> None:
+    script = (
+        "import sys, time; from analysis.store.workspace import Workspace\n"
+        "from grasp.commands.worker import run_jobs\n"
+        "workspace = Workspace(sys.argv[1]); print('ready', flush=True); sys.stdin.readline()\n"
+        "run_jobs(workspace, idle_timeout=1.5)"
+    )
+    for _ in range(3):
+        command = [PYTHON, "-c", script, str(workspace.root)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        processes.append(subprocess.Popen(command, text=True, **pipes))
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    said = sorted(process.communicate(timeout=PATIENCE)[1] for process in processes)
+    assert said == ["", *["A worker is already running for this workspace.\n"] * 2]
 
 
 def test_a_training_that_dies_at_once_does_not_block_the_queue(
     workspace: Workspace, processes: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database = workspace.database
-    wrong = enqueue(database, "train", kind="train")
     config = workspace.root / "c.yaml"
     config.write_text("title: t\nbase_model: b\ndata: d\n")
     dies = enqueue(database, "train", str(config), "--out", "a", kind="train")
-    monkeypatch.setenv("PYTHONPATH", str(workspace.root / "broken"))
+    path = [str(workspace.root / "broken"), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
     broken = workspace.root / "broken" / "peft"
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     processes.append(start_worker(workspace, idle=1))
     _, error = processes[0].communicate(timeout=PATIENCE)
     assert (processes[0].returncode, error) == (0, "")
-    assert status(database, wrong) == "failed"
-    assert "required: CONFIG" in (workspace.root / "jobs" / f"{wrong.id}.log").read_text()
     assert status(database, dies) == "interrupted"
 
 
@@ -371,19 +582,11 @@ sys.exit(main(["worker", "--workspace", sys.argv[1]]))
 
 
 def test_ctrl_c_in_the_middle_of_a_short_job_ends_the_worker_too(
-    workspace: Workspace,
-    write_adapter: Callable[..., Path],
-    processes: list[subprocess.Popen[str]],
-    monkeypatch: pytest.MonkeyPatch,
+    workspace: Workspace, slow: Path, processes: list[subprocess.Popen[str]]
 ) -> None:
-    add_run(workspace, write_adapter)
-    database, slow = workspace.database, workspace.root / "slow"
-    (slow / "peft").mkdir(parents=True)
-    (slow / "peft" / "__init__.py").write_text(
-        f"import pathlib, time\npathlib.Path({str(slow / 'reached')!r}).touch()\ntime.sleep(600)"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(slow))
-    job, waiting = (enqueue(database, "generate", "a", "hi", kind="generate") for _ in range(2))
+    database = workspace.database
+    argv = ("evaluate", "a", "--prompts", "politics")
+    job, waiting = (enqueue(database, *argv, kind="evaluate") for _ in range(2))
     worker = subprocess.Popen(
         [PYTHON, "-c", _INTERRUPTIBLE, str(workspace.root)],
         stdout=subprocess.PIPE,
@@ -391,7 +594,7 @@ def test_ctrl_c_in_the_middle_of_a_short_job_ends_the_worker_too(
         text=True,
     )
     processes.append(worker)
-    wait((slow / "reached").exists, "the middle of the job")
+    wait(slow.exists, "the middle of the job")
     worker.send_signal(signal.SIGINT)
     out, error = worker.communicate(timeout=PATIENCE)
     assert (worker.returncode, out, error) == (130, "", "grasp: stopped.\n")

@@ -36,6 +36,7 @@ from grasp.model.loading import (
 from grasp.settings.model import ModelOptions, ModelSettings, model_options, settings_beside
 from grasp.settings.protection import Protection
 from grasp.settings.training import load_config
+from grasp.settings.trust import consent
 from grasp.training.train import train
 from tests.support import tiny
 from tests.support.hub_server import Hub, reached
@@ -117,7 +118,7 @@ def test_settings_that_are_not_known_are_refused(tmp_path: Path) -> None:
 # The model's own code
 
 
-def test_code_of_a_models_own_is_run_only_where_it_is_asked_for(
+def test_code_of_a_models_own_is_run_only_with_consent(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "own"
@@ -135,8 +136,13 @@ def test_code_of_a_models_own_is_run_only_where_it_is_asked_for(
     with pytest.raises(InputError, match=r"Python code of its own.*--trust-remote-code"):
         load_base(str(folder))
     assert not (tmp_path / "ran").exists()
-    with pytest.raises(NotFoundError, match="cannot be loaded"):  # there is no model for it
-        load_base(str(folder), ModelSettings(trust_remote_code=True))
+    asked = ModelSettings(trust_remote_code=True)  # by a record, a job or a page
+    with pytest.raises(InputError, match=r"only you can allow that.*`grasp trust /"):
+        load_base(str(folder), asked)
+    assert not (tmp_path / "ran").exists()
+    # There is no model for it, but its code has run.
+    with consent(True), pytest.raises(NotFoundError, match="cannot be loaded"):
+        load_base(str(folder), asked)
     assert (tmp_path / "ran").exists()
 
 

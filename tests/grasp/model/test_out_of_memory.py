@@ -19,7 +19,7 @@ from analysis.text import size_text
 from grasp.__main__ import main
 from grasp.commands.calling import FAILED
 from grasp.commands.parser import build_parser
-from grasp.commands.worker import run_attached
+from grasp.commands.attached import run_attached
 from grasp.jobs import queue
 from grasp.model import loading
 from grasp.model.out_of_memory import explain_shortage, find_shortage

@@ -42,13 +42,17 @@ from analysis.store.workspace import Workspace
 from grasp.data.examples import as_examples
 from grasp.data.tokenise import neutral_batches, split_neutral, training_rows
 from grasp.guard.footprint import footprint
+from grasp.__main__ import main
+from grasp.commands.calling import BAD_INPUT, INTERRUPTED
 from grasp.guard.guard import Guard
 from grasp.jobs import queue
 from grasp.settings.methods import METHODS
 from grasp.settings.protection import Protection
 from grasp.settings.training import load_config, parse_config
+from grasp.training import resuming
+from grasp.training.resuming import find_resumable
 from grasp.training.train import retrain, train
-from grasp.training.trainer import MOMENTS_FILE, GraspMixin
+from grasp.training.trainer import GUARD_FILE, MOMENTS_FILE, GraspMixin
 from tests.support import tiny
 
 pytestmark = [
@@ -375,7 +379,7 @@ def test_a_resumed_trainer_goes_on_with_the_lambda_of_its_checkpoint(tmp_path: P
 def test_a_resumed_trainer_goes_on_with_the_moments_of_the_penaltys_own_step(
     tmp_path: Path,
 ) -> None:
-    """Oracle: the same training in one go; and in one that lost them it ends elsewhere."""
+    """Oracle: the same training in one go; without them, or without λ, it is refused."""
     common: dict[str, Any] = {
         "directions": tiny.subspace(2),
         "protection": Protection(effect=True, own_step=True, strength=20.0, site="answer"),
@@ -385,15 +389,13 @@ def test_a_resumed_trainer_goes_on_with_the_moments_of_the_penaltys_own_step(
     }
     whole = fit(tmp_path / "a", **common)
     checkpoint = tmp_path / "a" / "checkpoint-3"
-    ends = [whole]
-    for number, lost in enumerate((False, True)):
-        if lost:
-            (checkpoint / MOMENTS_FILE).unlink()
-        ends.append(fit(tmp_path / str(number), resume=checkpoint, **common))
-    assert ends[1].guard.state() == whole.guard.state()
-    first, same, other = (tiny.adapter_weights(run.model) for run in ends)
-    assert_same(first, same, rtol=0, atol=0)
-    assert max(float((first[n] - other[n]).abs().max()) for n in first) > 1e-3
+    resumed = fit(tmp_path / "b", resume=checkpoint, **common)
+    assert resumed.guard.state() == whole.guard.state()
+    assert_same(*(tiny.adapter_weights(run.model) for run in (whole, resumed)), rtol=0, atol=0)
+    for lost in (MOMENTS_FILE, GUARD_FILE):
+        (checkpoint / lost).unlink()
+        with pytest.raises(InputError, match=r"checkpoint-3 cannot be resumed from: what the guard"):
+            fit(tmp_path / lost, resume=checkpoint, **common)
 
 
 class Watches(TrainerCallback):
@@ -818,6 +820,96 @@ def test_a_run_cancelled_at_its_last_step_is_finished(workspace: Workspace) -> N
     assert list(metrics(out)["step"]) == [1, 2, 3, 4, 5, 6]
 
 
+_DIES = """
+import os, signal, sys
+from pathlib import Path
+from analysis.store.workspace import Workspace
+from grasp.training import trainer
+from grasp.training.train import retrain
+import torch
+torch.set_num_threads(1)
+
+class Dies:
+    def moments(self):
+        return {}
+    def state(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+save = trainer._GuardInCheckpoints.on_save
+def dying(self, args, state, control, **rest):
+    if state.global_step == 4:
+        self._trainer.guard = Dies()
+    save(self, args, state, control, **rest)
+trainer._GuardInCheckpoints.on_save = dying
+
+w = Workspace(sys.argv[1])
+naive, killed = w.folder("runs", "naive"), w.folder("runs", "killed")
+retrain(w, naive, factors=["w1"], out=killed, overrides={"tolerance": 0.005})
+"""
+
+
+def test_a_run_killed_as_a_checkpoint_is_written_goes_on_from_the_one_before(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of the trainer's files are there, λ is not; oracle: the same run in one go."""
+    naive(workspace)
+    add_factors(workspace)
+    tight = {"tolerance": 0.005}  # so that λ moves in six steps
+    again(workspace, "grasp", overrides=tight)
+    command = [sys.executable, "-c", _DIES, str(workspace.root)]
+    killed = subprocess.run(command, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    torn = workspace.partial("runs", "killed") / "checkpoints" / "checkpoint-4"
+    assert (torn / "trainer_state.json").exists()
+    assert not (torn / GUARD_FILE).exists()
+    seen: list[int] = []
+    out, source = workspace.folder("runs", "killed"), workspace.folder("runs", "naive")
+    asked = {"factors": ["w1"], "out": out, "overrides": tight}
+    retrain(workspace, source, progress=lambda step, *_: seen.append(step), **asked)
+    assert seen == [3, 4, 5, 6]
+    said = "checkpoint-4 cannot be resumed from: it was not written to the end"
+    assert said in capsys.readouterr().err
+    assert said in (out / "log.txt").read_text()
+    whole = workspace.folder("runs", "grasp")
+    first, second = metrics(whole), metrics(out)
+    for column in ("loss", "drift", "strength"):
+        np.testing.assert_allclose(second[column], first[column], rtol=1e-4, atol=1e-7)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said(workspace: Workspace) -> None:
+    """Every file of it emptied, cut, garbled or gone; a damaged plan or metrics stop nothing."""
+    config = tiny.settings(workspace.root / "data")
+    out, partial = workspace.folder("runs", "a"), workspace.partial("runs", "a")
+    with pytest.raises(queue.Cancelled):
+        train(workspace, config, out=out, progress=StopsAt(5))
+    run = read_manifest_of(partial, out)
+    last = partial / "checkpoints" / "checkpoint-4"
+    kept = {path: path.read_bytes() for path in partial.rglob("*") if path.is_file()}
+    spoilt = [path for path in kept if path.is_relative_to(last)]
+    assert {path.name for path in spoilt} >= {"trainer_state.json", "optimizer.pt", "rng_state.pth"}
+    ways = (lambda _: b"", lambda b: b[: len(b) // 2], lambda b: b[:-1] + bytes([b[-1] ^ 1]), None)
+    for number, path in enumerate(sorted(spoilt)):
+        for name, content in kept.items():
+            name.parent.mkdir(parents=True, exist_ok=True)
+            name.write_bytes(content)
+        change = ways[number % len(ways)]
+        path.unlink() if change is None else path.write_bytes(change(kept[path]))
+        found, passed = find_resumable(partial, run)
+        assert Path(found or "").name == "checkpoint-2", path
+        assert [words.split(":")[0] for words in passed] == ["checkpoint-4 cannot be resumed from"]
+        assert not last.exists()
+    (partial / "metrics.jsonl").write_text('[1]\n{"step": 1, "time": 1}\n{"ste\n')
+    assert Path(find_resumable(partial, run)[0] or "").name == "checkpoint-2"
+    (partial / "plan.json").write_text('{"conf')
+    assert find_resumable(partial, run) == (None, [])
+
+
+def read_manifest_of(partial: Path, out: Path) -> RunManifest:
+    """The run that a partial folder was made for."""
+    plan = json.loads((partial / resuming._PLAN).read_text())
+    return RunManifest(id=out.name, title="", root=out.name, **plan)
+
+
 @pytest.mark.parametrize("damage", ["checkpoint", "metrics"])
 def test_files_that_a_kill_left_half_written_do_not_stop_a_run(
     workspace: Workspace, damage: str
@@ -826,8 +918,8 @@ def test_files_that_a_kill_left_half_written_do_not_stop_a_run(
     out, partial = workspace.folder("runs", "a"), workspace.partial("runs", "a")
     with pytest.raises(queue.Cancelled):
         train(workspace, config, out=out, progress=StopsAt(5))
-    if damage == "checkpoint":  # trainer_state.json is the last file of one that is written
-        (partial / "checkpoints" / "checkpoint-4" / "trainer_state.json").unlink()
+    if damage == "checkpoint":  # the seal is the last file of one that is written
+        (partial / "checkpoints" / "checkpoint-4" / resuming.SEAL_FILE).unlink()
     else:
         with (partial / "metrics.jsonl").open("a") as file:
             file.write('{"step": 5, "lo')
@@ -835,6 +927,60 @@ def test_files_that_a_kill_left_half_written_do_not_stop_a_run(
     train(workspace, config, out=out, progress=lambda step, *_: seen.append(step))
     assert seen[0] == (3 if damage == "checkpoint" else 5)
     assert list(metrics(out)["step"]) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_job_killed_in_its_evaluation_goes_on_to_it_without_training_again(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny.settings(workspace.root / "data", prompts="politics")
+    (workspace.root / "c.yaml").write_text(yaml.safe_dump(config.model_dump(exclude_none=True)))
+    argv = ["train", str(workspace.root / "c.yaml"), "--out", "a", "--evaluate"]
+    job = queue.submit(workspace.database, kind="train", title="", argv=argv)
+    argv += ["--workspace", str(workspace.root), "--job", str(job.id)]
+    evaluated: list[str] = []
+
+    def evaluate(_workspace: Workspace, folder: Path, _run: RunManifest, **_: Any) -> None:
+        evaluated.append(folder.name)
+        raise KeyboardInterrupt if len(evaluated) == 1 else InputError("so far")
+
+    monkeypatch.setattr("grasp.evaluation.run.evaluate_run", evaluate)
+    assert queue.claim(workspace.database).id == job.id
+    assert main(argv) == INTERRUPTED
+    made = workspace.run("a")
+    assert queue.get(workspace.database, job.id).status == "interrupted"
+    queue.requeue(workspace.database, job.id)
+    assert queue.claim(workspace.database).id == job.id
+    assert main(argv) == BAD_INPUT
+    assert queue.get(workspace.database, job.id).error == "so far"
+    assert evaluated == ["a", "a"]
+    assert workspace.run("a") == made
+
+
+def test_a_run_is_never_put_in_the_place_of_another(workspace: Workspace, tmp_path: Path) -> None:
+    """Nor in that of a folder that is none; and two cannot be written at once."""
+    config = tiny.settings(workspace.root / "data", max_steps=1, save_steps=1)
+    (workspace.root / "c.yaml").write_text(yaml.safe_dump(config.model_dump(exclude_none=True)))
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "chapter.tex").write_text("so far")
+    line = ["train", str(workspace.root / "c.yaml"), "--workspace", str(workspace.root), "--out"]
+    assert main([*line, str(thesis), "--overwrite"]) == BAD_INPUT
+    assert main(["factors", str(tmp_path), "--out", str(thesis)]) == BAD_INPUT
+    assert (thesis / "chapter.tex").read_text() == "so far"
+
+    def first_is_done(step: int, _total: int, _message: str) -> None:
+        if step == 1 and not out.exists():
+            with pytest.raises(InputError, match="is being written by another process"):
+                train(workspace, config, out=out)
+            assert main([*line, "a", "--overwrite"]) == BAD_INPUT
+
+    out = workspace.folder("runs", "a")
+    made = train(workspace, config, out=out, progress=first_is_done)
+    assert metrics(out)["step"].tolist() == [1]
+    with pytest.raises(InputError, match="already exists"):
+        train(workspace, config, out=out)
+    assert workspace.run("a") == made
+    assert main([*line, "a", "--overwrite"]) == 0
 
 
 def test_the_time_of_a_resumed_run_goes_on(workspace: Workspace) -> None:

@@ -12,8 +12,19 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from torch import Tensor
-from trl import SFTConfig, SFTTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    KTOConfig,
+    KTOTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
+from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
+from analysis.errors import InputError
 from grasp.data.examples import as_examples
 from grasp.data.tokenise import neutral_batches
 from grasp.settings.methods import METHODS
@@ -42,10 +53,6 @@ BATCHES: dict[str, dict[str, Any]] = {
 }
 
 
-class GraspSFTTrainer(GraspMixin, SFTTrainer):
-    """As the README has it."""
-
-
 def rows() -> list[dict[str, Any]]:
     """Eight chats of one to three turns, six times: little enough to be learned in a few steps."""
     chats = [tiny.chats(1, seed=10 + i, turns=1 + i % 3)[0] for i in range(8)]
@@ -58,7 +65,13 @@ def neutral() -> list[dict[str, Tensor]]:
 
 
 def sft(
-    folder: Path, *, protection: Protection = HELD, naive: Path | None = None, **changed: Any
+    folder: Path,
+    *,
+    protection: Protection = HELD,
+    naive: Path | None = None,
+    kind: type[SFTTrainer] = SFTTrainer,
+    task_type: str | None = None,
+    **changed: Any,
 ) -> Any:
     """TRL's own defaults, gradient checkpointing among them, but for what is small or for a CPU.
 
@@ -78,12 +91,12 @@ def sft(
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
     }
-    trainer = GraspSFTTrainer(
+    trainer = type("Grasp", (GraspMixin, kind), {})(
         model=tiny.llama(),
         args=SFTConfig(**settings | changed),
         train_dataset=Dataset.from_list(rows()),
         processing_class=tiny.tokenizer(),
-        peft_config=LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"),
+        peft_config=LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type=task_type),
         directions=tiny.subspace(2),
         protection=protection,
         neutral=neutral(),
@@ -211,6 +224,117 @@ def test_rows_without_padding_train_as_rows_with_it(tmp_path: Path, parts: list[
         torch.testing.assert_close(ends[1][name], weight, rtol=1e-3, atol=1e-5)
     moved = [float(w.abs().max()) for n, w in ends[0].items() if "lora_B" in n]
     assert max(moved) > 1e-2
+
+
+def words_of(row: int) -> list[str]:
+    return tiny.words(24)[row : row + 3]
+
+
+def said(role: str, *words: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": " ".join(words)}]
+
+
+def unlike(row: int) -> dict[str, Any]:
+    """A question with two answers, as DPO and ORPO take them."""
+    a, b, c = words_of(row)
+    return {
+        "prompt": said("user", a),
+        "chosen": said("assistant", b),
+        "rejected": said("assistant", c),
+    }
+
+
+def judged(row: int) -> dict[str, Any]:
+    a, b, _ = words_of(row)
+    return {
+        "prompt": said("user", a),
+        "completion": said("assistant", b),
+        "label": row % 2 == 0,
+    }
+
+
+def lengths(completions: list[Any], **_: Any) -> list[float]:
+    return [float(len(str(one))) for one in completions]
+
+
+def spread(outputs: Any, _labels: Any, num_items_in_batch: Any = None) -> Tensor:
+    return outputs.logits.float().square().mean()
+
+
+DRAWN = {"num_generations": 2, "max_completion_length": 4, "temperature": 1.0}
+LOSSES: dict[str, tuple[Any, Any, Any, dict[str, Any], dict[str, Any]]] = {
+    "SFT, label smoothing": (SFTTrainer, SFTConfig, None, {"label_smoothing_factor": 0.1}, {}),
+    "SFT, a loss of its own": (SFTTrainer, SFTConfig, None, {}, {"compute_loss_func": spread}),
+    "SFT, DFT": (SFTTrainer, SFTConfig, None, {"loss_type": "dft"}, {}),
+    "DPO": (DPOTrainer, DPOConfig, unlike, {}, {}),
+    "KTO": (KTOTrainer, KTOConfig, judged, {}, {}),
+    "ORPO": (ORPOTrainer, ORPOConfig, unlike, {}, {}),
+    "GRPO": (GRPOTrainer, GRPOConfig, unlike, DRAWN, {"reward_funcs": lengths}),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_trainers_own_forward_pass_is_protected(loss: str, tmp_path: Path) -> None:
+    """With λ the task's tokens drift less than without; KL on them is more than 0."""
+    kind, config, row, settings, given = LOSSES[loss]
+    trainer = type("Grasp", (GraspMixin, kind), {})
+    data = rows()[:16] if row is None else [row(i) for i in range(16)]
+    site: Any = "all" if loss == "ORPO" else "answer"  # its model is given no labels
+    drifts = {}
+    for strength in (0.0, 300.0):
+        for part in ({"anchor_task": True}, {"divergence": "task"}):
+            if "divergence" in part and not strength:
+                continue
+            torch.manual_seed(0)
+            made = trainer(
+                model=tiny.llama(),
+                args=config(
+                    output_dir=str(tmp_path), max_steps=12, learning_rate=3e-3, logging_steps=1,
+                    per_device_train_batch_size=4, save_strategy="no", bf16=False, use_cpu=True,
+                    report_to="none", disable_tqdm=True, dataloader_pin_memory=False, **settings,
+                ),
+                train_dataset=Dataset.from_list(data),
+                processing_class=tiny.tokenizer(),
+                peft_config=LoraConfig(r=4, target_modules="all-linear"),
+                directions=tiny.subspace(2),
+                neutral=neutral(),
+                protection=Protection(strength=strength, site=site, **part),
+                **given,
+            )  # fmt: skip
+            made.train()
+            log = [entry for entry in made.state.log_history if "loss" in entry]
+            if "divergence" in part:
+                assert log[0]["penalty"] == pytest.approx(0, abs=1e-4)
+                assert log[-1]["penalty"] > 0
+            else:
+                drifts[strength] = sum(entry["drift_task"] for entry in log[-4:])
+    assert drifts[300.0] < 0.8 * drifts[0.0], drifts
+
+
+class OwnStep(SFTTrainer):
+    """As trainers that compute their loss within a step of their own."""
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        loss = model(input_ids=inputs["input_ids"], labels=inputs["labels"]).loss
+        self.accelerator.backward(loss)
+        return loss.detach()
+
+
+def test_a_training_step_that_cannot_be_added_to_is_refused(tmp_path: Path) -> None:
+    trainer = sft(tmp_path, protection=Protection(anchor_task=True), kind=OwnStep)
+    with pytest.raises(
+        InputError, match="computes its loss in a training step of its own, where t"
+    ):
+        trainer.train()
+
+
+def test_a_reward_model_is_refused_by_its_task(tmp_path: Path) -> None:
+    trainer = sft(tmp_path, task_type="SEQ_CLS")
+    with pytest.raises(
+        InputError, match="Got an adapter with the task_type 'SEQ_CLS'; expected th"
+    ):
+        trainer.train()
 
 
 def test_a_resumed_sft_goes_on_with_its_lambda_to_the_same_end(tmp_path: Path) -> None:
