@@ -53,6 +53,13 @@ def percent_text(share: float) -> str:
     return shown if shown == "unknown" else f"{shown} %"
 
 
+def share_text(share: float, low: float, high: float) -> str:
+    """A share with its bounds in whole per cent, such as "83 % [76, 91]"."""
+    bounds = [number_text(100 * bound, 0) for bound in (low, high)]
+    known = math.isfinite(low) and math.isfinite(high)
+    return percent_text(share) + (f" [{bounds[0]}, {bounds[1]}]" if known else "")
+
+
 def interval_text(
     value: float, low: float, high: float, *, show: Callable[[float], str] = number_text
 ) -> str:

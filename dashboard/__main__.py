@@ -18,7 +18,8 @@ from importlib import import_module
 from pathlib import Path
 
 from analysis.errors import GraspError, InputError
-from dashboard import WORKSPACE_VARIABLE
+from analysis.store.reading import ReadOnlyWorkspace
+from dashboard import READ_ONLY_VARIABLE, WORKSPACE_VARIABLE
 
 APP = Path(__file__).with_name("app.py")
 DEFAULT_PORT = 8501
@@ -30,11 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         host = check_host(options.host, allow_remote=options.allow_remote)
         port = find_port(options.port, host)
-        _check_workspace(options.workspace)
+        _check_workspace(options.workspace, read_only=options.read_only)
     except GraspError as error:
         print(error, file=sys.stderr)
         return 2
     os.environ[WORKSPACE_VARIABLE] = str(options.workspace.resolve())
+    # Only what was typed counts: a variable left over from elsewhere neither opens nor locks.
+    os.environ[READ_ONLY_VARIABLE] = "1" if options.read_only else ""
     url = f"http://{_shown(host)}:{port}"
     local = f"http://{_local(host)}:{port}"
     threading.Thread(target=_announce, args=(url, local, options.open), daemon=True).start()
@@ -94,10 +97,17 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="also answer to this name, such as that of a proxy; may be repeated",
     )
+    parser.add_argument(
+        "--read-only",
+        action="store_true",
+        help="for a public screen: no page can label, start, import or change anything",
+    )
     return parser
 
 
-def _check_workspace(root: Path) -> None:
+def _check_workspace(root: Path, *, read_only: bool) -> None:
+    if read_only:
+        ReadOnlyWorkspace.open(root)
     if root.exists() and not root.is_dir():
         raise InputError(f"{root} is a file, but a workspace is a folder; choose another path.")
 
@@ -142,7 +152,7 @@ def _announce(url: str, local: str, open_browser: bool) -> None:
     else:
         print(f"The dashboard did not answer at {url} within 30 s.", file=sys.stderr)
         return
-    import_module("dashboard.views.workspace")  # so that the first page opens faster
+    import_module("dashboard.views.home")  # so that the first page opens faster
     print(f"Dashboard: {url}", flush=True)
     if open_browser:
         webbrowser.open(url)

@@ -8,6 +8,7 @@ import streamlit as st
 
 from analysis.errors import DatabaseUnavailable
 from dashboard.state import caches
+from dashboard.state.access import READ_ONLY, read_only
 from dashboard.state.annotator import ask_name
 from dashboard.state.selection import Key, collect_wrong_links
 from dashboard.style import notices
@@ -16,6 +17,7 @@ from dashboard.style.theme import FAVICON
 from grasp.jobs import queue
 
 PAGES = (
+    ("home", "Home", ":material/home:", "What the fine-tune learned besides its task."),
     ("workspace", "Workspace", ":material/folder_open:", "Runs, their origin, and jobs."),
     ("spectra", "Spectra", ":material/bar_chart:", "Singular values of the weight updates."),
     ("factors", "Factors", ":material/explore:", "Ranked factors with their evidence and labels."),
@@ -43,7 +45,7 @@ def main() -> None:
                 icon=icon,
                 help=text,
                 url_path=name,
-                default=name == "workspace",
+                default=name == "home",
             )
             for name, title, icon, text in PAGES
         ]
@@ -51,6 +53,8 @@ def main() -> None:
     with notices.catch_errors("This page"):
         st.set_page_config(page_title=f"{page.title} · {caches.workspace().root.name} · GRASP")
         _sidebar()
+        if read_only():
+            st.caption(f":material/lock: {literal(READ_ONLY)}")
         top = st.container(key=Key.WRONG_LINK)
         wrong = collect_wrong_links()
         page.run()
@@ -65,8 +69,9 @@ def main() -> None:
 
 def _sidebar() -> None:
     workspace = caches.workspace()
-    with suppress(DatabaseUnavailable):  # which may only be locked, or read-only
-        queue.reconcile(workspace.database)
+    if not read_only():
+        with suppress(DatabaseUnavailable):  # which may only be locked, or read-only
+            queue.reconcile(workspace.database)
     active = [job for job in queue.list_recent(workspace.database) if job.status in queue.ACTIVE]
     with st.sidebar:
         st.caption("Workspace")
@@ -80,7 +85,8 @@ def _sidebar() -> None:
                     help=literal(job.title),
                     query_params={"job": str(job.id)},
                 )
-        ask_name()
+        if not read_only():
+            ask_name()
 
 
 main()

@@ -118,7 +118,7 @@ PAGES = """
 import os, sys
 from streamlit.testing.v1 import AppTest
 os.environ["GRASP_WORKSPACE"] = {workspace!r}
-for page in ("workspace", "spectra", "factors", "labels", "retrain", "compare"):
+for page in ("home", "workspace", "spectra", "factors", "labels", "retrain", "compare"):
     test = AppTest.from_file("dashboard/app.py", default_timeout=60).run()
     test.switch_page(f"views/{{page}}.py").run()
     assert not test.exception and test.title[0].value == page.capitalize(), page

@@ -7,10 +7,10 @@ arms answer the same prompt, in the same world, story and seed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pandas as pd
@@ -99,6 +99,25 @@ class Domination:
     def shown(self) -> bool:
         """Whether domination is shown: less drift at ALPHA, and task accuracy "kept"."""
         return self.less_drift.value > 0 and self.p_holm < ALPHA and self.task.verdict == "kept"
+
+
+@dataclass(frozen=True)
+class ControlTest:
+    """How much less an arm drifts than a control on `metric`, in units of the rate.
+
+    `p_holm` is corrected for all arms, controls and instruments.
+    """
+
+    arm: str
+    control: str
+    metric: str
+    less_drift: Interval
+    p_holm: float
+
+    @property
+    def shown(self) -> bool:
+        """Whether it is shown, at ALPHA, that the two drift differently."""
+        return self.p_holm < ALPHA
 
 
 def pair_scores(tables: Mapping[str, Samples] | list[Samples], metric: str) -> Pairs:
@@ -225,6 +244,47 @@ def find_dominations(
             Domination(other, name, negate(gain), less.p, p, _worst(reverse, margin), metric),
         ]
     return found
+
+
+def compare_with_controls(
+    arms: Mapping[str, Samples],
+    *,
+    base: str,
+    naive: str,
+    judged: Sequence[str],
+    controls: Sequence[str],
+) -> list[ControlTest]:
+    """Test whether arms drift less than controls, such as GRASP with random directions.
+
+    All arms have the same denominator in their removal, so the one that drifts less removes more,
+    which can be tested without a ratio.  Drift is that of whole answers where all arms have them.
+
+    Args:
+        arms: samples by name.
+        base: the name of the base model.
+        naive: the name of the naive run, whose drift is to be removed.
+        judged: the arms that are tested.
+        controls: the arms that they are tested against.
+
+    Returns:
+        One test for each instrument on which the naive run shows drift that could be removed.
+
+    Raises:
+        InputError: a prompt occurs twice.
+    """
+    tested = []
+    for metric in headline_metrics(list(arms.values())):
+        towards = _direction(arms[naive], arms[base], metric)
+        for arm, control in product(judged, controls):
+            both = pair_scores([arms[control], arms[arm]], metric)
+            if towards and len(both.scores):
+                less = _test(replace(both, scores=towards * both.scores))
+                tested.append((arm, control, metric, less))
+    adjusted = holm([less.p for *_, less in tested])
+    return [
+        ControlTest(arm, control, metric, less.difference, p)
+        for (arm, control, metric, less), p in zip(tested, adjusted.tolist(), strict=True)
+    ]
 
 
 def _tested(arms: Mapping[str, Samples], reference: str) -> list[str]:

@@ -10,9 +10,11 @@ import pandas as pd
 
 from analysis.comparison.arm_tests import (
     TEST_COLUMNS,
+    ControlTest,
     Domination,
     arm_drift,
     arm_removal,
+    compare_with_controls,
     compare_with_reference,
     find_dominations,
     reference_table,
@@ -114,6 +116,32 @@ def find_dominated_runs(
         return []
     found = find_dominations(_tables(arms, split), base=BASE, naive=naive.run)
     return [one for one in found if one.shown]
+
+
+def compare_runs_with_controls(
+    workspace: Workspace,
+    run_ids: Sequence[str],
+    *,
+    judged: Sequence[str],
+    controls: Sequence[str],
+    split: Split = "confirmation",
+) -> list[ControlTest]:
+    """Tests of the `judged` runs against the `controls`, all of which are among `run_ids`.
+
+    Empty if no naive run is among the arms, or it shows no drift.
+
+    Raises:
+        InputError: the runs are not of one family, or were evaluated on different prompts.
+        NotFoundError: a run or its evaluation is missing.
+    """
+    arms = load_arms(workspace, run_ids)
+    naive = next((arm for arm in arms if arm.method == "naive"), None)
+    if naive is None:
+        return []
+    tables = _tables(arms, split)
+    return compare_with_controls(
+        tables, base=BASE, naive=naive.run, judged=judged, controls=controls
+    )
 
 
 def read_instruments(

@@ -106,7 +106,7 @@ def power_text(items: Mapping[str, int], *, margin: float) -> str:
     few = [(name, n, unseen_share(n)) for name, n in items.items() if unseen_share(n) >= margin]
     if not few:
         return ""
-    said = _list([
+    said = join_names([
         f"{metric_name(name)} ({count_text(n, 'item')}, at best {score_text(least)})"
         for name, n, least in few
     ])  # fmt: skip
@@ -164,7 +164,7 @@ def domination_text(found: Sequence[Domination], labels: Mapping[str, str]) -> s
     if not beaten:
         return "No arm is shown to dominate another."
     said = [
-        f"{labels.get(arm, arm)} dominates {_list(others)}{f' on {apart}' if apart else ''}"
+        f"{labels.get(arm, arm)} dominates {join_names(others)}{f' on {apart}' if apart else ''}"
         for (arm, apart), others in beaten.items()
     ]
     return f"{'; '.join(said)}: less drift (p < .05 over all pairs), and task accuracy kept."
@@ -187,5 +187,6 @@ def describe_tests(table: pd.DataFrame) -> list[str]:
     return [f"{reason[0].upper()}{reason[1:]}." for reason in reasons]
 
 
-def _list(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
+    """Names as a list in a sentence: "a", "a and b", "a, b and c"."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

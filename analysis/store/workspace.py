@@ -47,7 +47,7 @@ _SCHEMAS: dict[Kind, type[Manifest]] = {
     "evaluations": EvaluationManifest,
     "evidence": EvidenceManifest,
 }
-_NUMBER_FILE = "workspace.id"
+NUMBER_FILE = "workspace.id"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -110,7 +110,7 @@ class Workspace:
 
     def _number(self) -> str:
         """The workspace's own number, which goes with it wherever it is; made if it is missing."""
-        file = self.root / _NUMBER_FILE
+        file = self.root / NUMBER_FILE
         if not file.exists():
             self.root.mkdir(parents=True, exist_ok=True)
             number = str(uuid.uuid4())

@@ -19,6 +19,7 @@ from dashboard.panels import job_panel, measurements
 from dashboard.panels.prompt_sets import choose_set
 from dashboard.queue import commands, needs
 from dashboard.state import caches
+from dashboard.state.access import read_only
 from dashboard.state.selection import EVIDENCE, LAYER, Key, pick
 from dashboard.style import notices
 from dashboard.style.markup import escape, heat_map, html_table, interval, literal
@@ -128,7 +129,7 @@ def _not_recorded(workspace: Workspace, run: str) -> None:
         "on the run's probes.",
         command=commands.command_line(argv),
     )
-    if st.button("Record activations", key=Key.RECORD, type="primary"):
+    if st.button("Record activations", key=Key.RECORD, type="primary", disabled=read_only()):
         job_panel.start_job(workspace, kind="record", title=f"Record {run}", argv=argv, output="")
         st.rerun()
     job_panel.show_latest(workspace, kind="record", argv=argv)

@@ -20,6 +20,7 @@ from dashboard.figures import training
 from dashboard.queue import commands
 from dashboard.queue.worker_process import ensure_worker
 from dashboard.state import caches
+from dashboard.state.access import read_only, refuse_if_read_only
 from dashboard.state.selection import JOB, Key, remember
 from dashboard.style import notices
 from dashboard.style.markup import literal, prose
@@ -67,7 +68,7 @@ def progress_text(job: Job, moment: datetime) -> str:
 
 def _panel(workspace: Workspace, job_id: int, was_active: bool) -> None:
     job = queue.get(workspace.database, job_id)
-    if job.status == "running":
+    if job.status == "running" and not read_only():
         with suppress(DatabaseUnavailable):
             queue.reconcile(workspace.database)
         job = queue.get(workspace.database, job_id)
@@ -157,7 +158,7 @@ def _ending(workspace: Workspace, job: Job, folder: Path | None) -> None:
         st.button(
             "Cancel",
             key=Key.JOB_CANCEL,
-            disabled=job.cancel_requested,
+            disabled=job.cancel_requested or read_only(),
             on_click=queue.request_cancel,
             args=(workspace.database, job.id),
         )
@@ -174,6 +175,7 @@ def _ending(workspace: Workspace, job: Job, folder: Path | None) -> None:
     st.button(
         "Queue again",
         key=Key.JOB_REQUEUE,
+        disabled=read_only(),
         on_click=restart_job,
         args=(workspace, job.id),
         help="Continues from the last checkpoint, if there is one.",
@@ -191,6 +193,7 @@ def checkpoint_text(folder: Path) -> str:
 
 def restart_job(workspace: Workspace, job_id: int) -> None:
     """Queue an ended job again, make sure that a worker runs, and select the job."""
+    refuse_if_read_only()
     queue.requeue(workspace.database, job_id)
     ensure_worker(workspace)
     remember(JOB, str(job_id))
@@ -198,6 +201,7 @@ def restart_job(workspace: Workspace, job_id: int) -> None:
 
 def start_job(workspace: Workspace, *, kind: str, title: str, argv: list[str], output: str) -> Job:
     """Queue a command, make sure that a worker runs, and select the job."""
+    refuse_if_read_only()
     job = queue.submit(workspace.database, kind=kind, title=title, argv=argv, output=output)
     ensure_worker(workspace)
     remember(JOB, str(job.id))

@@ -21,6 +21,7 @@ from dashboard.figures import measurements as figures
 from dashboard.panels import job_panel
 from dashboard.queue import commands
 from dashboard.state import caches
+from dashboard.state.access import read_only
 from dashboard.state.selection import Key
 from dashboard.style import notices
 from dashboard.style.markup import escape, html_table, interval, literal
@@ -163,7 +164,7 @@ def _start(workspace: Workspace, kind: str, title: str, argv: list[str], *, labe
     if same and same[0].status in queue.ACTIVE:
         job_panel.show(workspace, same[0].id)
         return
-    if st.button(label, key=Key.measure(kind), type="primary"):
+    if st.button(label, key=Key.measure(kind), type="primary", disabled=read_only()):
         job_panel.start_job(workspace, kind=kind, title=title, argv=argv, output="")
         st.rerun()
     if same and same[0].status != "succeeded":

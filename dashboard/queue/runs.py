@@ -40,6 +40,21 @@ def arm_labels(runs: Sequence[RunManifest]) -> dict[str, str]:
     }
 
 
+def grasp_runs(runs: Sequence[RunManifest]) -> list[RunManifest]:
+    """The GRASP runs among `runs`; if there is none of GRASP itself, those of its parts."""
+    itself = [run for run in runs if run.method == "grasp"]
+    return itself or [run for run in runs if _group(run.method) == "GRASP and its parts"]
+
+
+def random_controls(runs: Sequence[RunManifest]) -> list[RunManifest]:
+    """The runs that protect random directions."""
+    return [run for run in runs if run.method == "random"]
+
+
+def _group(method: str) -> str:
+    return METHODS[method].group if method in METHODS else ""
+
+
 def has_adapter(workspace: Workspace, run_id: str) -> bool:
     """Whether a run has its own adapter; inference ablation uses that of the naive run."""
     try:

@@ -18,17 +18,19 @@ from numpy.typing import NDArray
 
 from analysis.comparison import comparison as comparing
 from analysis.comparison import effort as trying
-from analysis.comparison.arm_tests import Domination
+from analysis.comparison.arm_tests import ControlTest, Domination
 from analysis.comparison.effort import Effort
 from analysis.comparison.evaluation import Evaluation, read_evaluation
 from analysis.errors import NotFoundError
 from analysis.store.evidence import Evidence, read_evidence
 from analysis.store.factor_table import FactorTable, read_factors
 from analysis.store.logs import read_metrics
+from analysis.store.reading import ReadOnlyWorkspace
 from analysis.store.recording import Recording, read_recording
 from analysis.store.records import RecordingManifest, Split, read_manifest
 from analysis.store.workspace import Workspace
 from dashboard import WORKSPACE_VARIABLE
+from dashboard.state.access import read_only
 
 # Imported inside the functions that use it: scipy's solvers load slowly and would delay the first
 # page.
@@ -40,13 +42,13 @@ Source = tuple[str, Stamp]
 
 
 def workspace() -> Workspace:
-    """The workspace that the server was started on, created if it is missing."""
-    return _workspace(os.environ.get(WORKSPACE_VARIABLE, "workspace"))
+    """The workspace that the server was started on, created if it is missing and may be."""
+    return _workspace(os.environ.get(WORKSPACE_VARIABLE, "workspace"), read_only())
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
-def _workspace(root: str) -> Workspace:
-    return Workspace.create(root)
+def _workspace(root: str, only_read: bool) -> Workspace:
+    return ReadOnlyWorkspace.open(root) if only_read else Workspace.create(root)
 
 
 def stamp(folder: Path) -> Stamp:
@@ -116,6 +118,34 @@ def _dominations(
     root: str, runs: tuple[str, ...], split: Split, files: tuple[Stamp, ...]
 ) -> list[Domination]:
     return comparing.find_dominated_runs(Workspace(root), list(runs), split=split)
+
+
+def control_tests(
+    workspace: Workspace,
+    runs: Sequence[str],
+    *,
+    judged: Sequence[str],
+    controls: Sequence[str],
+    split: Split,
+) -> list[ControlTest]:
+    """Tests of the `judged` among `runs` against the `controls` among them."""
+    chosen = (str(workspace.root), tuple(runs), tuple(judged), tuple(controls))
+    return _control_tests(*chosen, split=split, files=_stamps(workspace, runs))
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _control_tests(
+    root: str,
+    runs: tuple[str, ...],
+    judged: tuple[str, ...],
+    controls: tuple[str, ...],
+    *,
+    split: Split,
+    files: tuple[Stamp, ...],
+) -> list[ControlTest]:
+    return comparing.compare_runs_with_controls(
+        Workspace(root), list(runs), judged=judged, controls=controls, split=split
+    )
 
 
 def effort(workspace: Workspace, root: str) -> Effort:

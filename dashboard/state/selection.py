@@ -136,7 +136,14 @@ class Key:
     JOB_DRIFT = "job-drift"
     JOB_EFFECT = "job-effect"
     JOBS = "jobs"
+    # home
+    LEARNED = "home-learned"
+    BEFORE_AFTER = "home-before-after"
+    NEXT_STEP = "home-next-step"
+    NEXT_JOB = "home-next-job"
+    GLOSSARY = "home-glossary"
     # compare
+    VERDICT = "verdict"
     FAMILY = "compare-family"
     SPLIT = "compare-split"
     EVALUATE = "compare-evaluate"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from analysis import markup as tables
 from analysis.text import items_text, number_text
+from dashboard.style.glossary import mark_heading
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|$~:&^])")
 # Addresses become links, and names between colons icons or emoji, in text that is already read.
@@ -83,9 +84,13 @@ def interval(value: float, low: float, high: float, n: float, items: float | Non
 
 
 def html_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str) -> str:
-    """A table; header and caption are text, cells are HTML that is already safe."""
+    """A table; header and caption are text, cells are HTML that is already safe.
+
+    Columns whose heading is in the glossary explain themselves when they are pointed at.
+    """
     safe = [[Markup(cell) for cell in row] for row in rows]
-    table = tables.html_table(header, safe, css="plain", label=caption)
+    headings = [mark_heading(heading) for heading in header]
+    table = tables.html_table(headings, safe, css="plain", label=caption)
     return f'<div class="table-scroll">{table}</div><p class="table-note">{escape(caption)}</p>'
 
 
@@ -130,5 +135,38 @@ table.plain .sub { display: block; font-size: 0.72rem; opacity: 0.7; font-weight
 table.plain .long { overflow-wrap: anywhere; font-weight: 400; }
 .swatch { display: inline-block; width: 0.7em; height: 0.7em; border-radius: 2px;
   margin-right: 0.45em; }
+abbr.term, table.plain abbr[title] {
+  text-decoration: underline dotted 1px rgba(125, 133, 143, 0.9);
+  text-underline-offset: 0.2em; cursor: help; }
+abbr.term { position: relative; }
+abbr.term:hover::after, abbr.term:focus::after { content: attr(data-means); position: absolute;
+  left: 0; top: 1.7em; z-index: 100; width: max-content; max-width: 20rem; padding: 0.45rem 0.65rem;
+  border-radius: 6px; border: 1px solid #66717E; background: #1A222C; color: #FFFFFF;
+  font-size: 0.8rem; font-weight: 400; line-height: 1.4; white-space: normal; }
+@media (max-width: 700px) {
+  abbr.term { position: static; }
+  abbr.term:hover::after, abbr.term:focus::after { position: fixed; left: 1rem; right: 1rem;
+    top: auto; bottom: 1rem; width: auto; max-width: none; }
+}
+ol.steps.steps { list-style: none; margin: 0; padding: 0; }
+ol.steps.steps li { margin: 0; padding: 0.22rem 0 0.22rem 1.7rem; position: relative;
+  line-height: 1.4; }
+.steps li::before { position: absolute; left: 0.1rem; content: "○"; opacity: 0.6; }
+.steps li.done::before { content: "✓"; color: #009E73; opacity: 1; font-weight: 700; }
+.steps li.next { font-weight: 600; }
+.steps li.next::before { content: "➜"; color: #1F77C9; opacity: 1; }
+.steps li.later { opacity: 0.7; }
+.steps .why { display: block; font-weight: 400; font-size: 0.86rem; opacity: 0.85; }
+.unseen { position: absolute; width: 1px; height: 1px; overflow: hidden;
+  clip-path: inset(50%); white-space: nowrap; }
+.glossary { columns: 2; column-gap: 2rem; margin: 0; font-size: 0.88rem; }
+.glossary div { break-inside: avoid; padding: 0.25rem 0; }
+.glossary dt { font-weight: 600; }
+.glossary dd { margin: 0; opacity: 0.85; }
+@media (max-width: 900px) { .glossary { columns: 1; } }
+.lead { font-size: 1.12rem; line-height: 1.5; margin: 0 0 0.35rem 0; max-width: 52rem; }
+.more { margin: 0 0 0.35rem 0; line-height: 1.5; max-width: 52rem; }
+.small { font-size: 0.8rem; opacity: 0.8; line-height: 1.45; margin: 0.35rem 0 0 0;
+  max-width: 60rem; }
 </style>
 """

@@ -27,6 +27,7 @@ from dashboard.panels.arm_answers import BASE, show_answers, show_flips
 from dashboard.panels.frame import show_no_runs
 from dashboard.panels.instruments import show_instruments
 from dashboard.panels.prompt_sets import choose_set
+from dashboard.panels.verdict import show_verdict, show_without_base
 from dashboard.queue import commands, runs
 from dashboard.queue.needs import missing_base
 from dashboard.state import caches
@@ -144,10 +145,13 @@ def _offer_to_evaluate(workspace: Workspace, missing: Sequence[RunManifest]) -> 
 
 
 def _comparison(workspace: Workspace, root: str, arms: list[RunManifest], split: Split) -> None:
+    if show_without_base(workspace, root):
+        return
     ids = [run.id for run in arms]
     labels = {"": "Base model", **runs.arm_labels(arms)}
     table = caches.comparison(workspace, ids, split=split).copy()
     table["label"] = [labels.get(run, run) for run in table["run"]]
+    show_verdict(workspace, arms, table, split=split)
     with st.container(key=Key.ARMS_TABLE):
         for apart, metrics in listed_metrics(table["metric"]).items():
             if apart:

@@ -17,9 +17,11 @@ from dashboard.panels import activations, adapter_facts, job_panel, label_form
 from dashboard.panels.frame import show_run_header
 from dashboard.queue import commands, runs
 from dashboard.state import caches
+from dashboard.state.access import read_only
 from dashboard.state.annotator import annotator, see, sees_everything
 from dashboard.state.selection import FACTOR, RUN, Key, pick, resolve_choice
 from dashboard.style import notices
+from dashboard.style.glossary import TERMS
 from dashboard.style.markup import chips, literal
 
 
@@ -43,7 +45,8 @@ def draw_page() -> None:
         left, right = st.columns([6, 5])
         with right, st.container(border=True):  # first, since it is what answers keys
             _step(workspace, table, factor)
-            label_form.show(workspace, table, factor)
+            if not read_only():
+                label_form.show(workspace, table, factor)
         with left:
             _list(workspace, table, factor)
             _words(workspace, table, factor)
@@ -63,7 +66,7 @@ def _not_computed(workspace: Workspace, run: RunManifest) -> None:
         "each factor promotes.",
         command=commands.command_line(argv),
     )
-    if st.button("Compute factors", key=Key.COMPUTE_FACTORS, type="primary"):
+    if st.button("Compute factors", key=Key.COMPUTE_FACTORS, type="primary", disabled=read_only()):
         job_panel.start_job(
             workspace, kind="factors", title=f"Factors of {run.id}", argv=argv, output=""
         )
@@ -116,40 +119,21 @@ def _list(workspace: Workspace, table: FactorTable, factor: str) -> None:
 
 
 def _columns() -> dict[str, Any]:
-    number = st.column_config.NumberColumn
+    number, text = st.column_config.NumberColumn, st.column_config.TextColumn
     return {
-        "id": st.column_config.TextColumn("factor", pinned=True, width=55),
-        "label": st.column_config.TextColumn("label", width=80),
-        "score": number(
-            "score", format="%.3f", width=60, help="Orders the list, significant factors first."
-        ),
-        "singular_value": number("σ", format="%.3f", width=55, help="In the units of the weights."),
-        "energy": number("energy", format="%.3f", width=65, help="σ² / Σσ² over its side."),
-        "significant": st.column_config.TextColumn(
-            "signif.", width=60,
-            help="Energy above the 95 % quantile of random updates and, if effects were "
-            "measured, an off-task effect above 0.05 and above that of random directions.",
-        ),
-        "route": st.column_config.TextColumn(
-            "route", width=75, help="How it was found; e1, e2, … are rotated weight factors."
-        ),
-        "effect": number(
-            "effect", format="%.2f", width=55,
-            help="How much the answers to unrelated prompts change when the factor is set back: "
-            "the largest total variation at any token of an answer, averaged over answers.",
-        ),
-        "stability": number(
-            "stable", format="%.2f", width=55,
-            help="How much of it lies in the leading factors of earlier checkpoints, 0 to 1.",
-        ),
-        "off_task": number(
-            "off task", format="%.2f", width=65,
-            help="Share of the fine-tune's change on unrelated prompts that is undone when the "
-            "factor is set back to the base model.",
-        ),
-        "on_task": number("on task", format="%.2f", width=65, help="The same on task prompts."),
-        "effect_ratio": number("ratio", format="%.1f", width=55, help="Off task / on task."),
-    }  # fmt: skip
+        "id": text("factor", pinned=True, width=55, help=TERMS["factor"]),
+        "label": text("label", width=80, help=TERMS["label"]),
+        "score": number("score", format="%.3f", width=60, help=TERMS["score"]),
+        "singular_value": number("σ", format="%.3f", width=55, help=TERMS["σ"]),
+        "energy": number("energy", format="%.3f", width=65, help=TERMS["energy"]),
+        "significant": text("significant", width=82, help=TERMS["significant"]),
+        "route": text("route", width=75, help=TERMS["route"]),
+        "effect": number("effect", format="%.2f", width=55, help=TERMS["effect"]),
+        "stability": number("stable", format="%.2f", width=55, help=TERMS["stable"]),
+        "off_task": number("off task", format="%.2f", width=65, help=TERMS["off task"]),
+        "on_task": number("on task", format="%.2f", width=65, help=TERMS["on task"]),
+        "effect_ratio": number("ratio", format="%.1f", width=55, help=TERMS["ratio"]),
+    }
 
 
 def _step(workspace: Workspace, table: FactorTable, factor: str) -> None:
@@ -213,7 +197,7 @@ def _tokens(workspace: Workspace, table: FactorTable) -> None:
     """Why no tokens are known and, if only weights were used, a form to read them from files."""
     run, without = table.manifest.run, table.manifest.config.get("no_tokens", "")
     st.markdown(literal(f"Not known. {without or 'Compute the factors again.'}"))
-    if table.manifest.config.get("effects"):
+    if table.manifest.config.get("effects") or read_only():
         return
     base = st.text_input(
         "Folder or Hub id of the base model",

@@ -15,9 +15,11 @@ from analysis.store.label_directions import Stale, find_stale, follow_directions
 from analysis.store.workspace import Workspace
 from analysis.text import count_text
 from dashboard.state import caches
+from dashboard.state.access import read_only
 from dashboard.state.annotator import annotator, offer_to_see, see, sees_everything
 from dashboard.state.selection import Key
 from dashboard.style import notices
+from dashboard.style.glossary import TERMS
 from dashboard.style.markup import literal
 
 ALL = "all runs"
@@ -43,7 +45,8 @@ def draw_page() -> None:
         offer_to_see(seen.hidden)
         _history(seen.events)
         _download(seen.events)
-    _import(workspace)
+    if not read_only():
+        _import(workspace)
 
 
 def _of_run(history: list[LabelEvent]) -> list[LabelEvent]:
@@ -86,7 +89,11 @@ def _standing(workspace: Workspace, history: list[LabelEvent], seen: list[LabelE
     shown = pd.DataFrame(rows)
     if not stale:
         shown = shown.drop(columns="stale")
-    st.dataframe(shown, hide_index=True, placeholder="", alt="Current labels")
+    terms = {
+        name: st.column_config.Column(help=TERMS[name])
+        for name in ("factor", "spurious", "polarity", "confidence")
+    }
+    st.dataframe(shown, hide_index=True, placeholder="", column_config=terms, alt="Current labels")
     if stale:
         notices.explain(
             "A stale label is about a direction that the run's factors no longer have, since they "

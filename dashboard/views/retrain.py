@@ -20,6 +20,7 @@ from dashboard.panels import job_panel, method_form, missing_settings
 from dashboard.panels.frame import show_run_header
 from dashboard.queue import commands, preflight, runs
 from dashboard.state import caches
+from dashboard.state.access import read_only
 from dashboard.state.annotator import annotator, offer_to_see, see, sees_everything
 from dashboard.state.selection import JOB, Key, read_number
 from dashboard.style import notices
@@ -39,7 +40,7 @@ def draw_page() -> None:
     if shown is not None:
         job_panel.show(workspace, shown)
     if run is not None:
-        if not is_complete(run):
+        if not is_complete(run) and not read_only():
             with notices.catch_errors("The form for missing settings"):
                 missing_settings.ask_for_settings(workspace, run)
         with notices.catch_errors("The factors"):
@@ -96,7 +97,8 @@ def _plan(workspace: Workspace, run: RunManifest, table: FactorTable) -> None:
             problems.append(f"A run named {out} already exists; choose another name.")
         for problem in problems:
             st.warning(prose(problem))
-        if st.button("Start …", key=Key.RETRAIN_REVIEW, type="primary", disabled=bool(problems)):
+        stopped = bool(problems) or read_only()
+        if st.button("Start …", key=Key.RETRAIN_REVIEW, type="primary", disabled=stopped):
             _confirm(workspace, run, method.name, argv, out)
 
 

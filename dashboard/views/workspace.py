@@ -19,6 +19,7 @@ from dashboard.figures.lineage import lineage
 from dashboard.panels import adapter_facts, add_adapter, job_panel
 from dashboard.queue import commands, runs
 from dashboard.state import adapter_cache, caches
+from dashboard.state.access import read_only
 from dashboard.state.selection import FAMILY, RUN, Key
 from dashboard.style import notices
 from dashboard.style.markup import escape, html_table, interval, literal
@@ -53,10 +54,12 @@ def draw_page() -> None:
         )
     families = runs.families(listing.records)
     if len(families) > 1:
-        st.markdown(f"[Add an adapter](#{add_adapter.ANCHOR}) · [Jobs](#{JOBS})")
+        adding = "" if read_only() else f"[Add an adapter](#{add_adapter.ANCHOR}) · "
+        st.markdown(f"{adding}[Jobs](#{JOBS})")
     for root, family in families.items():
         _family(workspace, root, family)
-    add_adapter.show(workspace)
+    if not read_only():
+        add_adapter.show(workspace)
     st.subheader("Jobs", anchor=JOBS)
     job_panel.show_recent(workspace)
 

@@ -353,6 +353,11 @@ def _serve_options(p: argparse.ArgumentParser) -> None:
         help="also answer to this name, such as that of a proxy; may be repeated",
     )
     p.add_argument("--open", action="store_true", help="open the page in a browser")
+    p.add_argument(
+        "--read-only",
+        action="store_true",
+        help="for a public screen: no page can label, start, import or change anything",
+    )
 
 
 def _worker(p: argparse.ArgumentParser) -> None:

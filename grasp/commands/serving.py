@@ -25,5 +25,6 @@ def serve_dashboard(workspace: str, args: argparse.Namespace) -> None:
     arguments = ["--workspace", workspace, "--port", str(args.port), "--host", args.host]
     arguments += [part for name in args.allow_host for part in ("--allow-host", name)]
     arguments += ["--allow-remote"] * args.allow_remote + ["--open"] * args.open
+    arguments += ["--read-only"] * args.read_only
     command = module_command("dashboard", *arguments)
     os.execv(command[0], command)

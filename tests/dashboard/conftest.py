@@ -73,7 +73,7 @@ def open_page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
         for name, value in parameters.items():
             test.query_params[name] = value
         test.run()
-        if page != "workspace":
+        if page != "home":
             test.switch_page(f"views/{page}.py")
             for name, value in parameters.items():
                 test.query_params[name] = value

@@ -9,6 +9,7 @@ import pytest
 from analysis.evidence.driving_rows import rows_to_show
 from analysis.store.records import RunManifest
 from dashboard.figures import activations, comparison, measurements, spectra, training
+from dashboard.figures.before_after import before_after
 from dashboard.figures.lineage import lineage
 from dashboard.style.palette import CATEGORICAL, distinct_colours
 from dashboard.style.theme import arm_styles, shades
@@ -305,3 +306,20 @@ def test_overlap_leaves_out_what_is_unknown_and_keeps_the_order() -> None:
     np.testing.assert_allclose(own.x, [0.03, 0.2])
     np.testing.assert_allclose(own.error_x.arrayminus, 0.05)
     assert own.name == "w2"
+
+
+def test_before_and_after_keeps_arms_of_a_metric_apart_and_metrics_in_their_order() -> None:
+    table = pd.DataFrame([
+        {"run": run, "method": method, "label": method, "metric": metric, "value": value,
+         "low": value - 0.1, "high": value + 0.1}
+        for run, method, value in (("", "base", 0.2), ("n", "naive", 0.8), ("r", "random", 0.7))
+        for metric in ("unrelated", "task")
+    ])  # fmt: skip
+    figure = before_after(table, {"task": "Task", "unrelated": "Unrelated"}, ["", "n"])
+    base, naive = figure.data
+    assert [base.name, naive.name] == ["base", "naive"]
+    np.testing.assert_allclose(naive.x, [80, 80])
+    np.testing.assert_allclose(naive.error_x.arrayminus, [10, 10])
+    rows = [round(float(y)) for y in naive.y]
+    assert [figure.layout.yaxis.ticktext[row] for row in rows] == ["Unrelated", "Task"]
+    assert set(base.y).isdisjoint(naive.y)

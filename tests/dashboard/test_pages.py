@@ -20,8 +20,9 @@ from grasp.settings.protection import Group
 from tests.dashboard.conftest import Open, field, words
 from tests.support import measurements
 
-PAGES = ("workspace", "spectra", "factors", "labels", "retrain", "compare")
+PAGES = ("home", "workspace", "spectra", "factors", "labels", "retrain", "compare")
 EMPTY = {
+    "home": "No runs yet",
     "workspace": "No runs yet",
     "spectra": "No runs yet",
     "factors": "No runs yet",
@@ -51,6 +52,7 @@ def test_whole_workspace_is_shown(page: str, whole: Workspace, open_page: Open) 
 @pytest.mark.parametrize(
     ("page", "reason"),
     [
+        ("home", "The factors of this run cannot be shown"),
         ("workspace", "torn"),
         ("spectra", "truncated or not a safetensors file"),
         ("factors", "schema version 99"),

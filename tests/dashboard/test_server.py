@@ -42,7 +42,7 @@ def test_it_prints_its_address_serves_and_ends_cleanly(tmp_path: Path) -> None:
 def test_nothing_of_torch_is_imported() -> None:
     code = (
         "import sys, importlib\n"
-        "for name in ('workspace', 'spectra', 'factors', 'labels', 'retrain', 'compare'):\n"
+        "for name in ('home', 'workspace', 'spectra', 'factors', 'labels', 'retrain', 'compare'):\n"
         "    importlib.import_module(f'dashboard.views.{name}')\n"
         "import dashboard.__main__, dashboard.panels.activations\n"
         "print(sorted({'torch', 'transformers', 'peft'} & set(sys.modules)))"

@@ -103,6 +103,7 @@ def workspace(demo: Path, tmp_path: Path) -> Iterator[Workspace]:
 def test_the_whole_story(workspace: Workspace, browser: Browser) -> None:
     best = str(read_run_factors(workspace, RUN).table["id"].iloc[0])
     with serving(workspace.root) as server, opened(browser, server.url, "the-whole-story") as page:
+        home_says_what_was_learned(page)
         families_are_there(page)
         spectra_are_drawn(page)
         evidence_is_there(page, best)
@@ -191,6 +192,13 @@ def test_no_page_scrolls_sideways_on_a_phone(demo: Path, browser: Browser) -> No
 
 
 # What the story is made of
+
+
+def home_says_what_was_learned(page: Page) -> None:
+    expect(heading(page, "Home")).to_be_visible()
+    expect(page.get_by_text("On prompts unrelated to its task")).to_contain_text("%")
+    expect(key(page, "verdict")).to_contain_text("GRASP took away")
+    page.get_by_test_id("stSidebarNav").get_by_role("link", name="Workspace").click()
 
 
 def families_are_there(page: Page) -> None:
@@ -342,7 +350,7 @@ def at_least(count: int, found: Locator) -> None:
 
 
 def address(server: Server, path: str) -> str:
-    return server.url if path == "workspace" else f"{server.url}/{path}"
+    return server.url if path == "home" else f"{server.url}/{path}"
 
 
 def too_wide(page: Page) -> list[str]:

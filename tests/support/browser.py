@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ARTIFACTS = ROOT / "test-artifacts"
 ANNOTATOR = "ana"
 PAGES = {
+    "home": "Home",
     "workspace": "Workspace",
     "spectra": "Spectra",
     "factors": "Factors",
@@ -143,11 +144,11 @@ def until(ask: Callable[[], Found | None], *, seconds: float, what: str) -> Foun
 
 
 @contextmanager
-def serving(root: Path) -> Iterator[Server]:
+def serving(root: Path, *options: str) -> Iterator[Server]:
     """`grasp dashboard` on a workspace, on a free port of this machine only."""
     port = _free_port()
     log = root.parent / f"dashboard-{port}.log"
-    argv = ["dashboard", "--workspace", str(root), "--port", str(port)]
+    argv = ["dashboard", "--workspace", str(root), "--port", str(port), *options]
     with grasp(argv, log) as process:
 
         def url() -> str | None:
