@@ -330,7 +330,7 @@ def check_not_written(final: Path) -> None:
 def workspace_of(path: Path) -> Workspace | None:
     """The workspace that contains `path`, if it is a run folder or lies in one; else None."""
     for parent in path.resolve().parents:
-        known = ("workspace.db", _NUMBER_FILE)  # the latter where the database is on a server
+        known = ("workspace.db", NUMBER_FILE)  # the latter where the database is on a server
         if parent.name == "runs" and any((parent.parent / name).exists() for name in known):
             return Workspace(parent.parent)
     return None

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from dashboard.style.theme import method_style, style_figure
+from dashboard.style.theme import arm_styles, style_figure
 
 SPREAD = 0.7
 """The part of a metric's row over which its marks are spread."""
@@ -23,11 +23,13 @@ def before_after(table: pd.DataFrame, metrics: Mapping[str, str], arms: Sequence
     """
     figure = go.Figure()
     order = list(metrics)
+    methods = table.drop_duplicates("run").set_index("run")["method"]
+    styles = arm_styles({run: str(methods[run]) for run in arms if run in methods})
     for position, run in enumerate(arms):
         rows = table[(table["run"] == run) & table["metric"].isin(order)]
         if rows.empty:
             continue
-        colour, symbol = method_style(str(rows["method"].iloc[0]), position=position)
+        colour, symbol = styles[run]
         percent = 100 * rows[["value", "low", "high"]].astype(float)
         # Marks of one metric lie one above the other, so that none hides another.
         aside = (position - (len(arms) - 1) / 2) * SPREAD / max(len(arms), 1)

@@ -9,6 +9,7 @@ import streamlit as st
 from analysis.evidence.learned import describe_factor
 from analysis.store import labels
 from analysis.store.database import LabelEvent
+from analysis.store.label_directions import follow_directions
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
 from analysis.text import count_text
@@ -16,7 +17,8 @@ from analysis.values import TableRow
 from dashboard.queue import runs
 from dashboard.state import caches
 from dashboard.state.access import read_only
-from dashboard.state.selection import FACTOR, RUN, Key
+from dashboard.state.annotator import Seen, annotator, see, sees_everything
+from dashboard.state.selection import FACTOR, RUN
 from dashboard.style import notices
 from dashboard.style.glossary import mark_factor, mark_terms
 from dashboard.style.markup import literal
@@ -35,18 +37,20 @@ def show_factors(workspace: Workspace, run: RunManifest) -> None:
             "shows which of them carry what it learned besides its task.",
         )
         return
-    table = caches.factors(workspace, run.id).table
+    factors = caches.factors(workspace, run.id)
+    table = factors.table
     rows = table[table["significant"].astype(bool)].to_dict("records")
     if not rows:
         st.html(f'<p class="more">{mark_terms(_NONE.format(count_text(len(table), "factor")))}</p>')
         return
-    claims = labels.current_claims(labels.read_events(workspace.database))
+    history = follow_directions(labels.read_events(workspace.database), factors)
+    seen = see(history, annotator(), everything=sees_everything() or read_only())
     found = f"Significant directions: {len(rows)} of {len(table)} looked at. {_OVERLAP}"
     st.html(f'<p class="more">{mark_terms(found)}</p>')
-    _cards(run, rows[:FIRST], claims)
+    _cards(run, rows[:FIRST], seen)
     if rows[FIRST:]:
         with st.expander(count_text(len(rows) - FIRST, "more significant factor")):
-            _cards(run, rows[FIRST:], claims)
+            _cards(run, rows[FIRST:], seen)
 
 
 _NONE = (
@@ -56,18 +60,20 @@ _NONE = (
 _OVERLAP = "Their shares overlap and do not add up. The one with the highest score comes first."
 
 
-def _cards(
-    run: RunManifest, rows: Sequence[TableRow], claims: Mapping[str, Mapping[str, LabelEvent]]
-) -> None:
+def _cards(run: RunManifest, rows: Sequence[TableRow], seen: Seen) -> None:
+    claims = labels.current_claims(seen.events)
     for start in range(0, len(rows), FIRST):
         columns = st.columns(FIRST)
         for column, row in zip(columns, rows[start : start + FIRST], strict=False):
             with column, st.container(border=True, height="stretch"):
-                _card(run, row, claims.get(runs.factor_name(run.id, row["id"]), {}))
+                factor = runs.factor_name(run.id, row["id"])
+                _card(run, row, claims.get(factor, {}), seen.hidden.get(factor, set()))
 
 
-def _card(run: RunManifest, row: TableRow, claims: Mapping[str, LabelEvent]) -> None:
-    name, about = _label(claims)
+def _card(
+    run: RunManifest, row: TableRow, claims: Mapping[str, LabelEvent], hidden: set[str]
+) -> None:
+    name, about = _label(claims, hidden)
     st.markdown(f"**{literal(name)}**")
     st.html(
         f'<p class="more">{mark_terms(describe_factor(row))}</p>'
@@ -81,18 +87,13 @@ def _card(run: RunManifest, row: TableRow, claims: Mapping[str, LabelEvent]) -> 
     )
 
 
-def _label(claims: Mapping[str, LabelEvent]) -> tuple[str, str]:
-    """The name of a factor by its labels, and what else they say.
-
-    Other people's labels are shown to somebody who has given one, so that second opinions are
-    independent, and where nobody can give one.
-    """
-    who = str(st.session_state.get(Key.ANNOTATOR) or "").strip()
+def _label(claims: Mapping[str, LabelEvent], hidden: set[str]) -> tuple[str, str]:
+    """The name of a factor by the labels that may be seen, and what else they say."""
+    if hidden:
+        others = "one other person" if len(hidden) == 1 else f"{len(hidden)} other people"
+        return "Not labelled by you yet", f", labelled by {others}"
     if not claims:
         return "Not labelled yet", ""
-    if who not in claims and not read_only():
-        others = "one other person" if len(claims) == 1 else f"{len(claims)} other people"
-        return "Not labelled by you yet", f", labelled by {others}"
     spurious = [claim.spurious for claim in claims.values() if claim.spurious is not None]
     said = ""
     if spurious:

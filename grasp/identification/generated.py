@@ -17,7 +17,6 @@ from grasp.jobs.progress import Progress, silent
 from grasp.model.forward import to_device
 from grasp.model.loading import device_of
 
-
 ANSWER = 32
 """Tokens of an answer that effects are measured on: where an answer is going shows early, and time
 grows with its length."""
