@@ -16,7 +16,6 @@ from analysis.text import count_text
 from analysis.values import TableRow
 from dashboard.queue import runs
 from dashboard.state import caches
-from dashboard.state.access import read_only
 from dashboard.state.annotator import Seen, annotator, see, sees_everything
 from dashboard.state.selection import FACTOR, RUN
 from dashboard.style import notices
@@ -44,7 +43,7 @@ def show_factors(workspace: Workspace, run: RunManifest) -> None:
         st.html(f'<p class="more">{mark_terms(_NONE.format(count_text(len(table), "factor")))}</p>')
         return
     history = follow_directions(labels.read_events(workspace.database), factors)
-    seen = see(history, annotator(), everything=sees_everything() or read_only())
+    seen = see(history, annotator(), everything=sees_everything())
     found = f"Significant directions: {len(rows)} of {len(table)} looked at. {_OVERLAP}"
     st.html(f'<p class="more">{mark_terms(found)}</p>')
     _cards(run, rows[:FIRST], seen)

@@ -11,6 +11,7 @@ import streamlit as st
 
 from analysis.store.database import LabelEvent
 from analysis.store.labels import current_claims
+from dashboard.state.access import read_only
 from dashboard.state.selection import Key
 
 VARIABLE = "GRASP_ANNOTATOR"
@@ -100,13 +101,13 @@ def see(history: Sequence[LabelEvent], who: str, *, everything: bool = False) ->
 
 
 def sees_everything() -> bool:
-    """Whether this person has asked to see other people's labels before giving their own."""
-    return bool(st.session_state.get(Key.LABELS_REVEAL))
+    """Whether this person sees other people's labels: they asked to, or cannot give their own."""
+    return read_only() or bool(st.session_state.get(Key.LABELS_REVEAL))
 
 
 def offer_to_see(hidden: dict[str, set[str]]) -> None:
     """Say how many labels are hidden, with a switch that shows them."""
-    if not hidden and not sees_everything():
+    if read_only() or (not hidden and not sees_everything()):
         return
     count = len(hidden)
     if count:
