@@ -235,8 +235,9 @@ def test_settings_in_yaml_are_valid(block: Block, tmp_path: Path) -> None:
     data = yaml.safe_load(block.text)
     if {"items", "include"} & data.keys():
         assert read_prompts(file)
-    elif "read" in data:
-        assert "mixer.in_proj" in read_family(file).read
+    elif {"read", "stack"} & data.keys():
+        family = read_family(file)
+        assert "mixer.in_proj" in family.read or family.stack
     elif "aligned_below" in data:
         assert load_judge(file).model == data["model"]
     else:

@@ -49,10 +49,13 @@ class ModelSettings(BaseModel):
     tokenizer: str | None = None
     chat_date: str | None = Field("2024-07-26", pattern=r"^\d{4}-\d{2}-\d{2}$")
 
-    @field_validator("chat_date")
+    @field_validator("chat_date", mode="before")
     @classmethod
-    def _a_day(cls, value: str | None) -> str | None:
-        if value is not None:
+    def _a_day(cls, value: object) -> object:
+        """YAML reads a date without quotes as a date."""
+        if isinstance(value, date):
+            return value.isoformat()
+        if isinstance(value, str):
             date.fromisoformat(value)
         return value
 
