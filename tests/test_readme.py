@@ -46,6 +46,8 @@ NOT_RUN = {
     "source .venv/bin/activate": "the environment that the tests run in",
     "pip install -c constraints.txt -e '.[bench]'": "needs the network",
     "grasp model smollm2-135m --out models/smollm2-135m": "needs the network",
+    "pip install 'grasp-workbench[postgresql]'": "needs the network",
+    "grasp trust models/theirs": "needs a model with code of its own",
 }
 """Lines of shell blocks that are only checked for what they name, and why."""
 
@@ -183,7 +185,7 @@ def is_there(words: list[str]) -> bool:
         return all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in words[1:])
     if words[0] == "pip":
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        extra = words[-1].strip(".[]")
+        extra = words[-1].rpartition("[")[2].strip("]")
         return extra in project["optional-dependencies"] and (ROOT / "constraints.txt").exists()
     if words[0] == "python":
         return importlib.util.find_spec(words[2]) is not None

@@ -69,7 +69,7 @@ def _copy_database(workspace: Workspace, target: Path) -> None:
 def _files(root: Path) -> Iterator[Path]:
     for path in sorted(root.rglob("*")):
         beside = path.parent == root and path.name.startswith((f"{DATABASE}", f".{DATABASE}"))
-        if not path.is_dir() and ".locks" not in path.parts and not beside:
+        if not path.is_dir() and not beside:
             yield path
 
 

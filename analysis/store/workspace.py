@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -12,8 +14,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Generic, Literal, TypeVar, cast
-
-from filelock import FileLock, Timeout
 
 from analysis.errors import (
     DatabaseUnavailable,
@@ -275,7 +275,8 @@ def writing_folder(
     Raises:
         InputError: another process writes it, or there is something that is not to be replaced.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
+    if not final.parent.exists():
+        final.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_of(final)
     with _only_writer(final, wait):
         if final.is_symlink() or (final.exists() and not (replace and final.is_dir())):
@@ -300,20 +301,36 @@ def writing_folder(
 @contextmanager
 def _only_writer(final: Path, wait: float) -> Iterator[None]:
     """Within the block no other process writes a folder; a lock goes with its process."""
-    locks = final.with_name(".locks")  # which stay: taking one away while another waits is a race
-    locks.mkdir(exist_ok=True)
-    lock = FileLock(locks / final.name, timeout=wait)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise InputError(
-            f"{final} is being written by another process; wait until it is done, or choose "
-            "another name."
-        ) from None
+    path = final.with_name(f".{final.name}.lock")
+    end = time.monotonic() + wait
+    while (lock := _take(path)) is None:
+        if time.monotonic() >= end:
+            raise InputError(
+                f"{final} is being written by another process; wait until it is done, or choose "
+                "another name."
+            )
+        time.sleep(0.2)
     try:
         yield
     finally:
-        lock.release()
+        path.unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _take(path: Path) -> int | None:
+    """The descriptor of a lock file that is now held, or None.
+
+    Its holder takes the file away at the end, so one that was opened before may be another by now.
+    """
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(lock).st_ino == path.stat().st_ino:
+            return lock
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(lock)
+    return None
 
 
 def check_not_written(final: Path) -> None:

@@ -1,4 +1,4 @@
-"""A real training goes on while its database is away: restarted on a server, or a locked file."""
+"""Training goes on while its database is away: a server that restarts, a file that is locked."""
 
 from __future__ import annotations
 
