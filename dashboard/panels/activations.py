@@ -80,6 +80,9 @@ def _offer_set(
     workspace: Workspace, run: RunManifest, kind: str, factor: str, setting: str
 ) -> None:
     """Evidence for which the run's settings name no probes or prompts: a set can be chosen."""
+    if read_only():
+        st.caption("Not measured yet.")
+        return
     with st.container(border=True):
         st.markdown(
             literal(f"{run.id} names no {setting}, so choose what to ask: {KINDS[kind].lower()} ")

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import streamlit as st
 
 from analysis.adapters.choices import uses_dora
+from analysis.errors import GraspError
 from analysis.store import labels
+from analysis.store.label_directions import follow_directions
 from analysis.store.records import RunManifest
 from analysis.store.workspace import Workspace
 from dashboard.panels import job_panel
 from dashboard.queue import commands
 from dashboard.queue.needs import missing_base
 from dashboard.queue.next_step import Act, Step, list_steps
+from dashboard.state import caches
 from dashboard.state.access import read_only
 from dashboard.state.selection import FAMILY, RUN, Key
 from dashboard.style.markup import escape, literal
 from grasp.jobs import queue
 
 PAGES: dict[Act, tuple[str, str]] = {
+    "evaluate": ("compare", FAMILY),
     "factors": ("factors", RUN),
     "label": ("factors", RUN),
     "retrain": ("retrain", RUN),
@@ -30,7 +35,10 @@ PAGES: dict[Act, tuple[str, str]] = {
 
 def show(workspace: Workspace, run: RunManifest, family: Sequence[RunManifest]) -> None:
     """Draw the steps of `run`, and a button for the first that is missing."""
-    claims = labels.current_claims(labels.read_events(workspace.database))
+    history = labels.read_events(workspace.database)
+    with suppress(GraspError):  # as they are, where the factors cannot be read
+        history = follow_directions(history, caches.factors(workspace, run.id))
+    claims = labels.current_claims(history)
     steps = list_steps(workspace, run, family, claims)
     following = next(step for step in steps if not step.done)
     with st.container(border=True, key=Key.NEXT_STEP):
@@ -64,8 +72,6 @@ def _open(run: RunManifest, step: Step) -> None:
 def _start(workspace: Workspace, run: RunManifest, step: Step) -> None:
     """A button that queues the command of a step, or the command alone where it would fail."""
     missing = missing_base(workspace, run) if step.act == "evaluate" else ""
-    if "FILE" in step.argv:
-        missing = f"{run.id} names no prompts; give a prompt set in place of FILE."
     if missing:
         st.caption(literal(missing))
     elif st.button(

@@ -84,7 +84,7 @@ def list_steps(
                 f"Evaluate {name}",
                 "The GRASP run answers the same prompts, so that it can be compared.",
                 False,
-                commands.evaluate_argv(name, workspace=workspace.root),
+                _evaluate(workspace, workspace.run(name)),
             )
             for name in waiting[:1]
         ),
@@ -109,6 +109,6 @@ def is_evaluated(workspace: Workspace, evaluation_id: str) -> bool:
 
 
 def _evaluate(workspace: Workspace, run: RunManifest) -> list[str]:
-    """The command; with a prompt set to fill in if the run names none."""
-    argv = commands.evaluate_argv(run.id, workspace=workspace.root)
-    return argv if run.config.get("prompts") else [*argv, "--prompts", "FILE"]
+    """The command; [] if the run names no prompts, which are chosen on the Compare page."""
+    named = run.config.get("prompts")
+    return commands.evaluate_argv(run.id, workspace=workspace.root) if named else []

@@ -31,6 +31,7 @@ from dashboard.panels.verdict import show_verdict, show_without_base
 from dashboard.queue import commands, runs
 from dashboard.queue.needs import missing_base
 from dashboard.state import caches
+from dashboard.state.access import read_only
 from dashboard.state.selection import FAMILY, RUN, SPLIT, Key, pick, read_parameter
 from dashboard.style import notices
 from dashboard.style.markup import escape, html_table, interval, literal
@@ -116,6 +117,9 @@ def _evaluated(workspace: Workspace, family: Sequence[RunManifest]) -> list[RunM
 def _offer_to_evaluate(workspace: Workspace, missing: Sequence[RunManifest]) -> None:
     """The commands that evaluate runs, and a button that queues them."""
     names = ", ".join(run.id for run in missing)
+    if read_only():
+        st.caption(literal(f"Not evaluated yet: {names}"))
+        return
     with st.container(border=True):
         st.markdown(f"**{literal(f'Not evaluated yet: {names}')}**")
         st.markdown("A run appears in the comparison once it has been evaluated.")

@@ -86,6 +86,19 @@ def test_a_step_that_is_a_command_is_queued_once(
     assert test.button(key=Key.NEXT_JOB).disabled
 
 
+def test_a_run_without_prompts_is_evaluated_where_a_set_can_be_chosen(
+    whole: Workspace, open_page: Open
+) -> None:
+    shutil.rmtree(whole.root / "evaluations" / RUN)
+    run = whole.run(RUN)
+    bare = run.model_copy(update={"config": run.config | {"prompts": None}})
+    (whole.folder("runs", RUN) / "manifest.json").write_text(bare.model_dump_json())
+    test = open_page("home", whole, run=RUN)
+    test.button(key=Key.NEXT_JOB).click().run()
+    assert test.title[0].value == "Compare"
+    assert "choose the set to evaluate on" in words(test)
+
+
 def test_without_significant_factors_nothing_is_claimed(whole: Workspace, open_page: Open) -> None:
     folder = whole.folder("factors", RUN)
     table = read_factors(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,27 @@ def test_no_click_writes_anything(
     test = open_page(page, public, **parameters)
     assert READ_ONLY in words(test)
     assert not [one for one in test.text_input if one.key == Key.ANNOTATOR]
+    click_everything(test)
+    assert state(public) == before
+    assert no_workers == []
+
+
+@pytest.mark.parametrize("page", ["compare", "home", "factors"])
+def test_what_is_missing_cannot_be_made_either(
+    page: str, public: Workspace, open_page: Open, no_workers: list[list[str]]
+) -> None:
+    """Where evaluations, recordings and prompts are missing, pages offer to make them."""
+    for record in ("evaluations/code-naive", "recordings/code-naive"):
+        shutil.rmtree(public.root / record)
+    manifest = public.root / "runs" / "code-naive" / "manifest.json"
+    run = public.run("code-naive")
+    bare = {name: run.config[name] for name in run.config if name not in ("prompts", "probes")}
+    manifest.write_text(run.model_copy(update={"config": bare}).model_dump_json())
+    before = state(public)
+    test = open_page(page, public, run="code-naive", family="code-naive")
+    makes = ("Evaluate", "Measure", "Record")
+    enabled = [one.label for one in test.button if not one.disabled]
+    assert page == "home" or not [label for label in enabled if label.startswith(makes)]
     click_everything(test)
     assert state(public) == before
     assert no_workers == []
