@@ -46,6 +46,9 @@ NOT_RUN = {
     "source .venv/bin/activate": "the environment that the tests run in",
     "pip install -c constraints.txt -e '.[bench]'": "needs the network",
     "grasp model smollm2-135m --out models/smollm2-135m": "needs the network",
+    "grasp bench real --base models/smollm2-135m --root real": "needs that model",
+    "grasp bench removal --config real/plan.yaml --root real/results": "takes hours",
+    "grasp bench report --root real/results --out real/results.md": "needs those hours' runs",
     "pip install 'grasp-workbench[postgresql]'": "needs the network",
     "grasp trust models/theirs": "needs a model with code of its own",
 }

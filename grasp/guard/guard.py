@@ -95,23 +95,29 @@ class Guard:
     def penalty(self) -> Tensor | None:
         """What the next batch of neutral text, or of the base's own answers, adds to the loss.
 
-        See `grasp.guard.penalty`.  None where the protection asks for nothing on such text, or not
-        on this batch of the task.  It has a graph of its own, so it may go backward apart from the
-        loss; with a step of its own (`Protection.own_step`) it has been there already, and is a
-        plain number.  Under gradient accumulation there are several between two steps of the
-        optimiser.
+        See `grasp.guard.penalty`.  None where the protection asks for nothing on such text; 0 on a
+        batch of the task that it passes over (`Protection.neutral_every`).  It has a graph of its
+        own, so it may go backward apart from the loss; with a step of its own
+        (`Protection.own_step`) it has been there already, and is a plain number.  Under gradient
+        accumulation there are several between two steps of the optimiser.
         """
+        if not self._looks_at_text():
+            return None
         turn, rest = divmod(self._step, self._every)
         self._step += 1
         if rest:
             if self._own_step is not None:
                 self._own_step.skip()
-            return None
+            return torch.zeros((), requires_grad=self._own_step is None)
         found = self._on_neutral(turn)
-        if not found:
-            return None
         total = torch.stack(found).sum()
         return total if self._own_step is None else self._own_step.take(total)
+
+    def _looks_at_text(self) -> bool:
+        """Whether anything is added on neutral text, or on the base's own answers."""
+        anchored = self.anchor is not None and self.protection.anchor
+        effect = self.effect is not None and self.protection.effect
+        return anchored or effect or self._reference is not None
 
     def _on_neutral(self, turn: int) -> list[Tensor]:
         """What each part adds on neutral text, in turn."""

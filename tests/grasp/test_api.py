@@ -33,6 +33,9 @@ NAMES = [
 ]
 
 
+WITHOUT_EXAMPLE = ("METHODS", "dress", "own_chats")
+
+
 def test_the_exported_names_are_these() -> None:
     assert sorted(grasp.__all__) == sorted(NAMES)
     assert set(NAMES) <= set(dir(grasp))
@@ -175,7 +178,7 @@ def test_a_folder_without_an_adapter_is_named(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("METHODS", "dress")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in WITHOUT_EXAMPLE])
 def test_the_example_in_the_docstring_runs(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
