@@ -388,7 +388,7 @@ def _bench(p: argparse.ArgumentParser) -> None:
         "--quick", action="store_true", help="takes minutes; the default, except for speed"
     )
     plan.add_argument(
-        "--full", action="store_true", help="the whole results page; takes about an hour"
+        "--full", action="store_true", help="everything the results page can show; takes hours"
     )
     plan.add_argument("--config", metavar="FILE", help="your own plan, with your models and data")
     p.add_argument("--root", metavar="DIR", help="folder of the results; default: bench-<plan>")
