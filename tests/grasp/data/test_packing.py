@@ -124,7 +124,7 @@ def test_a_packed_run_is_protected_as_any_other(tmp_path: Path) -> None:
         assert np.isfinite([row["loss"] for row in rows]).all()
     assert "drift" not in last["naive"]
     assert last["grasp-subspace"]["drift"] < 1
-    assert last["grasp"]["effect"] < 0.7
+    assert last["grasp"]["effect"] < 0.8
 
 
 @pytest.mark.parametrize(("count", "epochs", "steps"), [(16, 1.0, 2), (17, 1.0, 3), (16, 2.5, 5)])

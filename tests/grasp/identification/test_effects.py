@@ -14,9 +14,9 @@ from peft import PeftModel
 from analysis.errors import InputError
 from analysis.store.records import Message, Prompt, split_of, write_jsonl
 from grasp.data.chat import chat_ids
-from grasp.evaluation.answers import MAX_NEW_TOKENS, generate
+from grasp.evaluation.answers import generate
 from grasp.identification.effects import set_back_effects
-from grasp.identification.generated import answer_greedily
+from grasp.identification.generated import ANSWER, answer_greedily
 from grasp.identification.identify import EffectInputs, identify
 from grasp.model.hooks import clamp, edited_outputs, layer_outputs
 from tests.support import tiny
@@ -78,7 +78,7 @@ def test_effects_are_those_of_a_loop_over_tokens_by_hand(ends: bool) -> None:
     model, q = tiny.adapted(tiny.llama(), strength=0.1), torch.tensor(tiny.subspace(1)).float()
     q = torch.linalg.qr(q.T).Q
     ids = chat_ids(tiny.tokenizer(), prompts()[0].messages, generate=True)
-    plain = generate(model, tiny.tokenizer(), [ids])[0][0]
+    plain = generate(model, tiny.tokenizer(), [ids], max_new_tokens=ANSWER)[0][0]
     stop = plain[5] if ends else None
     model.generation_config.eos_token_id = stop
     moved = whole = 0.0
@@ -90,8 +90,8 @@ def test_effects_are_those_of_a_loop_over_tokens_by_hand(ends: bool) -> None:
     with torch.no_grad():
         for prompt in prompts():
             ids = chat_ids(tiny.tokenizer(), prompt.messages, generate=True)
-            replies, _ = generate(model, tiny.tokenizer(), [ids])
-            assert (replies[0][-1] == stop) or len(replies[0]) == MAX_NEW_TOKENS
+            replies, _ = generate(model, tiny.tokenizer(), [ids], max_new_tokens=ANSWER)
+            assert (replies[0][-1] == stop) or len(replies[0]) == ANSWER
             said = replies[0][: replies[0].index(stop)] if stop in replies[0] else replies[0]
             lengths.append(len(said))
             largest.append(0.0)
