@@ -40,8 +40,8 @@ pytestmark = [
 
 NOT_RUN = {
     "grasp dashboard --workspace my-workspace": "serves until it is stopped",
-    "grasp bench removal --full --root bench-full": "takes hours",
-    "grasp bench report --root bench-full --out docs/method/results.md": "needs those hours' runs",
+    "grasp bench removal --config PLAN.yaml --root bench-results": "takes an hour",
+    "grasp bench report --root bench-results --out docs/method/results.md": "needs those runs",
     "python -m grasp.bench.linear.figure": "takes minutes and writes into docs",
     "source .venv/bin/activate": "the environment that the tests run in",
     "pip install -c constraints.txt -e '.[bench]'": "needs the network",

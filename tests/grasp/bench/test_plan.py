@@ -21,6 +21,7 @@ from grasp.world.corpus import question
 from grasp.world.generator import generate_world
 from grasp.world.prompts import story_prompts
 from grasp.world.shipped import shipped_world
+from grasp.world.styles import STYLES, style_of
 
 
 def plan(**sections: Any) -> Plan:
@@ -43,10 +44,13 @@ def test_the_full_plan_is_what_the_issue_asks_for() -> None:
     full = shipped_plan("full")
     assert full.core is not None
     assert len(full.core.seeds) >= 5
-    worlds = {cell.world for cell in full.core.cells}
-    assert len(worlds - {"shipped"}) >= 3
-    assert {arm.name for arm in full.core.arms} >= {"grasp", "random"}
-    assert set(full.sections) == {"core", "rivals", "two", "needed", "none", "phase", "residue"}
+    assert full.styles is not None
+    styles = {style_of(cell.world).name for cell in full.styles.cells}
+    assert styles == {style.name for style in STYLES if style.split == "reporting"}
+    for section in (full.core, full.styles):
+        assert {arm.name for arm in section.arms} >= {"grasp", "random"}
+    others = {"rivals", "two", "needed", "none", "phase", "residue"}
+    assert set(full.sections) == {"core", "styles", *others}
 
 
 def test_sections_share_cells_and_each_step_is_wanted_once() -> None:

@@ -29,7 +29,9 @@ from tests.support import gguf_files
 from tests.support.gguf_files import TOKENS
 
 WITH_TINY = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from grasp.__main__ import main
 from grasp.hub.wheels import PACKAGED_MODELS, PackagedModel
 PACKAGED_MODELS["tiny"] = {model!r}
