@@ -89,7 +89,7 @@ def compare_arms(
     arms = load_arms(workspace, run_ids)
     table = _rates(arms, split)
     columns = [name for name in table.columns if name != "note"]
-    naive = next((arm for arm in arms if arm.method == "naive"), None)
+    naive = _naive_of(arms)
     if naive is None:
         table = table.assign(**dict.fromkeys(TEST_COLUMNS, math.nan) | {"verdict": ""})
     else:
@@ -111,7 +111,7 @@ def find_dominated_runs(
         NotFoundError: a run or its evaluation is missing.
     """
     arms = load_arms(workspace, run_ids)
-    naive = next((arm for arm in arms if arm.method == "naive"), None)
+    naive = _naive_of(arms)
     if naive is None:
         return []
     found = find_dominations(_tables(arms, split), base=BASE, naive=naive.run)
@@ -135,7 +135,7 @@ def compare_runs_with_controls(
         NotFoundError: a run or its evaluation is missing.
     """
     arms = load_arms(workspace, run_ids)
-    naive = next((arm for arm in arms if arm.method == "naive"), None)
+    naive = _naive_of(arms)
     if naive is None:
         return []
     tables = _tables(arms, split)
@@ -265,8 +265,12 @@ def _tables(arms: Sequence[EvaluatedArm], split: Split) -> dict[str, pd.DataFram
     return {arm.run: _of_split(arm, split) for arm in arms}
 
 
+def _naive_of(arms: Sequence[EvaluatedArm]) -> EvaluatedArm | None:
+    return next((arm for arm in arms if arm.method == "naive"), None)
+
+
 def _rates(arms: Sequence[EvaluatedArm], split: Split) -> pd.DataFrame:
-    naive = next((arm for arm in arms if arm.method == "naive"), None)
+    naive = _naive_of(arms)
     rows = []
     for arm in arms:
         rows += _rows(arm, split)

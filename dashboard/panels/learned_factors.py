@@ -93,11 +93,9 @@ def _label(claims: Mapping[str, LabelEvent], hidden: set[str]) -> tuple[str, str
         return "Not labelled by you yet", f", labelled by {others}"
     if not claims:
         return "Not labelled yet", ""
-    spurious = [claim.spurious for claim in claims.values() if claim.spurious is not None]
-    said = ""
-    if spurious:
-        said = ", spurious" if all(spurious) else ", not spurious" if not any(spurious) else (
-            ", people disagree on whether it is spurious"
-        )  # fmt: skip
+    spurious = {claim.spurious for claim in claims.values() if claim.spurious is not None}
+    said = ", people disagree on whether it is spurious"
+    if len(spurious) < 2:
+        said = "".join(", spurious" if one else ", not spurious" for one in spurious)
     name = runs.label_names(claims)
     return name[:1].upper() + name[1:], said

@@ -15,8 +15,8 @@ from analysis.store.records import RunManifest
 from analysis.store.retrain_line import Retrain
 from analysis.store.workspace import Workspace
 from dashboard.queue.needs import missing_base
+from dashboard.state import caches
 from grasp.foreign.settings import run_settings, training_settings
-from grasp.prompts.sets import read_prompts
 from grasp.settings.methods import find_method
 from grasp.settings.protection import Method
 from grasp.settings.training import TrainConfig
@@ -80,10 +80,9 @@ def _files(workspace: Workspace, method: Method, config: TrainConfig, asked: Ret
             if not path.exists():
                 found.append(f"The {what} {path} is not on this machine; restore it.")
     if asked.evaluate and config.prompts:
-        try:
-            read_prompts(workspace.resolve(config.prompts))
-        except (GraspError, OSError) as error:
-            found.append(f"The prompts of the evaluation cannot be read: {error}")
+        problem = caches.prompts_problem(workspace.resolve(config.prompts))
+        if problem:
+            found.append(f"The prompts of the evaluation cannot be read: {problem}")
     return found
 
 

@@ -21,7 +21,7 @@ from analysis.comparison import effort as trying
 from analysis.comparison.arm_tests import ControlTest, Domination
 from analysis.comparison.effort import Effort
 from analysis.comparison.evaluation import Evaluation, read_evaluation
-from analysis.errors import NotFoundError
+from analysis.errors import GraspError, NotFoundError
 from analysis.store.evidence import Evidence, read_evidence
 from analysis.store.factor_table import FactorTable, read_factors
 from analysis.store.logs import read_metrics
@@ -31,6 +31,7 @@ from analysis.store.records import RecordingManifest, Split, read_manifest
 from analysis.store.workspace import Workspace
 from dashboard import WORKSPACE_VARIABLE
 from dashboard.state.access import read_only
+from grasp.prompts.sets import read_prompts
 
 # Imported inside the functions that use it: scipy's solvers load slowly and would delay the first
 # page.
@@ -253,6 +254,20 @@ def strongest_tokens(
     return projection_tables.find_strongest_tokens(
         *_on_factor(workspace, run, factor, layer), count=count, model=model
     )
+
+
+def prompts_problem(source: str) -> str:
+    """Why a prompt set, a file or one that ships, cannot be read; "" if it can."""
+    return _prompts_problem(source, stamp(Path(source).parent))
+
+
+@st.cache_data(max_entries=64, show_spinner=False)
+def _prompts_problem(source: str, files: Stamp) -> str:
+    try:
+        read_prompts(source)
+    except (GraspError, OSError) as error:
+        return str(error)
+    return ""
 
 
 def evidence(workspace: Workspace, evidence_id: str) -> Evidence | None:
