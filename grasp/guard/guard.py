@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -84,6 +84,7 @@ class Guard:
                 for text in self._held
             },
         }
+        self._parts = self._on_neutral()
         self._step = 0
         self.last_penalty = math.nan
 
@@ -101,7 +102,7 @@ class Guard:
         (`Protection.own_step`) it has been there already, and is a plain number.  Under gradient
         accumulation there are several between two steps of the optimiser.
         """
-        if not self._looks_at_text():
+        if not self._parts:
             return None
         turn, rest = divmod(self._step, self._every)
         self._step += 1
@@ -109,28 +110,26 @@ class Guard:
             if self._own_step is not None:
                 self._own_step.skip()
             return torch.zeros((), requires_grad=self._own_step is None)
-        found = self._on_neutral(turn)
-        total = torch.stack(found).sum()
+        total = torch.stack([part(turn) for part in self._parts]).sum()
         return total if self._own_step is None else self._own_step.take(total)
 
-    def _looks_at_text(self) -> bool:
-        """Whether anything is added on neutral text, or on the base's own answers."""
-        anchored = self.anchor is not None and self.protection.anchor
-        effect = self.effect is not None and self.protection.effect
-        return anchored or effect or self._reference is not None
+    def _on_neutral(self) -> list[Callable[[int], Tensor]]:
+        """What each part adds on neutral text, or on the base's own answers, at a turn."""
+        anchor, effect, reference = self.anchor, self.effect, self._reference
+        neutral = self._penalties["neutral"]
+        parts: list[Callable[[int], Tensor]] = []
+        if anchor is not None and self.protection.anchor:
+            parts.append(lambda turn: neutral.of(anchor.drift_squared(turn)))
+        if effect is not None and self.protection.effect:
+            parts.append(lambda turn: self._of_effect(effect, turn))
+        if reference is not None:
+            parts.append(lambda turn: neutral.of(reference.of(turn)[None]))
+        return parts
 
-    def _on_neutral(self, turn: int) -> list[Tensor]:
-        """What each part adds on neutral text, in turn."""
-        found = []
-        if self.anchor is not None and self.protection.anchor:
-            found.append(self._penalties["neutral"].of(self.anchor.drift_squared(turn)))
-        if self.effect is not None and self.protection.effect:
-            index, text = divmod(turn, len(self._held))
-            squared = self.effect.share_squared(index, text=self._held[text])
-            found.append(self._penalties[self._held[text]].of(squared[None]))
-        if self._reference is not None:
-            found.append(self._penalties["neutral"].of(self._reference.of(turn)[None]))
-        return found
+    def _of_effect(self, effect: EffectAnchor, turn: int) -> Tensor:
+        index, text = divmod(turn, len(self._held))
+        squared = effect.share_squared(index, text=self._held[text])
+        return self._penalties[self._held[text]].of(squared[None])
 
     def task_penalty(self) -> Tensor | None:
         """What the loss's own forward passes, those that took gradients, add to the loss.
